@@ -1,0 +1,258 @@
+"""Configuration: frozen dataclasses, and their one form on disk, `config.ini`.
+
+`config.ini` is a single `[llama]` table of valid TOML whose keys keep LMDeploy's names; `_KEYS` is the only place where
+those names meet ours. Configs are complete at construction and never patched: what is measured later (the number of KV
+blocks) is returned by whoever measured it. Used everywhere; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from backend.errors import ConfigError
+
+FORMAT_VERSION = 1
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # weight_type in config.ini → torch's name
+ROPE_SCALING_TYPES = ("none", "linear", "dynamic", "llama3")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding. `dim` is the number of rotated values per head; the rest as in Hugging Face's rope_scaling."""
+
+    dim: int
+    theta: float = 10000.0
+    scaling_type: str = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scaling_type not in ROPE_SCALING_TYPES:
+            raise ConfigError(f"rope_scaling_type={self.scaling_type!r} is not supported; "
+                              f"use one of {', '.join(ROPE_SCALING_TYPES)}")
+        if self.scaling_type == "llama3" and self.original_max_position_embeddings <= 0:
+            raise ConfigError("rope_scaling_type=llama3 needs rope_scaling_original_max_position_embeddings > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A LLaMA-shaped decoder: everything that layers need to exist, and nothing about how it is run.
+
+    attention_bias  on q, k and v;  output_bias  on the attention's output projection;  qk_norm  RMSNorm per head
+    sliding_window  attention the model was trained with; longer sessions are refused rather than wrong"""
+
+    model_name: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    dtype: str = "bfloat16"
+    attention_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"head_num={self.num_heads} is not a multiple of kv_head_num={self.num_kv_heads}")
+        if self.dtype not in DTYPES.values():
+            raise ConfigError(f"dtype={self.dtype!r} is not supported; use one of {', '.join(DTYPES.values())}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a model is run. Every field can be set in config.ini and overridden when the engine starts.
+
+    session_len            longest prompt + completion of one sequence, tokens
+    max_prefill_tokens     prompt tokens computed in one step; longer prompts are cut into chunks
+    cache_max_entry_count  a share in (0, 1) of the memory free after the weights, or a number >= 1 of KV blocks
+    block_size             tokens per KV block
+    quant_policy           0: KV in the model's dtype; 4, 8: quantised (a later issue)
+    use_context_fmha       1: fused prefill attention; 0: plain attention that materialises scores
+    device, dtype          "auto": CUDA if there is one; the checkpoint's dtype on CUDA, float32 on the CPU"""
+
+    session_len: int
+    max_batch_size: int = 256
+    max_prefill_tokens: int = 8192
+    cache_max_entry_count: float = 0.8
+    block_size: int = 64
+    enable_prefix_caching: bool = True
+    use_context_fmha: bool = True
+    quant_policy: int = 0
+    tp: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("session_len", "max_batch_size", "max_prefill_tokens", "tp"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small; use an integer >= 1")
+        if self.block_size < 16 or self.block_size & (self.block_size - 1):
+            raise ConfigError(f"cache_block_seq_len={self.block_size} does not work; use a power of two >= 16, like 64")
+        share = self.cache_max_entry_count
+        if share <= 0 or (share >= 1 and share != int(share)):
+            raise ConfigError(f"cache_max_entry_count={share} does not work; "
+                              "use a share in (0, 1) of the free memory, or a whole number >= 1 of KV blocks")
+        if self.quant_policy != 0:
+            raise ConfigError(f"quant_policy={self.quant_policy} is not supported yet; use 0")
+        if self.dtype != "auto" and self.dtype not in DTYPES.values():
+            raise ConfigError(f"dtype={self.dtype!r} is not supported; use auto or one of {', '.join(DTYPES.values())}")
+
+    def with_options(self, options: Mapping[str, Any]) -> EngineConfig:
+        """A copy with the options that are not None. Raises ConfigError for a name that does not exist."""
+        known = {field.name for field in fields(self)}
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"unknown engine option {name!r}{_nearest(name, known)}")
+        return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+# config.ini key → (which dataclass, field). "rope" fields live in ModelConfig.rope.
+_KEYS: dict[str, tuple[str, str]] = {
+    "model_name": ("model", "model_name"),
+    "head_num": ("model", "num_heads"),
+    "kv_head_num": ("model", "num_kv_heads"),
+    "size_per_head": ("model", "head_dim"),
+    "hidden_units": ("model", "hidden_size"),
+    "vocab_size": ("model", "vocab_size"),
+    "num_layer": ("model", "num_layers"),
+    "inter_size": ("model", "intermediate_size"),
+    "norm_eps": ("model", "norm_eps"),
+    "attn_bias": ("model", "attention_bias"),
+    "attn_output_bias": ("model", "output_bias"),
+    "qk_norm": ("model", "qk_norm"),
+    "sliding_window": ("model", "sliding_window"),
+    "max_position_embeddings": ("model", "max_position_embeddings"),
+    "start_id": ("model", "bos_token_id"),
+    "end_id": ("model", "eos_token_ids"),
+    "weight_type": ("model", "dtype"),
+    "rotary_embedding": ("rope", "dim"),
+    "rope_theta": ("rope", "theta"),
+    "rope_scaling_type": ("rope", "scaling_type"),
+    "rope_scaling_factor": ("rope", "factor"),
+    "rope_scaling_low_freq_factor": ("rope", "low_freq_factor"),
+    "rope_scaling_high_freq_factor": ("rope", "high_freq_factor"),
+    "rope_scaling_original_max_position_embeddings": ("rope", "original_max_position_embeddings"),
+    "session_len": ("engine", "session_len"),
+    "max_batch_size": ("engine", "max_batch_size"),
+    "max_prefill_token_num": ("engine", "max_prefill_tokens"),
+    "cache_max_entry_count": ("engine", "cache_max_entry_count"),
+    "cache_block_seq_len": ("engine", "block_size"),
+    "enable_prefix_caching": ("engine", "enable_prefix_caching"),
+    "use_context_fmha": ("engine", "use_context_fmha"),
+    "quant_policy": ("engine", "quant_policy"),
+    "tp": ("engine", "tp"),
+}
+_ALIASES = {"tensor_para_size": "tp"}
+_WEIGHT_TYPES = {name: key for key, name in DTYPES.items()}
+
+
+def render_config(model: ModelConfig, engine: EngineConfig) -> str:
+    """The text of config.ini. Values that a file does not hold (device, dtype) stay the start's own choice."""
+    holders = {"model": model, "rope": model.rope, "engine": engine}
+    lines = ["[llama]", f"format_version = {FORMAT_VERSION}"]
+    for key, (holder, field) in _KEYS.items():
+        value = getattr(holders[holder], field)
+        if value is None:
+            continue
+        lines.append(f"{key} = {_to_toml(key, value)}")
+    return "\n".join(lines) + "\n"
+
+
+def read_config(path: Path) -> tuple[ModelConfig, EngineConfig]:
+    """Parses config.ini. Raises ConfigError, naming file and key, for anything that is not exactly right."""
+    try:
+        document = tomli.loads(path.read_text(encoding="utf-8"))
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML ({error}); an original LMDeploy workspace has to be "
+                          "converted again from its checkpoint: convert MODEL_NAME MODEL_PATH") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if set(document) != {"llama"} or not isinstance(document["llama"], dict):
+        raise ConfigError(f"{path} holds the tables {sorted(document)}; it needs exactly one, [llama]")
+    values: dict[str, dict[str, Any]] = {"model": {}, "rope": {}, "engine": {}}
+    table = {_ALIASES.get(key, key): value for key, value in document["llama"].items()}
+    version = table.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"{path}: format_version={version}, but this Millrace reads {FORMAT_VERSION}; convert again")
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, _KEYS)}")
+        holder, field = _KEYS[key]
+        values[holder][field] = _from_toml(path, key, value)
+    try:
+        rope = RopeConfig(**values["rope"])
+        return ModelConfig(**values["model"], rope=rope), EngineConfig(**values["engine"])
+    except TypeError:
+        missing = [key for key, (holder, field) in _KEYS.items()
+                   if field not in values[holder] and _is_required(holder, field)]
+        raise ConfigError(f"{path}: missing {', '.join(missing)}; convert the checkpoint again") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _is_required(holder: str, field_name: str) -> bool:
+    owner = {"model": ModelConfig, "rope": RopeConfig, "engine": EngineConfig}[holder]
+    field = next(field for field in fields(owner) if field.name == field_name)
+    return field.default is dataclasses.MISSING
+
+
+def _to_toml(key: str, value: Any) -> str:
+    if key == "weight_type":
+        value = _WEIGHT_TYPES[value]
+    if key == "end_id":
+        value = value[0] if len(value) == 1 else list(value)
+    if isinstance(value, bool):
+        return str(int(value))  # 0/1, as LMDeploy writes flags
+    return json.dumps(value, ensure_ascii=False)  # JSON's strings, numbers and integer lists are TOML's
+
+
+_INTEGERS = {"num_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size", "num_layers", "intermediate_size",
+             "max_position_embeddings", "bos_token_id", "dim", "original_max_position_embeddings", "session_len",
+             "max_batch_size", "max_prefill_tokens", "block_size", "quant_policy", "tp", "sliding_window"}
+_FLAGS = {"attention_bias", "output_bias", "qk_norm", "enable_prefix_caching", "use_context_fmha"}
+_FLOATS = {"norm_eps", "theta", "factor", "low_freq_factor", "high_freq_factor", "cache_max_entry_count"}
+
+
+def _from_toml(path: Path, key: str, value: Any) -> Any:
+    field = _KEYS[key][1]
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if field in _FLAGS and value in (0, 1, True, False):
+        return bool(value)
+    if field in _INTEGERS and is_integer:
+        return value
+    if field in _FLOATS and (is_integer or isinstance(value, float)):
+        return float(value)
+    if key == "end_id" and is_integer:
+        return (value,)
+    if key == "end_id" and isinstance(value, list) and all(isinstance(item, int) for item in value):
+        return tuple(value)
+    if key == "weight_type" and value in DTYPES:
+        return DTYPES[value]
+    if key in ("model_name", "rope_scaling_type") and isinstance(value, str):
+        return value
+    wanted = ("0 or 1" if field in _FLAGS else "an integer" if field in _INTEGERS else "a number" if field in _FLOATS
+              else f"one of {', '.join(DTYPES)}" if key == "weight_type" else "a quoted string")
+    raise ConfigError(f"{path}: {key} = {value!r} does not work; it needs {wanted}")
+
+
+def _nearest(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}"

@@ -1,0 +1,66 @@
+"""Model source: where an engine gets a model from, be it a workspace or a Hugging Face folder.
+
+A workspace is read by `backend.workspace`. Other formats come as plug-ins of the entry-point group
+`millrace.model_sources`, which the converter registers in setup.py: the backend never imports the converter.
+Used by engine (configuration, tokenizer) and worker (tensors). Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from backend.config import EngineConfig, ModelConfig
+from backend.errors import CheckpointError, WorkspaceError
+from backend.workspace import Workspace
+
+ENTRY_POINT_GROUP = "millrace.model_sources"
+
+
+class StoredTensor(Protocol):
+    """A tensor that is read where it is sliced: `tensor[a:b]`, `tensor[:, a:b]`, `tensor[:]` give a torch.Tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: Any) -> Any: ...
+
+
+class ModelSource(Protocol):
+    """A model that can be loaded. Picklable: each tensor-parallel rank opens its own copy.
+
+    path            the folder, for messages
+    model           what it is;  engine  its defaults for running it
+    tokenizer_dir   folder with tokenizer.json and tokenizer_config.json"""
+
+    path: Path
+    model: ModelConfig
+    engine: EngineConfig
+    tokenizer_dir: Path
+
+    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Every weight once, under its canonical name, in the order of the layers."""
+        ...
+
+
+def open_model(path: str | Path, model_name: str | None = None) -> ModelSource:
+    """The source for a folder, by what it holds.
+
+    model_name names the built-in chat template where the folder brings none (a workspace always brings its own).
+    Raises WorkspaceError, CheckpointError or ConfigError, naming the folder and the cure."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise WorkspaceError(f"{folder} is not a folder; give a workspace or a Hugging Face checkpoint folder")
+    if Workspace.looks_like(folder):
+        return Workspace(folder)
+    openers = entry_points(group=ENTRY_POINT_GROUP)
+    for opener in openers:
+        source = opener.load()(folder, model_name)
+        if source is not None:
+            return source
+    if not openers:
+        raise CheckpointError(f"{folder} is no workspace, and nothing that reads other formats is installed; "
+                              "run `pip install -e .` in Millrace's folder, or convert it first")
+    raise CheckpointError(f"{folder} is neither a workspace (no triton_models/weights/config.ini) "
+                          "nor a Hugging Face checkpoint (no config.json)")

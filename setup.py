@@ -1,0 +1,36 @@
+"""Packages, dependencies and commands. Build system and tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "ruff", "transformers>=5.0"]
+
+setup(
+    name="millrace",
+    version="0.1.0",
+    description="Turns a Hugging Face checkpoint into a workspace and serves it",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["converter*", "backend*", "client*", "protocol*", "benchmarks*", "demo*"]),
+    include_package_data=True,
+    install_requires=[
+        "torch>=2.6",
+        "triton>=3.2; platform_system == 'Linux'",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "sentencepiece>=0.2.3",  # 0.2.2 rejects a vocabulary with a \x00 piece, which InternLM's has
+        "jinja2>=3.1",
+        "numpy",
+        "tomli>=2.0",
+        "click>=8.1",
+        "tqdm",
+    ],
+    extras_require={
+        "serve": ["pyzmq>=26", "msgspec>=0.19"],
+        "bench": ["transformers>=5.0"],
+        "dev": DEV,
+    },
+    entry_points={
+        "console_scripts": ["convert = converter.__main__:main"],
+        "millrace.model_sources": ["huggingface = converter.source:open_checkpoint"],
+    },
+)
