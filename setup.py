@@ -22,6 +22,7 @@ setup(
         "numpy",
         "tomli>=2.0",
         "click>=8.1",
+        "prompt_toolkit>=3.0",
         "tqdm",
     ],
     extras_require={

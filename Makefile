@@ -1,0 +1,49 @@
+# make demo: set up, convert the bundled checkpoint, hear a story.   make test: set up, run the whole suite on a CPU.
+# make help lists the rest. PYTHON=python3.12 picks an interpreter; the newest from 3.12 down to 3.10 is the default.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+PROMPT ?= Tell me a story about a fox and a rabbit.
+
+.PHONY: demo test test-gpu lint bench clean help
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace and stream a story from it
+	@$(VENV)/bin/convert internlm2 demo/checkpoint hf --dst_path ./workspace
+	@printf '\n> %s\n' '$(PROMPT)'
+	@$(VENV)/bin/python -m backend.chat internlm2 ./workspace --temperature 0 --prompt '$(PROMPT)'
+	@printf '%s\n' '' 'That was a workspace, converted and run on this machine. Next, after `source $(VENV)/bin/activate`:' \
+	'  python -m backend.chat internlm2 ./workspace             talk to it' \
+	'  python -m backend.show_prompt internlm2 ./workspace hi   see what a conversation becomes' \
+	'  convert internlm2 /path/to/internlm2-chat-7b hf          convert a model of your own' \
+	'  python -m benchmarks.cpu                                 time it against transformers'
+
+test: $(VENV)/.tested ## the whole test suite, without a GPU
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+test-gpu: ## the same suite on a machine with a GPU, with that machine's own python: make test-gpu PYTHON=python3
+	$(PYTHON) -m pytest -q $(TESTS)
+
+lint: $(VENV)/.tested ## style only
+	$(VENV)/bin/ruff check .
+
+clean: ## remove what make made
+	rm -rf $(VENV) workspace
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(VENV)/.installed: setup.py constraints.txt
+	@test -n '$(PYTHON)' || { echo 'error: Millrace needs Python 3.10 or newer; install one, or name it: make demo PYTHON=/path/to/python'; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo 'error: python has no venv module; on Debian: apt-get install python3-venv'; exit 1; }
+	$(PIP) install --quiet -c constraints.txt torch==2.13.0
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,serve]'
+	@touch $@
