@@ -1,0 +1,1 @@
+"""Kernels: operators on plain tensors. dispatch.py chooses between reference.py (torch) and the Triton files."""

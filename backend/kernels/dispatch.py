@@ -1,0 +1,65 @@
+"""Dispatch: which implementation runs, decided by where the tensors are. CUDA runs Triton's, everything else torch's.
+
+The signatures are documented in reference.py, and are the same. Triton is imported when the first CUDA tensor comes, so
+that a machine without a GPU never pays for it. Used by backend/layers, which imports the kernels from here only."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType, SimpleNamespace
+
+from torch import Tensor
+
+from backend.kernels import reference
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See reference.rms_norm."""
+    return _implementation(x).rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See reference.add_rms_norm."""
+    return _implementation(x).add_rms_norm(x, residual, weight, eps)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """See reference.silu_and_mul."""
+    return _implementation(gate_up).silu_and_mul(gate_up)
+
+
+def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+    """See reference.rotary."""
+    _implementation(q).rotary(q, k, positions, cos_sin)
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """See reference.store_kv."""
+    _implementation(k).store_kv(k, v, k_cache, v_cache, slot_mapping)
+
+
+def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
+                 scale: float, max_context_len: int) -> Tensor:
+    """See reference.paged_decode."""
+    return _implementation(q).paged_decode(q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len)
+
+
+def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
+                  query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
+    """See reference.paged_prefill."""
+    return _implementation(q).paged_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, scale,
+                                            max_query_len, max_context_len)
+
+
+def _implementation(tensor: Tensor) -> ModuleType | SimpleNamespace:
+    return _triton_kernels() if tensor.is_cuda else reference
+
+
+@functools.cache
+def _triton_kernels() -> SimpleNamespace:
+    from backend.kernels import activation, decode_attention, kv_store, prefill_attention, rms_norm, rotary
+
+    return SimpleNamespace(
+        rms_norm=rms_norm.rms_norm, add_rms_norm=rms_norm.add_rms_norm, silu_and_mul=activation.silu_and_mul,
+        rotary=rotary.rotary, store_kv=kv_store.store_kv, paged_decode=decode_attention.paged_decode,
+        paged_prefill=prefill_attention.paged_prefill)

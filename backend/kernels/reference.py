@@ -1,0 +1,164 @@
+"""Reference kernels in plain torch: the CPU's implementation and the oracle of the Triton kernels' tests at once.
+
+Same signatures as the Triton files. Attention and norms compute in float32 whatever the inputs are (float64 stays
+float64). Few torch calls and no Python loop over tokens, since on small models a call costs more than its arithmetic;
+reads lengths on the host, so nothing here can be captured in a CUDA graph. Cache entries outside a row's context are
+never used, not even multiplied by zero. Used by dispatch.py, by the attention layer for use_context_fmha=0, tests."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backend.kernels import shapes
+
+# Decode gathers this many tokens' KV at a time: enough to amortise the calls, few enough to stay in a core's cache.
+DECODE_GROUP_TOKENS = 2048
+# Prefill materialises at most about this many scores at a time (1 GiB of float32).
+PREFILL_SCORES = 1 << 28
+# Queries per tile of prefill: keys after a tile's last query are not computed, which saves up to half of the work.
+PREFILL_QUERIES = 256
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; also for query and key heads, [T, H, D] with weight [D].
+
+    x [T, X], weight [X]. Returns [T, X] in x's dtype. Raises ShapeError. Zhang and Sennrich, 2019."""
+    shapes.check_norm(x, weight)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Adds x to the residual stream, then normalises the sum.
+
+    x, residual [T, X], weight [X]. Returns (rms_norm(sum), sum) with sum = x + residual in x's dtype.
+    Raises ShapeError."""
+    shapes.check_residual(x, residual)
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """SwiGLU's product: silu(gate) · up. gate_up [T, 2I], gate | up. Returns [T, I]. Raises ShapeError."""
+    shapes.check_gate_up(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+    """Rotates the first R values of every query and key head in place, half-split as in Hugging Face.
+
+    q          [T, H, D]            any strides: a view of the fused qkv tensor works
+    k          [T, K, D]            likewise
+    positions  [T] int64            rows of cos_sin
+    cos_sin    [P, 2, R/2] float32  cosines, then sines; values from R on are left as they are
+    Raises ShapeError. Su et al., 2021."""
+    shapes.check_rotary(q, k, positions, cos_sin)
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).unbind(2)  # each [T, 1, R/2]
+    for heads in (q, k):
+        first, second = heads[..., : 2 * cos_sin.shape[2]].chunk(2, dim=-1)
+        first_sin = first * sin  # kept, because the next line overwrites first
+        torch.addcmul(first * cos, second, sin, value=-1, out=first)
+        torch.addcmul(first_sin, second, cos, out=second)
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Writes each new token's key and value into its slot of the paged cache.
+
+    k, v          [T, K, D]       any strides
+    k/v_cache     [N, S, K, D]    written in place
+    slot_mapping  [T] int64       block · S + offset; -1 marks a padding token, which is not stored
+    Raises ShapeError."""
+    shapes.check_store(k, v, k_cache, v_cache, slot_mapping)
+    if slot_mapping.numel() and int(slot_mapping.min()) < 0:
+        kept = slot_mapping >= 0
+        k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
+    k_cache.view(-1, *k.shape[1:]).index_copy_(0, slot_mapping, k)
+    v_cache.view(-1, *v.shape[1:]).index_copy_(0, slot_mapping, v)
+
+
+def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
+                 scale: float, max_context_len: int) -> Tensor:
+    """Attention of one new token per sequence over its paged KV.
+
+    q                [B, H, D]
+    k/v_cache        [N, S, K, D]
+    block_tables     [B, M] int32   entries beyond the context are not read
+    context_lens     [B] int32      tokens, including the new one; 0 marks a padding row
+    scale            factor of the scores, usually D ** -0.5
+    max_context_len  a bound of context_lens known on the host; the reference reads the lengths themselves
+    Returns [B, H, D] in q's dtype; padding rows are undefined. Raises ShapeError if H is not a multiple of K."""
+    shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    lens = context_lens.tolist()
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    group = max(1, DECODE_GROUP_TOKENS // max(1, *lens))
+    for start in range(0, len(lens), group):
+        rows = slice(start, start + group)
+        longest = max(lens[rows])
+        if longest == 0:
+            continue
+        slots = _slots(block_tables[rows], longest, k_cache.shape[1])
+        mask = None
+        if min(lens[rows]) < longest:
+            valid = torch.arange(longest, device=q.device) < context_lens[rows, None]
+            # Shorter rows repeat their first token, so that what is masked is at least a finite number.
+            slots = slots.where(valid, slots[:, :1])
+            mask = valid[:, None, None, :]
+        grouped = q[rows].unflatten(1, (k_cache.shape[2], -1))  # [b, K, H/K, D]: a KV head's queries form one matrix
+        attended = F.scaled_dot_product_attention(
+            grouped, _gather(k_cache, slots), _gather(v_cache, slots), attn_mask=mask, scale=scale)
+        output[rows] = attended.flatten(1, 2)
+    return output
+
+
+def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
+                  query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
+    """Causal attention of many new tokens per sequence; their keys and values are in the cache already.
+
+    q                [T, H, D]       row b's queries are the last positions of its context (chunked prefill)
+    k/v_cache        [N, S, K, D]
+    block_tables     [B, M] int32    entries beyond the context are not read
+    context_lens     [B] int32       cached + new tokens
+    query_start      [B + 1] int32   row b owns queries [query_start[b], query_start[b + 1])
+    scale            factor of the scores, usually D ** -0.5
+    max_query_len, max_context_len   bounds known on the host; the reference reads the lengths themselves
+    Returns [T, H, D] in q's dtype. Raises ShapeError if H is not a multiple of K. Materialises the scores."""
+    shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    bounds = query_start.tolist()
+    for row, context_len in enumerate(context_lens.tolist()):
+        num_queries = bounds[row + 1] - bounds[row]
+        if num_queries == 0:
+            continue
+        slots = _slots(block_tables[row, None], context_len, k_cache.shape[1])
+        keys = _gather(k_cache, slots)[0].to(dtype).transpose(1, 2)  # [K, D, context]
+        values = _gather(v_cache, slots)[0].to(dtype)  # [K, context, D]
+        first_position = context_len - num_queries
+        tile = max(1, min(PREFILL_QUERIES, PREFILL_SCORES // (num_heads * context_len)))
+        for start in range(0, num_queries, tile):
+            stop = min(start + tile, num_queries)
+            tokens = slice(bounds[row] + start, bounds[row] + stop)
+            seen = first_position + stop  # keys that the tile's last query may see
+            grouped = q[tokens].unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).to(dtype)  # [K, H/K, tile, D]
+            scores = (grouped * scale).flatten(1, 2) @ keys[..., :seen]
+            future = torch.ones(stop - start, seen, dtype=torch.bool, device=q.device).triu_(first_position + start + 1)
+            scores = scores.unflatten(1, (-1, stop - start)).masked_fill_(future, -torch.inf).softmax(-1).flatten(1, 2)
+            attended = (scores @ values[:, :seen]).unflatten(1, (-1, stop - start))  # [K, H/K, tile, D]
+            output[tokens] = attended.permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
+    return output
+
+
+def _slots(block_tables: Tensor, num_tokens: int, block_size: int) -> Tensor:
+    """Slots of the first num_tokens tokens of each row: [b, num_tokens]."""
+    used = block_tables[:, : -(-num_tokens // block_size), None]
+    offsets = torch.arange(block_size, device=block_tables.device)
+    return (used * block_size + offsets).flatten(1)[:, :num_tokens]
+
+
+def _gather(cache: Tensor, slots: Tensor) -> Tensor:
+    """Keys or values at slots [b, L]: [b, K, L, D], where every head's rows are D apart from the next token's by K."""
+    flat = cache.view(-1, *cache.shape[2:])
+    return flat.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)

@@ -1,0 +1,73 @@
+"""Shapes: the checks that a kernel and its reference share, so that both refuse the same tensors with the same words.
+
+Host integers only: nothing here waits for a device. Used by every other file of backend/kernels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from backend.errors import ShapeError
+
+MAX_HEAD_DIM = 256
+
+
+def check_norm(x: Tensor, weight: Tensor) -> None:
+    """x [..., X] and weight [X]. Raises ShapeError."""
+    if weight.shape != x.shape[-1:]:
+        raise ShapeError(f"rms_norm: the last axis of x is {x.shape[-1]}, but weight is {list(weight.shape)}; "
+                         f"give a weight of [{x.shape[-1]}]")
+
+
+def check_residual(x: Tensor, residual: Tensor) -> None:
+    """x and residual of one shape. Raises ShapeError."""
+    if x.shape != residual.shape:
+        raise ShapeError(f"add_rms_norm: x is {list(x.shape)}, but residual is {list(residual.shape)}; "
+                         "they must be equal")
+
+
+def check_gate_up(gate_up: Tensor) -> None:
+    """gate_up [T, 2I]. Raises ShapeError where the halves cannot be equal."""
+    if gate_up.shape[-1] % 2:
+        raise ShapeError(f"silu_and_mul: the last axis is {gate_up.shape[-1]}; it must be even, gate | up")
+
+
+def check_rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+    """q [T, H, D], k [T, K, D], positions [T], cos_sin [P, 2, R/2] with R <= D. Raises ShapeError."""
+    num_tokens, _, head_dim = q.shape
+    if k.shape[0] != num_tokens or k.shape[2] != head_dim or positions.shape[0] != num_tokens:
+        raise ShapeError(f"rotary: q {list(q.shape)}, k {list(k.shape)} and positions {list(positions.shape)} "
+                         "must agree in tokens and head_dim")
+    if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > head_dim:
+        raise ShapeError(f"rotary: cos_sin is {list(cos_sin.shape)}; it must be [positions, 2, R/2] "
+                         f"with R at most head_dim={head_dim}")
+
+
+def check_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """k and v [T, K, D], caches [N, S, K, D], slot_mapping [T]. Raises ShapeError."""
+    _check_caches(k_cache, v_cache)
+    if k.shape != v.shape or k.shape[1:] != k_cache.shape[2:] or slot_mapping.shape[0] != k.shape[0]:
+        raise ShapeError(f"store_kv: k {list(k.shape)}, v {list(v.shape)}, slot_mapping {list(slot_mapping.shape)} do "
+                         f"not fit a cache of {list(k_cache.shape)}; k and v must be [T, K, D], slot_mapping [T]")
+
+
+def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
+    """q [., H, D], caches [N, S, K, D], block_tables [B, M], context_lens [B], H a multiple of K. Raises ShapeError."""
+    _check_caches(k_cache, v_cache)
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads = k_cache.shape[2]
+    if num_heads % num_kv_heads:
+        raise ShapeError(f"attention: {num_heads} query heads are not a multiple of {num_kv_heads} KV heads")
+    if head_dim != k_cache.shape[3] or head_dim > MAX_HEAD_DIM:
+        raise ShapeError(f"attention: head_dim is {head_dim} in q and {k_cache.shape[3]} in the cache; "
+                         f"both must be the same and at most {MAX_HEAD_DIM}")
+    if block_tables.dim() != 2 or block_tables.shape[0] != context_lens.shape[0]:
+        raise ShapeError(f"attention: block_tables {list(block_tables.shape)} and context_lens "
+                         f"{list(context_lens.shape)} must have one row per sequence")
+
+
+def _check_caches(k_cache: Tensor, v_cache: Tensor) -> None:
+    if k_cache.dim() != 4 or k_cache.shape != v_cache.shape:
+        raise ShapeError(f"KV cache: k is {list(k_cache.shape)}, v is {list(v_cache.shape)}; both must be "
+                         "[blocks, block size, KV heads, head_dim]")
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        raise ShapeError("KV cache: k and v must each be contiguous; allocate one tensor for each")
