@@ -5,7 +5,8 @@ Used by serving, engine and, for the sampling parameters, worker. Imports no tor
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from enum import Enum
 
 from backend.errors import RequestError
@@ -41,7 +42,7 @@ class SamplingParams:
     logprobs            None: none; 0: of the chosen token; k: and of the k likeliest. Of the raw distribution
     Raises RequestError with the range where a value is outside it."""
 
-    max_new_tokens: int | None = 512
+    max_new_tokens: int | None = None
     min_new_tokens: int = 0
     temperature: float = 0.8
     top_k: int = 0
@@ -60,10 +61,10 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens is not None:
-            _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 0, "an integer >= 0")
-            _check("min_new_tokens", self.min_new_tokens, 0 <= self.min_new_tokens <= self.max_new_tokens,
-                   f"in 0..max_new_tokens ({self.max_new_tokens})")
+        limit = self.max_new_tokens
+        _check("max_new_tokens", limit, limit is None or limit >= 0, "an integer >= 0, or None to fill the session")
+        most = math.inf if limit is None else limit
+        _check("min_new_tokens", self.min_new_tokens, 0 <= self.min_new_tokens <= most, "in 0..max_new_tokens")
         _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "in 0..100 (0 is greedy)")
         _check("top_k", self.top_k, self.top_k >= 0, "an integer >= 0 (0 keeps all tokens)")
         _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
@@ -121,7 +122,7 @@ class GenerateOutput:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
-    logprobs: tuple[TokenLogprobs, ...] = field(default=())
+    logprobs: tuple[TokenLogprobs, ...] = ()
     error: str | None = None
 
 

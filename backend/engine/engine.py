@@ -1,0 +1,152 @@
+"""Engine: requests in, outputs out; one call of `step` is one turn of the loop plan → launch → finish an earlier one.
+
+Owns the sequences' lives. Decides through scheduler.py and executes through an executor; up to executor.max_in_flight
+steps are launched before the oldest one's tokens are read, so the device never waits for the host. Imports no torch
+but through worker.executor, and only to start one."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+
+from backend.config import EngineConfig, ModelConfig
+from backend.engine.scheduler import ScheduledStep, Scheduler
+from backend.engine.sequence import Sequence
+from backend.errors import RequestError
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest
+from backend.steps import SampledToken
+from typing import Any as Executor, Any as StepHandle
+
+logger = logging.getLogger(__name__)
+
+PREEMPTION_WARNING_S = 10.0
+
+
+class Engine:
+    """executor runs step plans for `model`; end ids, sessions and limits follow `config`."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig, executor: Executor) -> None:
+        self.model = model
+        self.config = config
+        self.executor = executor
+        self.scheduler = Scheduler(config, executor.num_blocks)
+        self._sequences: dict[str, Sequence] = {}
+        self._in_flight: deque[tuple[ScheduledStep, StepHandle]] = deque()
+        self._outputs: list[GenerateOutput] = []
+        self._warned_at_s, self._warned_preemptions = time.monotonic(), 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences or self._in_flight or self._outputs)
+
+    def add_request(self, request: GenerateRequest) -> None:
+        """Queues a request. Raises RequestError or SessionError, and then nothing has changed."""
+        if request.request_id in self._sequences:
+            raise RequestError(f"request id {request.request_id!r} is in use; give each request an id of its own")
+        sessions = self.scheduler.sessions
+        history = sessions.history(request)
+        sampling = request.sampling
+        self._check_ids(request)
+        num_prompt = len(history) + len(request.token_ids)
+        if num_prompt == 0:
+            raise RequestError("the prompt is empty; give at least one token (the model's start id will do)")
+        room = self.config.session_len - num_prompt
+        max_new_tokens = max(room, 0) if sampling.max_new_tokens is None else sampling.max_new_tokens
+        if max_new_tokens > room or (room == 0 and sampling.max_new_tokens is None):
+            raise RequestError(f"{num_prompt} prompt tokens + {max(max_new_tokens, 1)} new ones exceed "
+                               f"session_len={self.config.session_len}; shorten the prompt, lower max_new_tokens "
+                               "or end the session")
+        end_ids = frozenset(sampling.stop_ids if sampling.ignore_eos else
+                            (*self.model.eos_token_ids, *sampling.stop_ids))
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        sequence = Sequence(request, history, end_ids, max_new_tokens, seed)
+        if request.session_id is not None:
+            sessions.begin_turn(request)
+        self._sequences[request.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request at once; its blocks are free before the next step. Unknown or finished ids are no error."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._outputs.append(self._finish(sequence, (), FinishReason.ABORT))
+
+    def finish(self, request_id: str, num_completion_tokens: int) -> None:
+        """Ends a request whose text has reached a stop word; its session remembers only so many completion tokens."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, (), FinishReason.STOP, num_completion_tokens)
+
+    def end_session(self, session_id: int) -> None:
+        """Forgets a session; a running turn is not disturbed. Raises SessionError if the id is unknown."""
+        self.scheduler.sessions.end(session_id)
+
+    def step(self) -> list[GenerateOutput]:
+        """Plans and launches the next step, then finishes the oldest launched one if enough are in flight."""
+        scheduled = self.scheduler.schedule()
+        if scheduled is not None:
+            self._in_flight.append((scheduled, self.executor.launch(scheduled.plan)))
+        if self._in_flight and (scheduled is None or len(self._in_flight) >= self.executor.max_in_flight):
+            self._read_oldest()
+        self._warn_of_preemptions()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def check_integrity(self) -> None:
+        """AssertionError unless every block and row is accounted for."""
+        self.scheduler.check_integrity()
+
+    def close(self) -> None:
+        self.executor.close()
+
+    def _read_oldest(self) -> None:
+        scheduled, handle = self._in_flight.popleft()
+        tokens = {token.row: token for token in handle.wait().tokens}
+        for sequence, row in zip(scheduled.sequences, scheduled.plan.rows, strict=True):
+            if sequence.is_finished:
+                continue  # it ended or was aborted while this step ran
+            if row.samples:
+                self._outputs.append(self._take_token(sequence, tokens[row.row]))
+            elif sequence.max_new_tokens == 0 and sequence.num_uncomputed == 0:
+                self._outputs.append(self._finish(sequence, (), FinishReason.LENGTH))
+
+    def _take_token(self, sequence: Sequence, token: SampledToken) -> GenerateOutput:
+        reason = sequence.append(token.token_id)
+        self.scheduler.publish_full_blocks(sequence)
+        if reason is not None:
+            return self._finish(sequence, (token,), reason)
+        return _output(sequence, (token,), None)
+
+    def _finish(self, sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason,
+                num_completion_tokens: int | None = None) -> GenerateOutput:
+        del self._sequences[sequence.request_id]
+        self.scheduler.remove(sequence, num_completion_tokens)
+        return _output(sequence, tokens, reason)
+
+    def _check_ids(self, request: GenerateRequest) -> None:
+        sampling = request.sampling
+        named = {"prompt": request.token_ids, "stop_ids": sampling.stop_ids,
+                 "bad_words": [token_id for word in sampling.bad_words for token_id in word],
+                 "logit_bias": [token_id for token_id, _ in sampling.logit_bias]}
+        for name, ids in named.items():
+            if ids and not (min(ids) >= 0 and max(ids) < self.model.vocab_size):
+                wrong = next(token_id for token_id in ids if not 0 <= token_id < self.model.vocab_size)
+                raise RequestError(f"{name} holds token id {wrong}, but the vocabulary ends at "
+                                   f"{self.model.vocab_size - 1}; use the ids of this model's tokenizer")
+
+    def _warn_of_preemptions(self) -> None:
+        count = self.scheduler.num_preemptions - self._warned_preemptions
+        elapsed_s = time.monotonic() - self._warned_at_s
+        if count and elapsed_s >= PREEMPTION_WARNING_S:
+            logger.warning("preempted %d sequences in the last %.0f s: the KV cache is full; "
+                           "lower max_batch_size or raise cache_max_entry_count", count, elapsed_s)
+            self._warned_at_s, self._warned_preemptions = time.monotonic(), self.scheduler.num_preemptions
+
+
+def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason | None) -> GenerateOutput:
+    return GenerateOutput(
+        sequence.request_id, tuple(token.token_id for token in tokens), reason, sequence.num_prompt_tokens,
+        sequence.num_cached_prompt_tokens or 0, sequence.num_completion_tokens,
+        tuple(token.logprobs for token in tokens if token.logprobs is not None))

@@ -1,0 +1,179 @@
+"""Scheduler: which tokens of which sequences the next step computes, and who gives way when memory is short.
+
+Owns the queue, the running list and the rows of the persistent batch. A step holds every running sequence's next token
+(decode) and up to max_prefill_tokens prompt tokens (chunks of running, then of newly admitted sequences). When blocks
+run out, idle sessions are evicted first, then the youngest running sequence is preempted: its blocks are freed and it
+is computed again later. Knows no torch. Used by engine.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from backend.config import EngineConfig
+from backend.engine.block_manager import BlockManager
+from backend.engine.sequence import Sequence, SequenceStatus
+from backend.engine.session import SessionTable
+from backend.memory_plan import blocks_of
+from backend.steps import RowSetup, ScheduledRow, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """A plan and, aligned with plan.rows, the sequences it moves."""
+
+    plan: StepPlan
+    sequences: tuple[Sequence, ...]
+
+
+class Scheduler:
+    def __init__(self, config: EngineConfig, num_blocks: int) -> None:
+        self.blocks = BlockManager(num_blocks, config.block_size, config.enable_prefix_caching)
+        self.sessions = SessionTable(self.blocks)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of admission: the last one is preempted first
+        self.num_preemptions = 0
+        self._max_prefill_tokens = config.max_prefill_tokens
+        self._free_rows = list(reversed(range(config.max_batch_size)))
+        self._step = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> ScheduledStep | None:
+        """The next step, its blocks taken and its sequences moved on; None when there is nothing to compute."""
+        budget = self._max_prefill_tokens
+        num_preemptions = self.num_preemptions
+        entries: dict[Sequence, ScheduledRow] = {}
+        for sequence in list(self.running):
+            if sequence.status is not SequenceStatus.RUNNING or sequence.wants_no_more or not sequence.num_uncomputed:
+                continue
+            num_new = min(sequence.num_uncomputed, budget) if sequence.num_uncomputed > 1 else 1
+            if num_new and self._make_room(sequence, num_new):
+                entries[sequence] = self._advance(sequence, num_new)
+                budget -= num_new if num_new > 1 else 0
+        setups: list[RowSetup] = []
+        # Whoever has just been preempted must not push out, by coming back at once, what it gave way to.
+        while self.waiting and budget and self._free_rows and self.num_preemptions == num_preemptions:
+            sequence = self.waiting[0]
+            if sequence.num_pending or not self._admit(sequence):
+                break
+            self.waiting.popleft()
+            self.running.append(sequence)
+            setups.append(_setup(sequence))
+            num_new = min(sequence.num_uncomputed, budget)
+            entries[sequence] = self._advance(sequence, num_new)
+            budget -= num_new
+        if not entries:
+            return None
+        decodes_first = sorted(entries, key=lambda sequence: entries[sequence].num_new > 1)
+        self._step += 1
+        plan = StepPlan(self._step, tuple(setups), tuple(entries[sequence] for sequence in decodes_first))
+        return ScheduledStep(plan, tuple(decodes_first))
+
+    def remove(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
+        """The sequence is finished or aborted: its row is free, its blocks go back to its session or to all."""
+        if sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+            self._release_row(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.num_cached = min(sequence.num_cached, len(sequence.token_ids))
+        if sequence.session_id is not None:
+            self.sessions.end_turn(sequence, num_completion_tokens)
+        else:
+            self.blocks.release(sequence.block_table)
+            sequence.block_table = []
+
+    def check_integrity(self) -> None:
+        """AssertionError unless every block and row is accounted for."""
+        holders = [sequence.block_table for sequence in (*self.running, *self.waiting)]
+        self.blocks.check_integrity([*holders, *self.sessions.block_tables()])
+        rows = [sequence.row for sequence in self.running]
+        assert len(set(rows) | set(self._free_rows)) == len(rows) + len(self._free_rows), "a row is used twice"
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Gives the sequence a row and what is cached of it, if the rest of its known text fits."""
+        resumes = sequence.session_id is not None and not sequence.was_admitted
+        if resumes:
+            self.sessions.lend_blocks(sequence, sequence.num_history_tokens)
+        if not sequence.block_table:
+            resumes = False
+            sequence.block_table, sequence.digests = self.blocks.share_prefix(sequence.token_ids)
+            sequence.num_cached = len(sequence.block_table) * self.blocks.block_size
+        needed = self._num_new_blocks(sequence, sequence.num_uncomputed)
+        while needed > self.blocks.num_free and self.sessions.evict_one():
+            pass
+        if needed > self.blocks.num_free:
+            if resumes:
+                self.sessions.return_blocks(sequence)
+            else:
+                self._drop_blocks(sequence)
+            return False
+        sequence.row = self._free_rows.pop()
+        sequence.status = SequenceStatus.RUNNING
+        if not sequence.was_admitted:
+            sequence.num_cached_prompt_tokens = sequence.num_cached
+        return True
+
+    def _make_room(self, sequence: Sequence, num_new: int) -> bool:
+        """Frees blocks until the sequence's next tokens fit; False if the sequence itself had to give way.
+
+        Only sequences younger than it, so not yet part of this step, can be preempted for it."""
+        needed = self._num_new_blocks(sequence, num_new)
+        while needed > self.blocks.num_free:
+            if not self.sessions.evict_one():
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
+                    return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self.running.remove(sequence)
+        self._release_row(sequence)
+        self._drop_blocks(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.appendleft(sequence)
+
+    def _advance(self, sequence: Sequence, num_new: int) -> ScheduledRow:
+        new_blocks = self.blocks.allocate(self._num_new_blocks(sequence, num_new))
+        sequence.block_table.extend(new_blocks)
+        num_cached = sequence.num_cached
+        sequence.num_cached += num_new
+        samples = sequence.num_uncomputed == 0 and sequence.max_new_tokens > 0
+        sequence.num_pending += samples
+        self.publish_full_blocks(sequence)
+        return ScheduledRow(sequence.row, num_cached, num_new, tuple(new_blocks), samples)
+
+    def publish_full_blocks(self, sequence: Sequence) -> None:
+        """Makes full blocks shareable as soon as their tokens are known and a launched step computes them.
+
+        Steps run in order, and each layer stores all new KV before it reads any, so even a sequence of the same step
+        may share them."""
+        size = self.blocks.block_size
+        if not self.blocks.enable_prefix_caching:
+            return
+        for index in range(len(sequence.digests), min(sequence.num_cached, len(sequence.token_ids)) // size):
+            parent = sequence.digests[-1] if sequence.digests else b""
+            digest = self.blocks.digest(parent, sequence.token_ids[index * size:(index + 1) * size])
+            sequence.digests.append(digest)
+            self.blocks.publish(sequence.block_table[index], digest)
+
+    def _num_new_blocks(self, sequence: Sequence, num_new: int) -> int:
+        return blocks_of(sequence.num_cached + num_new, self.blocks.block_size) - len(sequence.block_table)
+
+    def _drop_blocks(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.block_table)
+        sequence.block_table, sequence.digests, sequence.num_cached = [], [], 0
+
+    def _release_row(self, sequence: Sequence) -> None:
+        self._free_rows.append(sequence.row)
+        sequence.row = None
+
+
+def _setup(sequence: Sequence) -> RowSetup:
+    return RowSetup(sequence.row, tuple(sequence.token_ids), sequence.num_prompt_tokens, tuple(sequence.block_table),
+                    sequence.sampling, tuple(sequence.end_ids), sequence.seed)

@@ -1,0 +1,81 @@
+"""Sequence: prompt and generated ids of one generation, with its block table and how far it has come.
+
+Plain state; scheduler.py moves it along, session.py keeps it between turns. Imports no torch."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from backend.requests import FinishReason, GenerateRequest
+
+
+class SequenceStatus(Enum):
+    WAITING = "waiting"  # queued, holds no row
+    RUNNING = "running"  # holds a row and blocks
+    FINISHED = "finished"  # late results for it are dropped
+
+
+class Sequence:
+    """One generation.
+
+    token_ids      prompt (its session's history first) and completion, as far as the host knows them
+    num_pending    tokens sampled on the device whose ids have not been read yet
+    num_cached     tokens whose KV is stored, or will be by the steps already launched
+    block_table    logical block index → physical block;  digests: of its full blocks, as far as published
+    end_ids        ids that end it;  max_new_tokens: resolved against session_len;  seed: resolved"""
+
+    def __init__(self, request: GenerateRequest, history: list[int], end_ids: frozenset[int], max_new_tokens: int,
+                 seed: int) -> None:
+        self.request_id = request.request_id
+        self.session_id = request.session_id
+        self.sampling = request.sampling
+        self.token_ids = [*history, *request.token_ids]
+        self.num_history_tokens = len(history)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.end_ids = end_ids
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        self.status = SequenceStatus.WAITING
+        self.row: int | None = None
+        self.num_pending = 0
+        self.num_cached = 0
+        self.num_cached_prompt_tokens: int | None = None  # known when it is first admitted
+        self.block_table: list[int] = []
+        self.digests: list[bytes] = []
+        self.ended_by_id = False
+
+    @property
+    def was_admitted(self) -> bool:
+        return self.num_cached_prompt_tokens is not None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.num_tokens - self.num_cached
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    @property
+    def wants_no_more(self) -> bool:
+        """Launched steps already sample its last allowed token."""
+        return self.max_new_tokens > 0 and self.num_tokens - self.num_prompt_tokens >= self.max_new_tokens
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Takes a token that was pending; returns why the sequence ends with it, if it does."""
+        self.num_pending -= 1
+        self.token_ids.append(token_id)
+        if token_id in self.end_ids and self.num_completion_tokens > self.sampling.min_new_tokens:
+            self.ended_by_id = True
+            return FinishReason.STOP
+        if self.num_completion_tokens >= self.max_new_tokens:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,140 @@
+"""Sessions: chats whose sequence stays idle between turns, KV kept while there is memory.
+
+Owns what each session remembers: its tokens for as long as it lives, its blocks until they are needed elsewhere. An
+evicted session keeps its tokens and is computed again, unnoticed, when it comes back. Used by engine.py (turns) and
+scheduler.py (evictions)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from backend.engine.block_manager import BlockManager
+from backend.engine.sequence import Sequence
+from backend.errors import SessionError
+from backend.requests import GenerateRequest
+
+
+@dataclass(slots=True)
+class Session:
+    """running: the request that has the turn; once it computes, its sequence has the blocks and the session none."""
+
+    token_ids: list[int] = field(default_factory=list)
+    block_table: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    num_cached: int = 0
+    running: str | None = None
+    is_ended: bool = False
+
+
+class SessionTable:
+    """All sessions by id; idle ones are evicted least recently used first."""
+
+    def __init__(self, blocks: BlockManager) -> None:
+        self._blocks = blocks
+        self._sessions: OrderedDict[int, Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: int) -> bool:
+        return session_id in self._sessions
+
+    def history(self, request: GenerateRequest) -> list[int]:
+        """The tokens before this request's turn. Changes nothing.
+
+        Raises SessionError while another turn runs, or where session_step is beyond the session's end."""
+        session = self._sessions.get(request.session_id) if request.session_id is not None else None
+        if session is None:
+            if request.session_step:
+                raise SessionError(f"session {request.session_id} holds no tokens, so step={request.session_step} "
+                                   "cannot be reached; start it with step 0")
+            return []
+        if session.running is not None:
+            raise SessionError(f"session {request.session_id} is busy with request {session.running}; "
+                               "wait for its end or abort it")
+        step = request.session_step
+        if step is not None and not 0 <= step <= len(session.token_ids):
+            raise SessionError(f"session {request.session_id} holds {len(session.token_ids)} tokens, "
+                               f"so step={step} cannot be reached; use 0..{len(session.token_ids)}")
+        return session.token_ids[:step]
+
+    def begin_turn(self, request: GenerateRequest) -> None:
+        """The request has the session's turn from now on; its blocks stay here, and evictable, until it runs."""
+        session = self._sessions.setdefault(request.session_id, Session())
+        self._sessions.move_to_end(request.session_id)
+        session.running = request.request_id
+        session.is_ended = request.end_session
+
+    def lend_blocks(self, sequence: Sequence, num_history_tokens: int) -> None:
+        """Hands the session's blocks to the sequence that is about to run, as far as its history agrees with them."""
+        session = self._sessions[sequence.session_id]
+        sequence.block_table, sequence.digests = session.block_table, session.digests
+        sequence.num_cached = session.num_cached
+        session.block_table, session.digests, session.num_cached = [], [], 0
+        # The last token is computed again even where its KV is stored: its logits are wanted.
+        keep_first(sequence, min(num_history_tokens, len(sequence.token_ids) - 1), self._blocks)
+
+    def return_blocks(self, sequence: Sequence) -> None:
+        """Undoes lend_blocks for a sequence that could not run yet."""
+        session = self._sessions[sequence.session_id]
+        session.block_table, session.digests = sequence.block_table, sequence.digests
+        session.num_cached = sequence.num_cached
+        sequence.block_table, sequence.digests, sequence.num_cached = [], [], 0
+
+    def end_turn(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
+        """Takes tokens and blocks back from a finished sequence; releases them where the session has ended.
+
+        num_completion_tokens  remember only so many (the answer ended on text); None: all but the id that ended it.
+        A turn that never ran leaves the session as it was."""
+        session = self._sessions[sequence.session_id]
+        session.running = None
+        if sequence.was_admitted:
+            end = len(sequence.token_ids) - sequence.ended_by_id
+            if num_completion_tokens is not None:
+                end = min(end, sequence.num_prompt_tokens + num_completion_tokens)
+            keep_first(sequence, end, self._blocks)
+            session.token_ids = sequence.token_ids[:end]
+            self.return_blocks(sequence)
+        if session.is_ended:
+            del self._sessions[sequence.session_id]
+            self._blocks.release(session.block_table)
+
+    def end(self, session_id: int) -> None:
+        """Forgets an idle session; one that runs is forgotten when its turn ends. Raises SessionError if unknown."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionError(f"session {session_id} is not known; it may have ended already")
+        session.is_ended = True
+        if session.running is None:
+            del self._sessions[session_id]
+            self._blocks.release(session.block_table)
+
+    def evict_one(self) -> bool:
+        """Gives up the blocks of the session that was used longest ago; its tokens stay. False if none holds any."""
+        for session in self._sessions.values():
+            if session.block_table:
+                self._blocks.release(session.block_table)
+                session.block_table, session.digests, session.num_cached = [], [], 0
+                return True
+        return False
+
+    def block_tables(self) -> list[list[int]]:
+        return [session.block_table for session in self._sessions.values()]
+
+
+def keep_first(sequence: Sequence, num_tokens: int, blocks: BlockManager) -> None:
+    """Of what is cached, the sequence keeps the first num_tokens tokens; blocks beyond them are released.
+
+    A block that ends up partly used is kept only if it may be written to; otherwise its tokens are computed again."""
+    num_cached = min(sequence.num_cached, num_tokens)
+    num_full, rest = divmod(num_cached, blocks.block_size)
+    keep = num_full
+    if rest and blocks.is_writable(sequence.block_table[num_full]):
+        keep += 1
+    else:
+        num_cached = num_full * blocks.block_size
+    blocks.release(sequence.block_table[keep:])
+    sequence.block_table = sequence.block_table[:keep]
+    sequence.digests = sequence.digests[:num_full]
+    sequence.num_cached = num_cached

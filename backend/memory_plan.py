@@ -1,0 +1,118 @@
+"""Memory plan: what weights, KV cache and everything else take of a device, worked out before anything is loaded.
+
+Pure arithmetic over configurations; knows no device. Used by engine (prints it, enforces it)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from backend.config import EngineConfig, ModelConfig
+from backend.errors import CapacityError
+
+GIB = 2**30
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU, as seen on an H100
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes on one rank. `num_blocks` KV blocks of `block_size` tokens take `kv_bytes`."""
+
+    dtype: str
+    weights_bytes: int
+    kv_bytes: int
+    other_bytes: int
+    num_blocks: int
+    block_size: int
+    session_len: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+    def __str__(self) -> str:
+        sessions = self.num_blocks // blocks_of(self.session_len, self.block_size)
+        return (f"weights {_gib(self.weights_bytes)} ({self.dtype}), KV cache {_gib(self.kv_bytes)}: "
+                f"{self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} tokens or "
+                f"{sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
+
+
+def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes: int, *,
+                weights_loaded: bool = False, on_cpu: bool = False) -> MemoryPlan:
+    """The plan for `free_bytes` of one rank's device memory.
+
+    weights_loaded  free_bytes was measured with the weights already there
+    on_cpu          host memory is shared with other programs: no more blocks than full rows can use
+    Raises CapacityError that names the one option, and its value, with which the model would fit."""
+    weights = weights_bytes(model, dtype, config.tp)
+    other = other_bytes(model, config, dtype, on_cpu)
+    free = free_bytes if weights_loaded else free_bytes - weights
+    block = kv_block_bytes(model, config, dtype)
+    most = (free - other) // block
+    if free <= other or most < 1:
+        raise CapacityError(f"weights take {_gib(weights)} and work space {_gib(other)}, but only {_gib(max(free, 0))} "
+                            f"is left beside the weights; use tp={_next_tp(model, config.tp)} or a larger device")
+    wanted = config.cache_max_entry_count
+    per_session = blocks_of(config.session_len, config.block_size)
+    if wanted >= 1:
+        num_blocks = int(wanted)
+        if num_blocks > most:
+            raise CapacityError(f"cache_max_entry_count={num_blocks} KV blocks need {_gib(num_blocks * block)}, "
+                                f"but {_gib(most * block)} is free; use cache_max_entry_count={most} or less")
+    else:
+        num_blocks = min(int(free * wanted) // block, most)
+        if on_cpu:
+            num_blocks = min(num_blocks, config.max_batch_size * per_session)
+    if num_blocks < per_session:
+        fits = num_blocks * config.block_size
+        cure = f"session_len={fits}" if fits else f"cache_max_entry_count={min(0.95, most * block / free):.2f}"
+        raise CapacityError(f"session_len={config.session_len} needs {per_session} KV blocks "
+                            f"({_gib(per_session * block)}), but there is room for {num_blocks}; use {cure}")
+    return MemoryPlan(dtype, weights, num_blocks * block, other, num_blocks, config.block_size, config.session_len)
+
+
+def blocks_of(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-num_tokens // block_size)
+
+
+def weights_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
+    """Bytes of one rank's weights; norms and their like are on every rank."""
+    heads, kv_heads, hidden = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim, model.hidden_size
+    split = hidden * (heads + 2 * kv_heads) + heads * hidden + 3 * hidden * model.intermediate_size
+    whole = 2 * hidden
+    if model.attention_bias:
+        split += heads + 2 * kv_heads
+    if model.output_bias:
+        whole += hidden
+    if model.qk_norm:
+        whole += 2 * model.head_dim
+    vocabulary = 2 * model.vocab_size * hidden
+    count = model.num_layers * (split // tp + whole) + vocabulary // tp + hidden
+    return count * DTYPE_BYTES[dtype]
+
+
+def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
+    """Bytes of one KV block over all layers, on one rank."""
+    local_kv_heads = model.num_kv_heads // config.tp
+    return 2 * model.num_layers * config.block_size * local_kv_heads * model.head_dim * DTYPE_BYTES[dtype]
+
+
+def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bool) -> int:
+    """Activations of the largest step, logits and sampling, the row tables, and the runtime's own."""
+    tokens = config.max_prefill_tokens + config.max_batch_size
+    local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
+    activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
+    sampling = 6 * min(config.max_batch_size, tokens) * model.vocab_size * 4
+    tables = config.max_batch_size * (config.session_len + 1) * 8
+    return activations + sampling + tables + (0 if on_cpu else RUNTIME_BYTES)
+
+
+def _next_tp(model: ModelConfig, tp: int) -> int:
+    larger = [n for n in range(tp + 1, model.num_kv_heads + 1) if model.num_kv_heads % n == 0]
+    return larger[0] if larger else tp
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:.1f} MiB"

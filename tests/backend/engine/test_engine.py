@@ -1,0 +1,266 @@
+"""The engine's decisions, over a fake executor: whatever the schedule, the tokens are the same and no block is lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.config import EngineConfig, ModelConfig, RopeConfig
+from backend.engine.engine import Engine
+from backend.errors import RequestError, SessionError
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
+from tests.backend.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, completion
+
+BLOCK = 16
+MODEL = ModelConfig("fake", VOCAB_SIZE, 8, 1, 1, 1, 8, 8, 1e-5, RopeConfig(8), 4096, 0, (EOS,))
+
+
+def make_engine(num_blocks: int = 64, max_in_flight: int = 1, **options: int | bool) -> Engine:
+    config = EngineConfig(**{"session_len": 256, "max_batch_size": 8, "max_prefill_tokens": 64, "block_size": BLOCK,
+                             **options})
+    return Engine(MODEL, config, FakeExecutor(num_blocks, BLOCK, max_in_flight))
+
+
+def prompt(seed: int, length: int) -> tuple[int, ...]:
+    source = random.Random(seed)
+    return tuple(source.randrange(2, VOCAB_SIZE) for _ in range(length))
+
+
+def request(name: str, token_ids: tuple[int, ...], **sampling: object) -> GenerateRequest:
+    turn = {key: sampling.pop(key) for key in ("session_id", "session_step", "end_session") if key in sampling}
+    return GenerateRequest(name, token_ids, SamplingParams(**{"max_new_tokens": 40, **sampling}), **turn)
+
+
+def run(engine: Engine) -> dict[str, list[GenerateOutput]]:
+    outputs: dict[str, list[GenerateOutput]] = {}
+    for _ in range(10_000):
+        if not engine.has_work:
+            return outputs
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+        engine.check_integrity()
+    raise AssertionError("the engine does not come to an end")
+
+
+def tokens(outputs: list[GenerateOutput]) -> list[int]:
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+def test_one_request_gets_the_models_completion():
+    engine = make_engine()
+    engine.add_request(request("a", prompt(1, 30)))
+    outputs = run(engine)["a"]
+    assert tokens(outputs) == completion(list(prompt(1, 30)), 40)
+    assert outputs[-1].finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+    assert outputs[-1].num_completion_tokens == len(tokens(outputs))
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=st.lists(st.tuples(st.integers(1, 150), st.integers(0, 60)), min_size=1, max_size=14),
+       num_blocks=st.integers(16, 60), max_in_flight=st.integers(1, 2), max_batch_size=st.integers(1, 6),
+       max_prefill_tokens=st.integers(1, 100), prefix=st.integers(0, 80), caching=st.booleans())
+def test_any_schedule_gives_the_same_tokens(lengths, num_blocks, max_in_flight, max_batch_size, max_prefill_tokens,
+                                            prefix, caching):
+    """Few blocks force preemptions; a common prefix exercises sharing; small budgets force chunks."""
+    engine = make_engine(num_blocks, max_in_flight, max_batch_size=max_batch_size,
+                         max_prefill_tokens=max_prefill_tokens, enable_prefix_caching=caching)
+    prompts = {str(i): prompt(99, prefix)[:length - 1] + prompt(i, length)[-1:] + prompt(i, length)
+               for i, (length, _) in enumerate(lengths)}
+    prompts = {name: ids[:190] for name, ids in prompts.items()}
+    for name, ids in prompts.items():
+        engine.add_request(request(name, ids, max_new_tokens=lengths[int(name)][1]))
+    outputs = run(engine)
+    for name, ids in prompts.items():
+        assert tokens(outputs[name]) == completion(list(ids), lengths[int(name)][1])
+    assert engine.scheduler.blocks.num_free == num_blocks
+    assert engine.executor.largest_step <= max_prefill_tokens + max_batch_size
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), num_blocks=st.integers(16, 48), max_in_flight=st.integers(1, 2))
+def test_sessions_aborts_and_late_arrivals_keep_the_books_and_the_tokens(data, num_blocks, max_in_flight):
+    """A random play of turns, aborts, session ends and steps; every completed turn is the model's own."""
+    engine = make_engine(num_blocks, max_in_flight, max_prefill_tokens=data.draw(st.integers(3, 70)))
+    history: dict[int, list[int]] = {}
+    running: dict[str, tuple[int | None, list[int], int]] = {}
+    seen: dict[str, list[int]] = {}
+
+    def step() -> None:
+        for output in engine.step():
+            seen.setdefault(output.request_id, []).extend(output.token_ids)
+            if output.finish_reason is None:
+                continue
+            session, ids, limit = running.pop(output.request_id)
+            got = seen[output.request_id]
+            expected = completion(ids, limit)
+            assert got == expected[:len(got)] if output.finish_reason is FinishReason.ABORT else got == expected
+            if session in history and (got or output.num_cached_tokens):
+                history[session] = ids + (got[:-1] if got and got[-1] == EOS else got)
+            elif session in history and output.finish_reason is FinishReason.ABORT:
+                engine.end_session(session)  # whether its prompt was taken depends on when the abort came
+                del history[session]
+        engine.check_integrity()
+
+    for number in range(data.draw(st.integers(1, 25))):
+        action = data.draw(st.sampled_from(["turn", "turn", "request", "abort", "step", "end"]))
+        ids = list(prompt(number, data.draw(st.integers(1, 40))))
+        if action == "turn":
+            session = data.draw(st.integers(0, 3))
+            before = history.get(session, [])
+            busy = any(owner == session for owner, _, _ in running.values())
+            if busy or len(before) + len(ids) + 20 > 256:
+                continue
+            history.setdefault(session, [])
+            engine.add_request(request(str(number), tuple(ids), session_id=session, max_new_tokens=20))
+            running[str(number)] = (session, before + ids, 20)
+        elif action == "request":
+            engine.add_request(request(str(number), tuple(ids), max_new_tokens=30))
+            running[str(number)] = (None, ids, 30)
+        elif action == "abort" and running:
+            engine.abort(data.draw(st.sampled_from(sorted(running))))
+            engine.check_integrity()
+        elif action == "end" and history:
+            session = data.draw(st.sampled_from(sorted(history)))
+            engine.end_session(session)
+            del history[session]
+        for _ in range(data.draw(st.integers(0, 6))):
+            step()
+    while engine.has_work:
+        step()
+    for session in list(history):
+        engine.end_session(session)
+    engine.check_integrity()
+    assert engine.scheduler.blocks.num_free == num_blocks
+
+
+def test_a_thousand_random_aborts_leave_every_block_free():
+    engine = make_engine(num_blocks=40, max_in_flight=2)
+    source = random.Random(5)
+    alive: list[str] = []
+    for number in range(1000):
+        engine.add_request(request(str(number), prompt(number, source.randrange(1, 120)), max_new_tokens=30))
+        alive.append(str(number))
+        for _ in range(source.randrange(3)):
+            engine.step()
+        engine.abort(alive.pop(source.randrange(len(alive))))
+        engine.check_integrity()
+    for name in alive:
+        engine.abort(name)
+    run(engine)
+    assert engine.scheduler.blocks.num_free == 40
+
+
+def test_second_turn_of_a_session_computes_only_the_new_tokens():
+    engine = make_engine(enable_prefix_caching=False)
+    engine.add_request(request("1", prompt(1, 50), session_id=7, ignore_eos=True, max_new_tokens=10))
+    first = tokens(run(engine)["1"])
+    computed = engine.executor.num_computed
+    engine.add_request(request("2", prompt(2, 5), session_id=7, max_new_tokens=1))
+    outputs = run(engine)["2"]
+    assert tokens(outputs) == completion([*prompt(1, 50), *first, *prompt(2, 5)], 1)
+    assert engine.executor.num_computed - computed == 6  # the last token of turn one never had KV
+    assert outputs[-1].num_cached_tokens == 59
+
+
+def test_evicted_session_continues_as_if_it_had_stayed():
+    engine = make_engine(num_blocks=16, enable_prefix_caching=False)
+    engine.add_request(request("1", prompt(1, 100), session_id=7, ignore_eos=True, max_new_tokens=10))
+    first = tokens(run(engine)["1"])
+    engine.add_request(request("other", prompt(3, 200), max_new_tokens=5))
+    run(engine)
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    outputs = run(engine)["2"]
+    assert tokens(outputs) == completion([*prompt(1, 100), *first, *prompt(2, 5)], 40)
+    assert outputs[-1].num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("step", [0, 15, 16, 33, 49])
+def test_session_step_rolls_a_session_back(step):
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 50), session_id=7))
+    run(engine)
+    engine.add_request(request("2", prompt(2, 5), session_id=7, session_step=step))
+    assert tokens(run(engine)["2"]) == completion([*prompt(1, 50)[:step], *prompt(2, 5)], 40)
+
+
+def test_text_stop_leaves_only_the_kept_tokens_in_the_session():
+    engine = make_engine(max_in_flight=2)
+    engine.add_request(request("1", prompt(1, 50), session_id=7, ignore_eos=True))
+    got: list[int] = []
+    while len(got) < 12:
+        got += tokens(engine.step())
+    engine.finish("1", 9)
+    engine.check_integrity()
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    assert tokens(run(engine)["2"]) == completion([*prompt(1, 50), *got[:9], *prompt(2, 5)], 40)
+
+
+def test_two_turns_at_once_on_one_session_are_refused_and_the_first_goes_on():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 50), session_id=7))
+    with pytest.raises(SessionError, match="session 7 is busy with request 1"):
+        engine.add_request(request("2", prompt(2, 5), session_id=7))
+    assert tokens(run(engine)["1"]) == completion(list(prompt(1, 50)), 40)
+
+
+def test_warm_prefix_is_not_computed_again():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 64), max_new_tokens=1))
+    run(engine)
+    computed = engine.executor.num_computed
+    engine.add_request(request("2", prompt(1, 64) + prompt(2, 3), max_new_tokens=1))
+    assert run(engine)["2"][-1].num_cached_tokens == 64
+    assert engine.executor.num_computed - computed == 3
+
+
+def test_generated_blocks_are_a_prefix_too():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 10), ignore_eos=True, max_new_tokens=40))
+    text = (*prompt(1, 10), *tokens(run(engine)["1"]))
+    engine.add_request(request("2", text + prompt(2, 3), max_new_tokens=1))
+    assert run(engine)["2"][-1].num_cached_tokens == 48  # 49 of the 50 tokens have KV: three full blocks
+
+
+def test_prompts_of_one_step_share_their_prefix():
+    engine = make_engine(max_prefill_tokens=1000)
+    for name in "abcd":
+        engine.add_request(request(name, prompt(1, 64) + prompt(ord(name), 4), max_new_tokens=1))
+    run(engine)
+    assert engine.executor.num_computed == 64 + 4 * 4
+
+
+def test_no_new_tokens_means_prefill_only():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 50), session_id=7, max_new_tokens=0))
+    (output,) = run(engine)["1"]
+    assert (output.token_ids, output.finish_reason) == ((), FinishReason.LENGTH)
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    assert tokens(run(engine)["2"]) == completion([*prompt(1, 50), *prompt(2, 5)], 40)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: request("a", prompt(1, 250), max_new_tokens=10), r"250 prompt tokens \+ 10 new ones exceed session_len=256"),
+    (lambda: request("a", prompt(1, 256), max_new_tokens=None), "exceed session_len=256"),
+    (lambda: request("a", ()), "the prompt is empty"),
+    (lambda: request("a", (5, VOCAB_SIZE)), f"token id {VOCAB_SIZE}, but the vocabulary ends at {VOCAB_SIZE - 1}"),
+    (lambda: request("a", (5,), bad_words=((3, -1),)), "bad_words holds token id -1"),
+    (lambda: request("a", (5,), session_id=3, session_step=4), "step=4 cannot be reached"),
+])
+def test_a_bad_request_is_refused_and_changes_nothing(make, message):
+    engine = make_engine()
+    engine.add_request(request("good", prompt(1, 50)))
+    with pytest.raises(RequestError, match=message):
+        engine.add_request(make())
+    outputs = run(engine)
+    assert list(outputs) == ["good"]
+    assert tokens(outputs["good"]) == completion(list(prompt(1, 50)), 40)
+
+
+def test_a_request_id_in_use_is_refused():
+    engine = make_engine()
+    engine.add_request(request("a", prompt(1, 5)))
+    with pytest.raises(RequestError, match="request id 'a' is in use"):
+        engine.add_request(request("a", prompt(1, 5)))
