@@ -1,0 +1,224 @@
+"""Chat template: a conversation as the one text that a model was trained to continue.
+
+The checkpoint's own Jinja template wins; a built-in (backend/chat_templates.py) stands in where there is none.
+Templates are untrusted code: they run in Jinja's immutable sandbox with bounds on what they may print.
+Used by serving, chat and show_prompt; knows no token ids except through a Tokenizer that is passed in."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from backend.chat_templates import builtin_template
+from backend.errors import TemplateError
+from backend.text.tokenizer import Tokenizer
+from backend.tokenizer_files import read_settings
+
+Message = Mapping[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "environment", "ipython")
+MAX_CHARACTERS = 16 * 2**20  # far above any session_len, far below what hurts
+MAX_SECONDS = 10.0
+
+# Stand-ins for a question and an answer, from the private use area so that no template changes or contains them.
+_QUESTION, _ANSWER = "\ue000question\ue000", "\ue000answer\ue000"
+_MARKER = re.compile(r"\s*(<[^<>\s]+>|\[[^\[\]\s]+\])")  # `<|im_end|>`, `</s>`, `[/INST]`
+
+
+class ChatTemplate:
+    """One model's conversation format.
+
+    origin  where it comes from, for messages
+    stop    texts that end an answer, besides the model's end ids; `stop_tokens` splits them into ids and texts"""
+
+    def __init__(self, origin: str, sources: Mapping[str, str], special_tokens: Mapping[str, str],
+                 stop: Sequence[str] | None = None) -> None:
+        """sources: name → Jinja source, with `default` or a single one; `tool_use` is taken for requests with tools.
+        stop: None derives it from how the template closes an answer. Raises TemplateError for a bad source."""
+        self.origin = origin
+        default = "default" if "default" in sources else next(iter(sources))
+        # The special tokens' roles are always defined, so that a template may add a BOS that the vocabulary lacks.
+        self._special_tokens = {"bos_token": "", "eos_token": "", **special_tokens}
+        self._templates = {"default": self._compile(sources[default])}
+        if "tool_use" in sources:
+            self._templates["tool_use"] = self._compile(sources["tool_use"])
+        self._takes_tools = "tool_use" in sources or "tools" in sources[default]
+        self.stop = tuple(stop) if stop is not None else self._derive_stop()
+
+    @classmethod
+    def load(cls, tokenizer_dir: Path, model_name: str | None = None) -> ChatTemplate:
+        """The template in a tokenizer folder, else the built-in of model_name. Raises TemplateError if neither is."""
+        settings = read_settings(Path(tokenizer_dir))
+        if settings.chat_templates:
+            return cls(f"the template in {tokenizer_dir}", settings.chat_templates, settings.special_tokens)
+        if model_name is None:
+            raise TemplateError(f"{tokenizer_dir} brings no chat template; give a model name that has a built-in one")
+        builtin = builtin_template(model_name)
+        return cls(f"the built-in template {builtin.name!r}", {"default": builtin.source}, settings.special_tokens,
+                   builtin.stop)
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
+               add_generation_prompt: bool = True) -> str:
+        """The text of a conversation.
+
+        messages               {"role", "content"} as in OpenAI's API; content is text, or parts of type text
+        tools                  function descriptions as in OpenAI's API
+        add_generation_prompt  end with the header of the assistant's next answer
+        Raises TemplateError for a wrong message, a role that does not exist, or tools that the template cannot take."""
+        checked = [_checked(message, index) for index, message in enumerate(_list(messages, "messages"))]
+        if not checked:
+            raise TemplateError("messages is empty; give at least one message")
+        if tools and not self._takes_tools:
+            raise TemplateError(f"{self.origin} takes no tools; leave them out, or use a model trained for tool calls")
+        template = self._templates["default"]
+        if tools:
+            template = self._templates.get("tool_use", template)
+        try:
+            return _bounded(template.generate(messages=checked, tools=list(tools) if tools else None, documents=None,
+                                              add_generation_prompt=add_generation_prompt, **self._special_tokens))
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError,
+                RecursionError, OverflowError) as error:
+            raise TemplateError(f"{self.origin} refuses this conversation: {error}") from None
+
+    def render_turn(self, message: Message, is_first: bool) -> str:
+        """The text that a new turn adds to a conversation whose earlier text, answer included, is already held.
+
+        For a later turn it begins with what closes the previous answer, so the holder's text must end with that answer
+        without its stop text: held + answer + render_turn(message, False) is the conversation's text. The answer's own
+        leading white space counts as part of the answer. It is read off the template itself, by rendering a probe
+        conversation with and without the turn.
+        Raises TemplateError where the template rewrites earlier turns, so that nothing can be appended."""
+        if is_first:
+            return self.render([message])
+        question = {"role": "user", "content": _QUESTION}
+        answer = {"role": "assistant", "content": _ANSWER}
+        held = self.render([question])
+        whole = self.render([question, answer, message])
+        gap, found, added = whole.removeprefix(held).partition(_ANSWER)
+        if not whole.startswith(held) or not found or gap.strip() or _QUESTION in added or _ANSWER in added:
+            raise TemplateError(f"{self.origin} rewrites earlier turns, so a turn cannot be appended to a session; "
+                                "send the whole conversation with each request")
+        return added
+
+    def stop_tokens(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """`stop` as SamplingParams wants it: (stop_ids, stop). A text that is one token becomes its id, because a
+        special token leaves no text to match."""
+        ids = {text: tokenizer.token_to_id(text) for text in self.stop}
+        return (tuple(token_id for token_id in ids.values() if token_id is not None),
+                tuple(text for text, token_id in ids.items() if token_id is None))
+
+    def _compile(self, source: str) -> jinja2.Template:
+        try:
+            return _ENVIRONMENT.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(f"{self.origin} is not valid Jinja, line {error.lineno}: {error.message}") from None
+
+    def _derive_stop(self) -> tuple[str, ...]:
+        """The marker that the template puts after an answer, and EOS."""
+        try:
+            text = self.render([{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}],
+                               add_generation_prompt=False)
+        except TemplateError:
+            text = ""  # a template with other demands, such as a system message; EOS still ends the answer
+        marker = _MARKER.match(text.partition(_ANSWER)[2])
+        candidates = (marker[1] if marker else "", self._special_tokens["eos_token"])
+        return tuple(dict.fromkeys(text for text in candidates if text))
+
+
+def _list(value: Any, name: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise TemplateError(f"{name} is a {type(value).__name__}; give a list of messages with role and content")
+    return value
+
+
+def _checked(message: Any, index: int) -> dict[str, Any]:
+    """A message as templates expect it: text content, and tool-call arguments as objects."""
+    if not isinstance(message, Mapping):
+        raise TemplateError(f"messages[{index}] is a {type(message).__name__}; give an object with role and content")
+    role = message.get("role")
+    if role not in ROLES:
+        raise TemplateError(f"messages[{index}].role is {role!r}; use one of {', '.join(ROLES)}")
+    checked = {**message, "content": _content(message.get("content"), index, bool(message.get("tool_calls")))}
+    if message.get("tool_calls"):
+        checked["tool_calls"] = [_tool_call(call, index) for call in _list(message["tool_calls"], "tool_calls")]
+    return checked
+
+
+def _content(content: Any, index: int, has_tool_calls: bool) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None and has_tool_calls:
+        return ""
+    if isinstance(content, (list, tuple)):
+        for part in content:
+            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise TemplateError(f"messages[{index}].content has a part that is no text; this model reads only text")
+        return "".join(part["text"] for part in content)
+    raise TemplateError(f"messages[{index}].content is a {type(content).__name__}; give text")
+
+
+def _tool_call(call: Any, index: int) -> dict[str, Any]:
+    """OpenAI writes a call's arguments as JSON text, templates take an object."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise TemplateError(f"messages[{index}].tool_calls has an entry without function.name")
+    arguments = function.get("arguments") or {}
+    try:
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are not JSON: "
+                            f"{error}") from None
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _bounded(pieces: Any) -> str:
+    """A template's output, refused where it grows or takes too long."""
+    parts, size, deadline = [], 0, time.monotonic() + MAX_SECONDS
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size > MAX_CHARACTERS or time.monotonic() > deadline:
+            raise TemplateError(f"a chat template printed more than {MAX_CHARACTERS:,} characters or took more than "
+                                f"{MAX_SECONDS:.0f} s; shorten the conversation, or check the template's loops")
+    return "".join(parts)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's part for training; here it only passes its body on."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """Jinja's own filter escapes HTML characters and non-ASCII, which the models were not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """The dialect of published templates, as transformers defines it."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=[jinja2.ext.loopcontrols, _Generation])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+_ENVIRONMENT = _environment()

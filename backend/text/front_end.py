@@ -1,0 +1,128 @@
+"""Text front end: texts and messages → requests, outputs → text. What every front end does, in one place.
+
+Knows the tokenizer and the chat template of one model; knows no engine. Used by engine/llm.py and serving."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend.errors import RequestError
+from backend.model_source import ModelSource
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
+from backend.text.chat_template import ChatTemplate
+from backend.text.detokenizer import Detokenizer
+from backend.text.stop_words import StopWords
+from backend.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+
+class TextFrontEnd:
+    """Everything between text and token ids for the model of `source`."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.model = source.model
+        self.tokenizer = Tokenizer(source.tokenizer_dir)
+        self.template = ChatTemplate.load(source.tokenizer_dir, source.model.model_name)
+
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        ids = self.tokenizer.encode(prompt, add_special_tokens=True)
+        if not ids and self.model.bos_token_id is not None:
+            ids = [self.model.bos_token_id]
+        return ids
+
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """Ids of a whole conversation, ready for the assistant to answer."""
+        return self.tokenizer.encode(self.template.render(list(messages), list(tools) if tools else None))
+
+    def turn_ids(self, message: Message, is_first: bool) -> list[int]:
+        """Ids that one more message adds to a conversation whose earlier part the engine holds."""
+        return self.tokenizer.encode(self.template.render_turn(message, is_first=is_first))
+
+    def chat_sampling(self, sampling: SamplingParams) -> SamplingParams:
+        """With the texts that end an answer in this model's template: as ids where they are tokens, else as text."""
+        if sampling.ignore_eos:
+            return sampling
+        ids, texts = list(sampling.stop_ids), list(sampling.stop)
+        for text in self.template.stop:
+            token_id = self.tokenizer.token_to_id(text)
+            if token_id is None:
+                texts.append(text)
+            else:
+                ids.append(token_id)
+        return dataclasses.replace(sampling, stop_ids=tuple(dict.fromkeys(ids)), stop=tuple(dict.fromkeys(texts)))
+
+    def resolved(self, sampling: SamplingParams) -> SamplingParams:
+        """With bad words given as text turned into the token sequences that spell them, alone and after a space."""
+        words: list[tuple[int, ...]] = []
+        for word in sampling.bad_words:
+            spellings = (word, " " + word.lstrip()) if isinstance(word, str) else ()
+            words += [tuple(self.tokenizer.encode(text)) for text in spellings] or [word]
+        return dataclasses.replace(sampling, bad_words=tuple(dict.fromkeys(words)))
+
+    def answer(self, request: GenerateRequest) -> Answer:
+        """Collects the text of a request's outputs."""
+        return Answer(self.tokenizer, request.sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class TextOutput:
+    """One increment of an answer.
+
+    text           new text, final: it will not be taken back
+    output         the engine's increment it came with
+    finish_reason  None while it goes on; stop also where a stop text was met"""
+
+    text: str
+    output: GenerateOutput
+    finish_reason: FinishReason | None = None
+
+
+class Answer:
+    """The text of one request as it grows: detokenised, held back where it could become a stop text, cut there."""
+
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        self._stop_words = StopWords(sampling.stop)
+        self._num_tokens = 0
+        self._num_chars = 0
+        self.num_kept_tokens: int | None = None  # set where a stop text ended it: completion tokens before the text
+
+    def push(self, output: GenerateOutput) -> TextOutput:
+        """Takes the next output. After a finish_reason nothing more may be pushed.
+
+        Raises RequestError where the engine ended the request with an error."""
+        if output.finish_reason is FinishReason.ERROR:
+            raise RequestError(output.error or "the engine ended the request without a reason")
+        is_over = output.finish_reason is not None
+        text = ""
+        for index, token_id in enumerate(output.token_ids):
+            ended_here = output.finish_reason is FinishReason.STOP and index == len(output.token_ids) - 1
+            # The id that ended the answer is no part of its text.
+            piece = "" if ended_here else self._detokenizer.push([token_id])
+            if is_over and index == len(output.token_ids) - 1:
+                piece += self._detokenizer.flush()
+            text += self._show(piece)
+            if self._stop_words.matched is not None:
+                return TextOutput(text, output, FinishReason.STOP)
+        if is_over:
+            if not output.token_ids:
+                text += self._show(self._detokenizer.flush())
+            if self._stop_words.matched is None:
+                text += self._stop_words.flush()
+        return TextOutput(text, output, FinishReason.STOP if self._stop_words.matched else output.finish_reason)
+
+    def _show(self, piece: str) -> str:
+        """What of a token's text may be shown; counts the tokens that lie wholly before a stop text."""
+        shown = self._stop_words.push(piece)
+        if self._stop_words.matched is not None:
+            self.num_kept_tokens = self._num_tokens
+        else:
+            self._num_tokens += 1
+        return shown
