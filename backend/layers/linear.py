@@ -1,0 +1,56 @@
+"""Linear layers: y = x Wᵀ + b in two parallel shapes after Megatron-LM (Shoeybi et al., 2019).
+
+Column: outputs are divided, so no communication. Row: inputs are divided, so partial results are summed. With one
+rank both hold the whole weight. How it is stored is the weight format's matter. Used by attention and mlp."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from backend.distributed import TensorParallel
+from backend.layers.parameter import Shard, ShardedModule
+from backend.layers.weight_format import DENSE, WeightFormat
+
+
+class ColumnLinear(ShardedModule):
+    """Divides the outputs: [T, in] → [T, out / tp].
+
+    parts  the output axis as a row of parts (q | k | v, or gate | up), each divided over the ranks on its own
+    Raises ConfigError where tp does not divide a part."""
+
+    def __init__(self, in_features: int, parts: tuple[int, ...], bias: bool, tp: TensorParallel,
+                 weight_format: WeightFormat = DENSE) -> None:
+        super().__init__()
+        self.weight_format = weight_format
+        out_features = sum(parts)
+        for stored in weight_format.tensors(in_features, out_features):
+            self.declare(stored.name, Shard.parts(stored.shape, stored.output_axis, parts, tp))
+        self.bias = None
+        if bias:
+            self.declare("bias", Shard.parts((out_features,), 0, parts, tp))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.weight_format.apply(inputs, self, self.bias)
+
+
+class RowLinear(ShardedModule):
+    """Divides the inputs and sums over the ranks: [T, in / tp] → [T, out]. The bias is whole, added once.
+
+    Raises ConfigError where tp does not divide in_features."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel,
+                 weight_format: WeightFormat = DENSE) -> None:
+        super().__init__()
+        self.tp = tp
+        self.weight_format = weight_format
+        for stored in weight_format.tensors(in_features, out_features):
+            self.declare(stored.name, Shard.parts(stored.shape, stored.input_axis, (in_features,), tp))
+        self.bias = None
+        if bias:
+            self.declare("bias", Shard.whole((out_features,)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.tp.size == 1:
+            return self.weight_format.apply(inputs, self, self.bias)
+        output = self.tp.all_reduce(self.weight_format.apply(inputs, self, None))
+        return output if self.bias is None else output + self.bias

@@ -1,0 +1,24 @@
+"""Feed-forward network with SwiGLU (Shazeer, 2020): w2(silu(w1 x) * w3 x), w1 and w3 fused into w13.
+
+Used by models/decoder.py."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from backend.distributed import TensorParallel
+from backend.kernels import dispatch as kernels
+from backend.layers.linear import ColumnLinear, RowLinear
+
+
+class FeedForward(nn.Module):
+    """[T, hidden_size] → [T, hidden_size]. Raises ConfigError where tp does not divide intermediate_size."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, tp: TensorParallel) -> None:
+        super().__init__()
+        tp.split(intermediate_size, "intermediate_size")
+        self.w13 = ColumnLinear(hidden_size, (intermediate_size, intermediate_size), bias=False, tp=tp)
+        self.w2 = RowLinear(intermediate_size, hidden_size, bias=False, tp=tp)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.w2(kernels.silu_and_mul(self.w13(hidden)))

@@ -1,0 +1,47 @@
+"""Weight format: how a linear layer's weight is stored and multiplied. Dense now; the place for quantised ones.
+
+A format says which tensors a weight consists of and which of their axes run over outputs and inputs; the parallel
+shape (linear.py) then divides those axes. Two axes of choice, not a product of classes. Used by linear.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One tensor of a format: its name, its shape, and which axis runs over outputs and which over inputs."""
+
+    name: str
+    shape: tuple[int, int]
+    output_axis: int
+    input_axis: int
+
+
+class WeightFormat(Protocol):
+    """A way to store and to multiply by a weight [out, in]."""
+
+    def tensors(self, in_features: int, out_features: int) -> tuple[StoredWeight, ...]:
+        """The tensors that together hold the weight."""
+        ...
+
+    def apply(self, inputs: Tensor, layer: nn.Module, bias: Tensor | None) -> Tensor:
+        """inputs [T, in] times the weight held by `layer`, plus bias: [T, out]."""
+        ...
+
+
+class Dense:
+    """The weight as one matrix [out, in] in the compute dtype."""
+
+    def tensors(self, in_features: int, out_features: int) -> tuple[StoredWeight, ...]:
+        return (StoredWeight("weight", (out_features, in_features), output_axis=0, input_axis=1),)
+
+    def apply(self, inputs: Tensor, layer: nn.Module, bias: Tensor | None) -> Tensor:
+        return functional.linear(inputs, layer.weight, bias)
+
+
+DENSE = Dense()

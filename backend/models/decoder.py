@@ -1,0 +1,71 @@
+"""Decoder: the one LLaMA-shaped model (Touvron et al., 2023), with the options of its relatives.
+
+Module names are the canonical weight names (`layers.0.attention.w_qkv.weight`). Made and filled by worker, called with
+a ForwardBatch; knows nothing of scheduling or sampling."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from backend.config import EngineConfig, ModelConfig
+from backend.distributed import TensorParallel
+from backend.errors import ConfigError
+from backend.forward_batch import ForwardBatch
+from backend.layers.attention import Attention
+from backend.layers.embedding import OutputHead, TokenEmbedding
+from backend.layers.mlp import FeedForward
+from backend.layers.rms_norm import RMSNorm
+from backend.layers.rotary import rotary_table
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm, output head. Declared without memory; worker/weight_loader.py fills it.
+
+    Raises ConfigError where tp does not divide the model, or session_len exceeds its attention window."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        if model.sliding_window is not None and engine.session_len > model.sliding_window:
+            raise ConfigError(f"session_len={engine.session_len} exceeds the {model.sliding_window} tokens of "
+                              f"{model.model_name}'s attention window; use --session_len {model.sliding_window}")
+        self.tok_embeddings = TokenEmbedding(model.vocab_size, model.hidden_size, tp)
+        self.layers = nn.ModuleList(DecoderLayer(model, layer, tp, engine.use_context_fmha)
+                                    for layer in range(model.num_layers))
+        self.norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.output = OutputHead(model.hidden_size, model.vocab_size, tp)
+        rotary = rotary_table(model.rope, engine.session_len, engine.session_len, model.max_position_embeddings)
+        self.register_buffer("rotary", rotary, persistent=False)
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Logits [R, vocab_size] float32 of the tokens at batch.logits_indices."""
+        hidden = self.tok_embeddings(batch.token_ids)
+        residual = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual, self.rotary, batch)
+        wanted = batch.logits_indices
+        hidden, _ = self.norm.add(hidden[wanted], residual[wanted])
+        return self.output(hidden)
+
+
+class DecoderLayer(nn.Module):
+    """x += attention(norm(x)); x += feed_forward(norm(x)).
+
+    The sum x travels as (hidden, residual), so that each addition is fused into the norm that follows it."""
+
+    def __init__(self, model: ModelConfig, layer: int, tp: TensorParallel, use_fused_prefill: bool) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.attention = Attention(model, layer, tp, use_fused_prefill)
+        self.ffn_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.feed_forward = FeedForward(model.hidden_size, model.intermediate_size, tp)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None, rotary: Tensor,
+                batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """hidden, residual [T, hidden_size]; residual is None in the first layer. Returns the two of the next layer."""
+        if residual is None:
+            normed, residual = self.attention_norm(hidden), hidden
+        else:
+            normed, residual = self.attention_norm.add(hidden, residual)
+        hidden = self.attention(normed, rotary, batch)
+        normed, residual = self.ffn_norm.add(hidden, residual)
+        return self.feed_forward(normed), residual

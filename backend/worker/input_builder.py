@@ -1,0 +1,99 @@
+"""Input builder: a StepPlan and the row tables → the tensors of the step.
+
+All index arithmetic happens in numpy on the host and goes over in one upload; only token ids are gathered on the
+device, where the sampled ones already are. Used by model_runner.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.forward_batch import ForwardBatch
+from backend.steps import StepPlan
+from backend.worker.row_tables import RowTables
+from backend.worker.sampling_state import Array, SamplingBatch
+from backend.worker.upload import upload
+
+
+@dataclass(frozen=True, slots=True)
+class _StepArrays:
+    """What a step uploads. setup_slots and token_slots are flat places in the token table."""
+
+    setup_slots: Array
+    setup_tokens: Array
+    token_slots: Array
+    positions: Array
+    slot_mapping: Array
+    block_tables: Array
+    context_lens: Array
+    query_start: Array
+    logits_indices: Array
+    sampling: SamplingBatch | None
+
+
+class InputBuilder:
+    """Turns plans into batches and keeps the row tables up to date on the way."""
+
+    def __init__(self, tables: RowTables, kv_cache: list[tuple[Tensor, Tensor]], device: torch.device) -> None:
+        self.tables = tables
+        self.kv_cache = kv_cache
+        self.block_size = kv_cache[0][0].shape[1]
+        self.device = device
+
+    def build(self, plan: StepPlan) -> tuple[ForwardBatch, SamplingBatch | None]:
+        """The batch of a plan with at least one row, and the sampler's part of it if any row samples."""
+        for setup in plan.setups:
+            self.tables.set_row(setup)
+        self.tables.append_blocks(plan.rows)
+        table = np.array([(row.row, row.num_cached, row.num_new, row.samples) for row in plan.rows], np.int64)
+        rows, num_cached, num_new = (np.ascontiguousarray(column) for column in table.T[:3])
+        context_lens = num_cached + num_new
+        is_prefill = num_new > 1
+        num_decodes = int(is_prefill.argmax()) if is_prefill.any() else len(rows)
+        max_context_len = int(context_lens.max())
+        width = self.tables.token_ids.shape[1]
+        assert max_context_len < width, f"a context of {max_context_len} tokens in tables of {width - 1}"
+        assert (self.tables.num_blocks[rows] * self.block_size >= context_lens).all(), "a context without blocks"
+
+        query_start = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(num_new, out=query_start[1:])
+        if num_decodes == len(rows):
+            token_rows, positions = rows, num_cached
+        else:
+            token_rows = np.repeat(rows, num_new)
+            positions = np.arange(query_start[-1]) + np.repeat(num_cached - query_start[:-1], num_new)
+        blocks = self.tables.block_tables[token_rows, positions // self.block_size].astype(np.int64)
+        sampling_rows = np.flatnonzero(table[:, 3])
+        setup_slots, setup_tokens = self._setup_tokens(plan)
+        arrays = upload(_StepArrays(
+            setup_slots, setup_tokens, token_slots=token_rows * width + positions, positions=positions,
+            slot_mapping=blocks * self.block_size + positions % self.block_size,
+            block_tables=self.tables.block_tables[rows, : -(-max_context_len // self.block_size)],
+            context_lens=context_lens.astype(np.int32), query_start=query_start.astype(np.int32),
+            logits_indices=query_start[1:][sampling_rows] - 1,
+            sampling=self._sampling(rows[sampling_rows], context_lens[sampling_rows])), self.device)
+
+        flat_token_ids = self.tables.token_ids.view(-1)
+        if plan.setups:
+            flat_token_ids.index_copy_(0, arrays.setup_slots, arrays.setup_tokens)
+        batch = ForwardBatch(
+            token_ids=flat_token_ids.index_select(0, arrays.token_slots).long(), positions=arrays.positions,
+            slot_mapping=arrays.slot_mapping, block_tables=arrays.block_tables, context_lens=arrays.context_lens,
+            query_start=arrays.query_start, logits_indices=arrays.logits_indices, kv_cache=self.kv_cache,
+            num_decodes=num_decodes, max_query_len=int(num_new[num_decodes:].max(initial=0)),
+            max_context_len=max_context_len)
+        return batch, arrays.sampling
+
+    def _sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingBatch | None:
+        if not rows.size:
+            return None
+        return self.tables.sampling.batch(rows, positions, rows * self.tables.token_ids.shape[1] + positions)
+
+    def _setup_tokens(self, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
+        width = self.tables.token_ids.shape[1]
+        slots = [setup.row * width + np.arange(len(setup.token_ids)) for setup in plan.setups]
+        tokens = [np.array(setup.token_ids, np.int32) for setup in plan.setups]
+        return (np.concatenate([np.empty(0, np.int64), *slots]), np.concatenate([np.empty(0, np.int32), *tokens]))

@@ -1,0 +1,27 @@
+"""KV cache: its size and its allocation. Which block holds what is the engine's matter (block_manager).
+
+Used by worker.py; bytes_per_block also by whoever plans the memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backend.config import EngineConfig, ModelConfig
+
+
+def bytes_per_block(model: ModelConfig, engine: EngineConfig, dtype: torch.dtype) -> int:
+    """Bytes of one block on one rank: keys and values of every layer."""
+    values = 2 * model.num_layers * engine.block_size * (model.num_kv_heads // engine.tp) * model.head_dim
+    return values * dtype.itemsize
+
+
+def allocate_kv_cache(model: ModelConfig, engine: EngineConfig, num_blocks: int, dtype: torch.dtype,
+                      device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Per layer (k, v), each [num_blocks + 1, S, K, D], zeros.
+
+    The last block is a dummy: padding rows write there, so that slot arithmetic needs no exception. Zeros rather than
+    whatever was there, because a masked score times a NaN would still be NaN."""
+    shape = (num_blocks + 1, engine.block_size, model.num_kv_heads // engine.tp, model.head_dim)
+    return [(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(model.num_layers)]
