@@ -15,9 +15,10 @@ from backend.config import EngineConfig, ModelConfig
 from backend.engine.scheduler import ScheduledStep, Scheduler
 from backend.engine.sequence import Sequence
 from backend.errors import RequestError
+from backend.model_source import ModelSource
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest
 from backend.steps import SampledToken
-from typing import Any as Executor, Any as StepHandle
+from backend.worker.executor import Executor, StepHandle, start_executor
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,11 @@ class Engine:
             logger.warning("preempted %d sequences in the last %.0f s: the KV cache is full; "
                            "lower max_batch_size or raise cache_max_entry_count", count, elapsed_s)
             self._warned_at_s, self._warned_preemptions = time.monotonic(), self.scheduler.num_preemptions
+
+
+def start_engine(source: ModelSource, config: EngineConfig) -> Engine:
+    """Loads the model, its memory plan logged and enforced. Raises CapacityError, ConfigError or WorkspaceError."""
+    return Engine(source.model, config, start_executor(source, config))
 
 
 def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason | None) -> GenerateOutput:

@@ -4,6 +4,7 @@ Knows the tokenizer and the chat template of one model; knows no engine. Used by
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,9 +91,8 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
         self._stop_words = StopWords(sampling.stop)
-        self._num_tokens = 0
-        self._num_chars = 0
-        self.num_kept_tokens: int | None = None  # set where a stop text ended it: completion tokens before the text
+        self._ends: list[int] = []  # per token: characters of text up to and with it
+        self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it
 
     def push(self, output: GenerateOutput) -> TextOutput:
         """Takes the next output. After a finish_reason nothing more may be pushed.
@@ -119,10 +119,9 @@ class Answer:
         return TextOutput(text, output, FinishReason.STOP if self._stop_words.matched else output.finish_reason)
 
     def _show(self, piece: str) -> str:
-        """What of a token's text may be shown; counts the tokens that lie wholly before a stop text."""
+        """What of a token's text may be shown."""
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(piece))
         shown = self._stop_words.push(piece)
         if self._stop_words.matched is not None:
-            self.num_kept_tokens = self._num_tokens
-        else:
-            self._num_tokens += 1
+            self.num_kept_tokens = bisect.bisect_right(self._ends, self._stop_words.match_start)
         return shown

@@ -1,0 +1,133 @@
+"""Engine process: the engine's loop in a process of its own, reached over ZeroMQ, so that no front end can stall it.
+
+Speaks msgpack: `Command` in, `Event` out, to the peer that a request came from. When the engine cannot go on it says
+why, once, to every peer, and ends. Used by async_engine.py, and by any front end that connects to its address."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+from typing import Literal
+
+import msgspec
+import zmq
+
+from backend.config import EngineConfig
+from backend.engine.engine import Engine, start_engine
+from backend.errors import MillraceError
+from backend.model_source import ModelSource
+from backend.requests import GenerateOutput, GenerateRequest
+
+logger = logging.getLogger(__name__)
+
+IDLE_POLL_MS = 500  # how soon an idle engine notices that its parent is gone
+
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True):
+    """add: request; abort: request_id; finish: request_id, num_completion_tokens; end_session: session_id; stop."""
+
+    kind: Literal["hello", "add", "abort", "finish", "end_session", "stop"]
+    request: GenerateRequest | None = None
+    request_id: str = ""
+    num_completion_tokens: int = 0
+    session_id: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A command that could not be carried out: the class name in backend.errors, and its message."""
+
+    request_id: str
+    error: str
+    message: str
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """ready: answer to hello. dead: why the engine ended; nothing follows."""
+
+    outputs: list[GenerateOutput] = []
+    refused: Refusal | None = None
+    ready: bool = False
+    dead: str = ""
+
+
+def run_engine_process(source: ModelSource, config: EngineConfig, address: str) -> None:
+    """Entry point of the process: start the engine, serve `address` until told to stop or until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front end, which then says stop
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(address)
+        loop = _EngineLoop(router)
+        try:
+            engine = start_engine(source, config)
+            try:
+                loop.run(engine)
+            finally:
+                engine.close()
+        except MillraceError as error:
+            loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            logger.exception("the engine ended")
+            loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
+        finally:
+            router.close(linger=2000)
+
+
+class _EngineLoop:
+    def __init__(self, router: zmq.Socket) -> None:
+        self._router = router
+        self._peers: set[bytes] = set()
+        self._owner: dict[str, bytes] = {}
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(Command).decode
+
+    def run(self, engine: Engine) -> None:
+        parent = multiprocessing.parent_process()
+        while parent is None or parent.is_alive():
+            while self._router.poll(0 if engine.has_work else IDLE_POLL_MS):
+                peer, payload = self._router.recv_multipart()
+                command = self._decode(payload)
+                if command.kind == "stop":
+                    return
+                self._apply(engine, peer, command)
+            if engine.has_work:
+                self._deliver(engine.step())
+
+    def tell_all(self, event: Event) -> None:
+        """To every peer that has spoken, including those whose first words are still unread."""
+        while self._router.poll(100):
+            self._peers.add(self._router.recv_multipart()[0])
+        for peer in self._peers:
+            self._send(peer, event)
+
+    def _apply(self, engine: Engine, peer: bytes, command: Command) -> None:
+        self._peers.add(peer)
+        try:
+            if command.kind == "hello":
+                self._send(peer, Event(ready=True))
+            elif command.kind == "add":
+                engine.add_request(command.request)
+                self._owner[command.request.request_id] = peer
+            elif command.kind == "abort":
+                engine.abort(command.request_id)
+            elif command.kind == "finish":
+                engine.finish(command.request_id, command.num_completion_tokens)
+                self._owner.pop(command.request_id, None)
+            elif command.kind == "end_session":
+                engine.end_session(command.session_id)
+        except MillraceError as error:
+            request_id = command.request.request_id if command.request else command.request_id
+            self._send(peer, Event(refused=Refusal(request_id, type(error).__name__, str(error))))
+
+    def _deliver(self, outputs: list[GenerateOutput]) -> None:
+        by_peer: dict[bytes, list[GenerateOutput]] = {}
+        for output in outputs:
+            peer = self._owner.get(output.request_id)
+            if output.finish_reason is not None:
+                self._owner.pop(output.request_id, None)
+            if peer is not None:
+                by_peer.setdefault(peer, []).append(output)
+        for peer, their_outputs in by_peer.items():
+            self._send(peer, Event(outputs=their_outputs))
+
+    def _send(self, peer: bytes, event: Event) -> None:
+        self._router.send_multipart([peer, self._encode(event)])

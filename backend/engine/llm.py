@@ -1,0 +1,209 @@
+"""LLM: the engine in this process, for scripts and notebooks. Text in, text out, one or thousands at a time.
+
+    from backend import LLM, SamplingParams
+    llm = LLM("./workspace")
+    print(llm.generate("Once upon a time", SamplingParams(max_new_tokens=64)).text)
+
+Owns an engine and a text front end. Used by chat.py, benchmarks and users. Not for several threads at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from backend.engine.engine import start_engine
+from backend.errors import EngineDeadError, RequestError
+from backend.model_source import ModelSource, open_model
+from backend.requests import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from backend.text.front_end import Answer, Message, TextFrontEnd, TextOutput
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished answer. token_ids hold the id that ended it, text does not. logprobs: one per token if asked for."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class LLM:
+    """A loaded model.
+
+    model       a workspace, a Hugging Face folder, or an opened ModelSource
+    model_name  built-in chat template for a folder that brings none
+    options     fields of EngineConfig, over what the workspace says: session_len, tp, device, dtype …
+    Raises a MillraceError, in one line, for a model or option that cannot be used."""
+
+    def __init__(self, model: str | Path | ModelSource, model_name: str | None = None, **options: Any) -> None:
+        source = open_model(model, model_name) if isinstance(model, (str, Path)) else model
+        self.config = source.engine.with_options(options)
+        self.front_end = TextFrontEnd(source)
+        self.engine = start_engine(source, self.config)
+        self._answers: dict[str, Answer] = {}
+        self._streams: dict[str, deque[TextOutput]] = {}
+        self._request_numbers = itertools.count()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model; worker processes end."""
+        self.engine.close()
+
+    def generate(self, prompts: Prompt | Sequence[Prompt],
+                 sampling: SamplingParams | Sequence[SamplingParams] | None = None, *,
+                 show_progress: bool = True) -> Completion | list[Completion]:
+        """Completes one prompt (text or token ids) or a list of them; a list gives a list, in its order.
+
+        sampling  for all prompts, or one for each; None: the defaults. A bar is shown for more than one prompt."""
+        if _is_one(prompts):
+            return self.generate([prompts], sampling, show_progress=False)[0]
+        ids = [self.front_end.prompt_ids(prompt) for prompt in prompts]
+        return self._complete(ids, _one_each(sampling, len(ids)), show_progress)
+
+    def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]], sampling: SamplingParams | None = None, *,
+             tools: Sequence[Mapping[str, Any]] | None = None, show_progress: bool = True
+             ) -> Completion | list[Completion]:
+        """Answers a conversation [{"role": …, "content": …}, …], or each of a list of them.
+
+        tools  functions the model may call, as [{"name": …, "description": …, "parameters": …}, …]"""
+        if not messages or isinstance(messages[0], Mapping):
+            return self.chat([messages], sampling, tools=tools, show_progress=False)[0]
+        sampling = self.front_end.chat_sampling(sampling or SamplingParams())
+        ids = [self.front_end.chat_ids(conversation, tools) for conversation in messages]
+        return self._complete(ids, [sampling] * len(ids), show_progress)
+
+    def stream(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams | None = None, *,
+               session_id: int | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Iterator[TextOutput]:
+        """The answer in increments: to a prompt, or to a conversation given as messages.
+
+        session_id  the engine keeps this conversation: give only what is new, and end_session when it is over
+        Leaving the iteration early aborts the request. Streams may be read in turns; each drives the engine."""
+        sampling = sampling or SamplingParams()
+        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
+            sampling = self.front_end.chat_sampling(sampling)
+            ids = self._turn_ids(prompt, session_id, tools)
+        else:
+            ids = self.front_end.prompt_ids(prompt)
+        request = self._add(ids, sampling, session_id)
+        self._streams[request.request_id] = deque()
+        return self._outputs_of(request.request_id)
+
+    def end_session(self, session_id: int) -> None:
+        """Forgets a conversation that the engine keeps. Raises SessionError if there is none of that id."""
+        self.engine.end_session(session_id)
+
+    def _turn_ids(self, messages: Sequence[Message], session_id: int | None,
+                  tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+        goes_on = session_id is not None and session_id in self.engine.scheduler.sessions
+        if not goes_on:
+            return self.front_end.chat_ids(messages, tools)
+        if len(messages) != 1:
+            raise RequestError(f"session {session_id} is under way, so it takes one new message at a time, "
+                               f"not {len(messages)}; end_session starts it afresh")
+        return self.front_end.turn_ids(messages[0], is_first=False)
+
+    def _add(self, ids: Sequence[int], sampling: SamplingParams, session_id: int | None = None) -> GenerateRequest:
+        request = GenerateRequest(str(next(self._request_numbers)), tuple(ids), self.front_end.resolved(sampling),
+                                  session_id)
+        self.engine.add_request(request)
+        self._answers[request.request_id] = self.front_end.answer(request)
+        return request
+
+    def _complete(self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams],
+                  show_progress: bool) -> list[Completion]:
+        parts: dict[str, list[TextOutput]] = {}
+        try:
+            for ids, params in zip(prompts, sampling, strict=True):
+                parts[self._add(ids, params).request_id] = []
+            num_open, num_tokens = len(parts), 0
+            with tqdm(total=num_open, unit="prompt", disable=not show_progress or num_open < 2) as bar:
+                while num_open:
+                    for part in self._step():
+                        if part.output.request_id not in parts:
+                            continue
+                        parts[part.output.request_id].append(part)
+                        num_tokens += len(part.output.token_ids)
+                        if part.finish_reason is not None:
+                            num_open -= 1
+                            elapsed_s = bar.format_dict["elapsed"] or 1e-9
+                            bar.set_postfix_str(f"{num_tokens / elapsed_s:,.0f} tokens/s", refresh=False)
+                            bar.update()
+            return [_completion(answer) for answer in parts.values()]
+        finally:
+            for request_id in parts:
+                self._drop(request_id)
+
+    def _outputs_of(self, request_id: str) -> Iterator[TextOutput]:
+        stream = self._streams[request_id]
+        try:
+            while True:
+                while not stream:
+                    self._step()
+                output = stream.popleft()
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            del self._streams[request_id]
+            self._drop(request_id)
+
+    def _step(self) -> list[TextOutput]:
+        """One engine step; its increments are returned and, those of streams, queued for their readers."""
+        if not self.engine.has_work:
+            raise EngineDeadError("an answer is awaited, but the engine has no work left")
+        increments = []
+        for output in self.engine.step():
+            answer = self._answers.get(output.request_id)
+            if answer is None:
+                continue
+            increment = answer.push(output)
+            increments.append(increment)
+            if output.request_id in self._streams:
+                self._streams[output.request_id].append(increment)
+            if increment.finish_reason is not None:
+                del self._answers[output.request_id]
+                if output.finish_reason is None:
+                    self.engine.finish(output.request_id, answer.num_kept_tokens)
+        return increments
+
+    def _drop(self, request_id: str) -> None:
+        """Aborts the request if it still runs; what it would still say is not wanted."""
+        if self._answers.pop(request_id, None) is not None:
+            self.engine.abort(request_id)
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or bool(len(prompts) and isinstance(prompts[0], int))
+
+
+def _one_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return [sampling or SamplingParams()] * count
+    if len(sampling) != count:
+        raise RequestError(f"{len(sampling)} SamplingParams for {count} prompts; give one, or one for each")
+    return list(sampling)
+
+
+def _completion(parts: Sequence[TextOutput]) -> Completion:
+    last = parts[-1]
+    return Completion(
+        "".join(part.text for part in parts),
+        tuple(token_id for part in parts for token_id in part.output.token_ids),
+        last.finish_reason, last.output.num_prompt_tokens, last.output.num_cached_tokens,
+        tuple(logprob for part in parts for logprob in part.output.logprobs))
