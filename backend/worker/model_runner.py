@@ -1,11 +1,10 @@
 """Model runner: one step on one rank, launched without waiting for it.
 
-Owns the order of a step: tables and inputs, model, sampler, copy of the result to the host. Used by worker.py."""
+Owns the order of a step: inputs, model, sampler, copy of the result to the host. Used by worker.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,6 @@ from backend.steps import SampledToken, StepPlan, StepResult
 from backend.worker.input_builder import InputBuilder
 from backend.worker.row_tables import RowTables
 from backend.worker.sampler import SampledTokens, sample
-
-
-class StepHandle(Protocol):
-    """A launched step."""
-
-    def wait(self) -> StepResult:
-        """Blocks until the step is done. Raises EngineDeadError if it never will be."""
-        ...
 
 
 class ModelRunner:
@@ -37,16 +28,69 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> RunningStep:
-        """Launches the plan."""
-        if not plan.rows:
-            return RunningStep(plan, None, self.tables, None)
+        """Launches the plan. Rows are set up by the plan in which they first run."""
+        assert plan.rows, "a plan without rows"
         batch, sampling = self.inputs.build(plan)
         logits = self.model(batch)
         if sampling is None:
-            return RunningStep(plan, None, self.tables, None)
-        return RunningStep.start(plan, sample(logits, sampling, self.tables.token_ids), self.tables)
+            return RunningStep(plan.step, (), (), None, None)
+        sampled = sample(logits, sampling, self.tables.token_ids)
+        rows = tuple(row.row for row in plan.rows if row.samples)
+        # Taken now: a row may belong to another sequence when the result is read.
+        num_logprobs = tuple(self.tables.sampling.num_logprobs[list(rows)].tolist())
+        return RunningStep(plan.step, rows, num_logprobs, *_copy_to_host(sampled))
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """The logits [R, V] of a batch, without sampling."""
         return self.model(batch)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningStep:
+    """A launched step; its result is on its way to the host.
+
+    rows, num_logprobs  per sampled token: its row, and how many alternatives were asked for (-1: no logprobs)
+    done                the event after the copy; None where there is nothing to wait for"""
+
+    step: int
+    rows: tuple[int, ...]
+    num_logprobs: tuple[int, ...]
+    sampled: SampledTokens | None
+    done: torch.cuda.Event | None
+
+    def wait(self) -> StepResult:
+        """Blocks until the step is done."""
+        if self.sampled is None:
+            return StepResult(self.step, ())
+        if self.done is not None:
+            self.done.synchronize()
+        token_ids = self.sampled.token_ids.tolist()
+        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
+        if self.sampled.logprobs is not None:
+            asked = [index for index, count in enumerate(self.num_logprobs) if count >= 0]
+            for line, index in enumerate(asked):
+                logprobs[index] = self._logprobs(line, token_ids[index], self.num_logprobs[index])
+        return StepResult(self.step, tuple(map(SampledToken, self.rows, token_ids, logprobs)))
+
+    def _logprobs(self, line: int, token_id: int, count: int) -> TokenLogprobs:
+        top: tuple[tuple[int, float], ...] = ()
+        if count:
+            top = tuple(zip(self.sampled.top_token_ids[line, :count].tolist(),
+                            self.sampled.top_logprobs[line, :count].tolist(), strict=True))
+        return TokenLogprobs(token_id, float(self.sampled.logprobs[line]), top)
+
+
+def _copy_to_host(sampled: SampledTokens) -> tuple[SampledTokens, torch.cuda.Event | None]:
+    if not sampled.token_ids.is_cuda:
+        return sampled, None
+    members = (sampled.token_ids, sampled.logprobs, sampled.top_logprobs, sampled.top_token_ids)
+    on_host = SampledTokens(*(None if member is None else _pinned_copy(member) for member in members))
+    done = torch.cuda.Event()
+    done.record()
+    return on_host, done
+
+
+def _pinned_copy(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory that nobody waits for: pageable memory would make it a blocking one."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
