@@ -8,6 +8,7 @@ import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from backend.errors import RequestError
@@ -27,7 +28,12 @@ class TextFrontEnd:
     def __init__(self, source: ModelSource) -> None:
         self.model = source.model
         self.tokenizer = Tokenizer(source.tokenizer_dir)
-        self.template = ChatTemplate.load(source.tokenizer_dir, source.model.model_name)
+        self._tokenizer_dir = source.tokenizer_dir
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Read when a conversation first needs it: plain completion works without one."""
+        return ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""
@@ -50,14 +56,9 @@ class TextFrontEnd:
         """With the texts that end an answer in this model's template: as ids where they are tokens, else as text."""
         if sampling.ignore_eos:
             return sampling
-        ids, texts = list(sampling.stop_ids), list(sampling.stop)
-        for text in self.template.stop:
-            token_id = self.tokenizer.token_to_id(text)
-            if token_id is None:
-                texts.append(text)
-            else:
-                ids.append(token_id)
-        return dataclasses.replace(sampling, stop_ids=tuple(dict.fromkeys(ids)), stop=tuple(dict.fromkeys(texts)))
+        ids, texts = self.template.stop_tokens(self.tokenizer)
+        return dataclasses.replace(sampling, stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *ids))),
+                                   stop=tuple(dict.fromkeys((*sampling.stop, *texts))))
 
     def resolved(self, sampling: SamplingParams) -> SamplingParams:
         """With bad words given as text turned into the token sequences that spell them, alone and after a space."""
