@@ -27,7 +27,7 @@ def builtin_template(model_name: str) -> BuiltinTemplate:
 
     A chat family's name with a size but without a word like `chat` is its base model, which completes plain text.
     Raises TemplateError that lists the known names, the nearest first."""
-    name = re.sub(r"[\s_/]+", "-", model_name.strip().lower())
+    name = re.sub(r"[\s_]+", "-", model_name.strip().lower().rsplit("/")[-1])
     for pattern, chat, plain in _FAMILIES:
         match = re.match(pattern + r"(?![a-z0-9])", name)
         if match:

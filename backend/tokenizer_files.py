@@ -101,3 +101,13 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(written, list):
         written = {entry.get("name"): entry.get("template") for entry in written if isinstance(entry, dict)}
     return {name: source for name, source in (written or {}).items() if isinstance(source, str)}
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters for bytes in byte-level vocabularies (GPT-2): printable Latin-1 is itself, the rest from U+0100."""
+    printable: list[int] = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_LETTERS = _byte_letters()

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
 from backend.errors import RequestError, TokenizerError
-from backend.tokenizer_files import TOKENIZER_JSON, read_settings
+from backend.tokenizer_files import BYTE_LETTERS, TOKENIZER_JSON, read_settings
 
 SPACE_MARK = "▁"  # SentencePiece writes a space as U+2581
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -27,7 +27,7 @@ class Tokenizer:
     vocab_size                  highest token id + 1
     bos_token_id, eos_token_id  None where the folder names none
     special_ids                 ids of special tokens, which `decode` leaves out
-    strips_first_space          decoding drops one space at the start: SentencePiece's dummy prefix"""
+    num_leading_spaces          decoding drops up to so many spaces at the start: 1 for SentencePiece's dummy prefix"""
 
     def __init__(self, folder: Path) -> None:
         """Raises TokenizerError where tokenizer.json is missing, damaged or of a kind that cannot be decoded."""
@@ -38,7 +38,7 @@ class Tokenizer:
         added = self._encoder.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added_ids = frozenset(added)
-        self._is_byte_level, self.strips_first_space = _decoder_kind(self._file, self._encoder)
+        self._is_byte_level, self.num_leading_spaces = _decoder_kind(self._file, self._encoder)
         self._bytes: dict[int, bytes] = {}
         special = read_settings(self._file.parent).special_tokens
         self.bos_token_id = self._special_id(special.get("bos_token"))
@@ -65,7 +65,7 @@ class Tokenizer:
             if not (skip_special_tokens and token_id in self.special_ids):
                 parts.append(self.token_bytes(token_id))
         text = b"".join(parts).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self.strips_first_space else text
+        return text[min(len(text) - len(text.lstrip(" ")), self.num_leading_spaces):]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to the text; none for an id with no token (a padding row of the embedding)."""
@@ -95,7 +95,7 @@ class Tokenizer:
             return token.replace(SPACE_MARK, " ").encode()
         if self._is_byte_level:
             # An added token is plain text; where all its characters are byte letters, it reads as those bytes.
-            letters = [_BYTE_LETTERS.get(letter) for letter in token]
+            letters = [BYTE_LETTERS.get(letter) for letter in token]
             return token.encode() if None in letters else bytes(letters)
         byte_piece = _BYTE_PIECE.fullmatch(token)
         return bytes([int(byte_piece[1], 16)]) if byte_piece else token.replace(SPACE_MARK, " ").encode()
@@ -122,26 +122,16 @@ def _load(file: Path) -> tokenizers.Tokenizer:
     return encoder
 
 
-def _decoder_kind(file: Path, encoder: tokenizers.Tokenizer) -> tuple[bool, bool]:
-    """(byte-level, drops the first space), from the decoder that tokenizer.json describes."""
+def _decoder_kind(file: Path, encoder: tokenizers.Tokenizer) -> tuple[bool, int]:
+    """(byte-level, spaces dropped at the start), from the decoder that tokenizer.json describes."""
     decoder = encoder.decoder
     steps = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
     steps = {step["type"]: step for step in steps.get("decoders", [steps])}
     if "ByteLevel" in steps:
-        return True, False
+        return True, 0
     if "Metaspace" in steps:
-        return False, steps["Metaspace"].get("prepend_scheme", "always") != "never"
+        return False, int(steps["Metaspace"].get("prepend_scheme", "always") != "never")
     if "Replace" in steps and "ByteFallback" in steps:
-        return False, "Strip" in steps
+        return False, steps.get("Strip", {}).get("start", 0)
     raise TokenizerError(f"{file}: a decoder of {', '.join(steps)} is not supported; "
                          "supported are ByteLevel, Metaspace, and Replace with ByteFallback")
-
-
-def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable Latin-1 stands for itself, the rest is numbered from U+0100."""
-    printable: Sequence[int] = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
-
-
-_BYTE_LETTERS = _byte_letters()
