@@ -12,23 +12,25 @@ MAX_HEAD_DIM = 256
 
 
 def check_norm(x: Tensor, weight: Tensor) -> None:
-    """x [..., X] and weight [X]. Raises ShapeError."""
-    if weight.shape != x.shape[-1:]:
-        raise ShapeError(f"rms_norm: the last axis of x is {x.shape[-1]}, but weight is {list(weight.shape)}; "
-                         f"give a weight of [{x.shape[-1]}]")
+    """x [T, X] or [T, H, X], and weight [X]. Raises ShapeError."""
+    if weight.shape != x.shape[-1:] or x.dim() not in (2, 3):
+        raise ShapeError(f"rms_norm: x is {list(x.shape)} and weight {list(weight.shape)}; "
+                         "x must be [T, X] or [T, H, X], and weight [X]")
+    _check_rows(x=x)
 
 
 def check_residual(x: Tensor, residual: Tensor) -> None:
-    """x and residual of one shape. Raises ShapeError."""
-    if x.shape != residual.shape:
-        raise ShapeError(f"add_rms_norm: x is {list(x.shape)}, but residual is {list(residual.shape)}; "
-                         "they must be equal")
+    """x and residual [T, X]. Raises ShapeError."""
+    if x.shape != residual.shape or x.dim() != 2:
+        raise ShapeError(f"add_rms_norm: x is {list(x.shape)} and residual {list(residual.shape)}; both must be [T, X]")
+    _check_rows(residual=residual)
 
 
 def check_gate_up(gate_up: Tensor) -> None:
     """gate_up [T, 2I]. Raises ShapeError where the halves cannot be equal."""
     if gate_up.shape[-1] % 2:
         raise ShapeError(f"silu_and_mul: the last axis is {gate_up.shape[-1]}; it must be even, gate | up")
+    _check_rows(gate_up=gate_up)
 
 
 def check_rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
@@ -40,6 +42,7 @@ def check_rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> No
     if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > head_dim:
         raise ShapeError(f"rotary: cos_sin is {list(cos_sin.shape)}; it must be [positions, 2, R/2] "
                          f"with R at most head_dim={head_dim}")
+    _check_rows(q=q, k=k, positions=positions)
 
 
 def check_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
@@ -48,6 +51,7 @@ def check_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_map
     if k.shape != v.shape or k.shape[1:] != k_cache.shape[2:] or slot_mapping.shape[0] != k.shape[0]:
         raise ShapeError(f"store_kv: k {list(k.shape)}, v {list(v.shape)}, slot_mapping {list(slot_mapping.shape)} do "
                          f"not fit a cache of {list(k_cache.shape)}; k and v must be [T, K, D], slot_mapping [T]")
+    _check_rows(k=k, v=v, slot_mapping=slot_mapping)
 
 
 def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
@@ -63,6 +67,14 @@ def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: T
     if block_tables.dim() != 2 or block_tables.shape[0] != context_lens.shape[0]:
         raise ShapeError(f"attention: block_tables {list(block_tables.shape)} and context_lens "
                          f"{list(context_lens.shape)} must have one row per sequence")
+    _check_rows(q=q, block_tables=block_tables, context_lens=context_lens)
+
+
+def _check_rows(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            raise ShapeError(f"{name}: values along the last axis must lie next to each other, but their stride is "
+                             f"{tensor.stride(-1)}; pass a contiguous tensor, or a view that cuts other axes")
 
 
 def _check_caches(k_cache: Tensor, v_cache: Tensor) -> None:

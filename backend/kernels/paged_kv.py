@@ -1,0 +1,18 @@
+"""Paged KV: where a token's key and value lie in the cache. Used by decode_attention.py and prefill_attention.py."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634  # the attention kernels use exp2, which is one instruction; the scale carries this factor
+
+
+@triton.jit
+def cache_offsets(block_table, tokens, valid, kv_head, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                  BLOCK_SIZE: tl.constexpr):
+    """Offset of the first value of kv_head at each token, in elements from the start of either cache [N, S, K, D].
+
+    block_table points at the sequence's row; only entries of valid tokens are read. int64: a cache passes 2^31."""
+    blocks = tl.load(block_table + tokens // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
+    return ((blocks * BLOCK_SIZE + tokens % BLOCK_SIZE) * NUM_KV_HEADS + kv_head) * HEAD_DIM

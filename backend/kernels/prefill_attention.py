@@ -1,0 +1,102 @@
+"""Prefill attention in Triton: causal attention of a batch of different lengths, keys and values read from the cache.
+
+Online softmax after FlashAttention-2 (Dao, 2023). A tile's rows are (token, head) pairs of the query heads that share a
+KV head, so that a key is read once for the whole group and any group size fills the tile. Used by dispatch.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from backend.kernels import shapes
+from backend.kernels.paged_kv import LOG2_E, cache_offsets
+
+
+def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
+                  query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
+    """See reference.paged_prefill. q [T, H, D] with any strides but the last; returns [T, H, D], contiguous.
+
+    max_query_len bounds every row's queries, since it sizes the grid; max_context_len is not needed here."""
+    shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    num_heads, head_dim = q.shape[1:]
+    _, block_size, num_kv_heads, _ = k_cache.shape
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if max_query_len == 0 or not len(context_lens):
+        return output
+    group = num_heads // num_kv_heads
+    dim_tile = triton.next_power_of_2(head_dim)
+    rows_tile, keys_tile, num_warps, num_stages = _tiles(dim_tile, q.dtype)
+    rows_tile = max(rows_tile, triton.next_power_of_2(group))
+    queries_tile = rows_tile // group
+    _prefill_kernel[(triton.cdiv(max_query_len, queries_tile), num_kv_heads, len(context_lens))](
+        q, k_cache, v_cache, block_tables, context_lens, query_start, output, q.stride(0), q.stride(1),
+        block_tables.stride(0), scale * LOG2_E, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size, ROWS_TILE=rows_tile, QUERIES_TILE=queries_tile, KEYS_TILE=keys_tile, DIM_TILE=dim_tile,
+        num_warps=num_warps, num_stages=num_stages)
+    return output
+
+
+def _tiles(dim_tile: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """(rows, keys, warps, stages) that keep queries, keys and values within 99 KiB of shared memory (sm_86, sm_89)."""
+    if dtype == torch.float32:  # no tensor cores without tf32: small tiles, whose sums fit the registers
+        return (32, 32, 4, 1) if dim_tile <= 128 else (16, 16, 4, 1)
+    if dim_tile <= 64:
+        return 128, 64, 4, 3
+    return (128, 64, 8, 2) if dim_tile <= 128 else (64, 32, 8, 2)
+
+
+@triton.jit
+def _prefill_kernel(q, k_cache, v_cache, block_tables, context_lens, query_start, output,
+                    q_token_stride, q_head_stride, table_stride, scale_log2,
+                    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+                    BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, QUERIES_TILE: tl.constexpr,
+                    KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr):
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    kv_head = tl.program_id(1)
+    sequence = tl.program_id(2).to(tl.int64)
+    first_query = tl.load(query_start + sequence)
+    num_queries = tl.load(query_start + sequence + 1) - first_query
+    tile_start = tl.program_id(0) * QUERIES_TILE
+    if tile_start >= num_queries:
+        return
+    context_len = tl.load(context_lens + sequence)
+
+    tile_row = tl.arange(0, ROWS_TILE)
+    query = tile_start + tile_row // GROUP
+    head = kv_head * GROUP + tile_row % GROUP
+    position = context_len - num_queries + query
+    column = tl.arange(0, DIM_TILE)
+    # QUERIES_TILE * GROUP can be less than ROWS_TILE; the rows left over belong to the next tile.
+    inside = ((query < num_queries) & (tile_row < QUERIES_TILE * GROUP))[:, None] & (column < HEAD_DIM)[None, :]
+    token = (first_query + query).to(tl.int64)
+    queries = tl.load(q + token[:, None] * q_token_stride + head[:, None] * q_head_stride + column[None, :],
+                      mask=inside, other=0.0)
+
+    best = tl.full([ROWS_TILE], float("-inf"), tl.float32)
+    weight = tl.zeros([ROWS_TILE], tl.float32)
+    attended = tl.zeros([ROWS_TILE, DIM_TILE], tl.float32)
+    # Every row sees key 0, in the first tile, so that best is finite from there on.
+    num_keys = tl.minimum(context_len, context_len - num_queries + tile_start + QUERIES_TILE)
+    for start in range(0, num_keys, KEYS_TILE):
+        key_position = start + tl.arange(0, KEYS_TILE)
+        valid = key_position < num_keys
+        offset = cache_offsets(block_tables + sequence * table_stride, key_position, valid, kv_head,
+                               NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+        key = tl.load(k_cache + offset[None, :] + column[:, None],
+                      mask=valid[None, :] & (column < HEAD_DIM)[:, None], other=0.0)
+        scores = tl.dot(queries, key, input_precision="ieee") * scale_log2
+        visible = (key_position[None, :] <= position[:, None]) & valid[None, :]
+        scores = tl.where(visible, scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, axis=1))
+        probability = tl.exp2(scores - new_best[:, None])
+        decay = tl.exp2(best - new_best)
+        value = tl.load(v_cache + offset[:, None] + column[None, :],
+                        mask=valid[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
+        attended = tl.dot(probability.to(value.dtype), value, attended * decay[:, None], input_precision="ieee")
+        weight = weight * decay + tl.sum(probability, axis=1)
+        best = new_best
+
+    target = output + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + column[None, :]
+    tl.store(target, (attended / weight[:, None]).to(output.dtype.element_ty), mask=inside)

@@ -1,0 +1,20 @@
+"""What every test run needs: Triton's interpreter where there is no GPU, and skips for tests that need one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, so before any test is
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, devices in (("gpu", 1), ("multi_gpu", 2)):
+        if torch.cuda.device_count() < devices:
+            skip = pytest.mark.skip(reason=f"needs {devices} CUDA device(s)")
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(skip)
