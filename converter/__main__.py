@@ -1,0 +1,77 @@
+"""Command line of the converter: `convert MODEL_NAME MODEL_PATH [MODEL_FORMAT]`.
+
+Parses and reports; the work is convert.py's. Installed as the command `convert`, also `python -m converter`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from backend.config import DTYPES
+from backend.errors import MillraceError
+from converter.convert import FORMATS, Conversion, convert_checkpoint
+
+EXAMPLES = """
+\b
+Examples:
+  convert internlm2-chat-7b ./internlm2-chat-7b
+  convert llama-2-7b ./llama-2-7b llama --tokenizer_path ./tokenizer.model
+  convert qwen2.5 ./Qwen2.5-7B-Instruct --dst_path ./qwen --tp 2 --dtype fp16
+"""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXAMPLES)
+@click.argument("model_name")
+@click.argument("model_path", type=click.Path(path_type=Path))
+@click.argument("model_format", type=click.Choice(FORMATS), default="hf")
+@click.option("--dst_path", "--dst-path", type=click.Path(path_type=Path), default=Path("workspace"), show_default=True,
+              help="Folder to write; a workspace that is there is replaced.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Tensor parallel ranks; can be changed later in config.ini.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Weights' dtype.  [default: the checkpoint's]")
+@click.option("--quant_policy", "--quant-policy", type=int, default=0, show_default=True, help="KV cache format.")
+@click.option("--use_context_fmha", "--use-context-fmha", type=click.IntRange(0, 1), default=1, show_default=True,
+              help="1: fused prefill attention; 0: plain.")
+@click.option("--session_len", "--session-len", type=click.IntRange(min=1),
+              help="Longest prompt + completion, tokens.  [default: the model's]")
+@click.option("--tokenizer_path", "--tokenizer-path", type=click.Path(path_type=Path, exists=True),
+              help="Tokenizer's file or folder.  [default: the checkpoint's]")
+@click.option("--force", is_flag=True, help="Replace dst_path even if it is no workspace.")
+def command(model_name: str, model_path: Path, model_format: str, dst_path: Path, tp: int, dtype: str | None,
+            quant_policy: int, use_context_fmha: int, session_len: int | None, tokenizer_path: Path | None,
+            force: bool) -> None:
+    """Convert a checkpoint folder into a workspace.
+
+    MODEL_NAME chooses the chat template if the checkpoint brings none; MODEL_PATH is a folder with safetensors or .bin
+    files (MODEL_FORMAT hf) or with Meta's consolidated.*.pth (llama)."""
+    conversion = convert_checkpoint(
+        model_name, model_path, model_format, dst_path, dtype=dtype, tokenizer_path=tokenizer_path, tp=tp,
+        session_len=session_len, quant_policy=quant_policy, use_context_fmha=bool(use_context_fmha), force=force,
+        show_progress=True)
+    click.echo(_summary(conversion))
+
+
+def main() -> None:
+    # Ends like Ctrl-C, so that a half-written workspace goes then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        command(prog_name="convert")
+    except MillraceError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _summary(conversion: Conversion) -> str:
+    model = conversion.model
+    kv_heads = f", {model.num_kv_heads} KV heads" if model.num_kv_heads != model.num_heads else ""
+    return (f"{conversion.workspace}: {model.model_name}, {model.num_layers} layers of {model.hidden_size}, "
+            f"{model.num_heads} heads{kv_heads}, {model.dtype}, sessions of {conversion.engine.session_len} tokens\n"
+            f"{conversion.num_bytes / 2**20:,.1f} MiB of weights in {conversion.duration_s:.1f} s\n"
+            f"next: python -m backend.chat {model.model_name} {conversion.workspace}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Convert: a checkpoint folder becomes a workspace, in five calls.
+
+open → canonicalise → prepare the tokenizer → check → write. Weights are checked (shape, finite values) while they are
+read and never held as a whole, so memory does not grow with the model. Used by __main__.py, and from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from backend.config import DTYPES, EngineConfig, ModelConfig
+from backend.errors import CheckpointError, ConfigError
+from backend.workspace import TOKENIZER
+from converter.canonical import canonicalise
+from converter.checkpoint import Checkpoint, open_hf, open_meta
+from converter.tokenizer import prepare_tokenizer
+from converter.vocabulary import with_tokenizer_ids
+from converter.workspace_writer import check_destination, check_space, new_workspace, write_config, write_weights
+
+FORMATS = ("hf", "llama", "awq")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was written: num_bytes of weights in duration_s seconds."""
+
+    workspace: Path
+    model: ModelConfig
+    engine: EngineConfig
+    num_bytes: int
+    duration_s: float
+
+
+def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "hf",
+                       dst_path: Path = Path("workspace"), *, dtype: str | None = None,
+                       tokenizer_path: Path | None = None, tp: int = 1, session_len: int | None = None,
+                       quant_policy: int = 0, use_context_fmha: bool = True, force: bool = False,
+                       show_progress: bool = False) -> Conversion:
+    """Writes the workspace `dst_path`, replacing a workspace that is there.
+
+    dtype           fp16, bf16 or fp32; None keeps the checkpoint's
+    tokenizer_path  a tokenizer's file or folder; None: the checkpoint's own
+    force           also replace a destination that is no workspace
+    Raises MillraceError, and then leaves the destination as it was."""
+    started = time.perf_counter()
+    check_destination(dst_path, model_path, force)
+    checkpoint = _open(model_path, model_format)
+    canonical = canonicalise(checkpoint, model_name, DTYPES[dtype] if dtype else None)
+    engine = default_engine(canonical.model).with_options({
+        "tp": tp, "session_len": session_len, "quant_policy": quant_policy, "use_context_fmha": use_context_fmha})
+    check_engine(canonical.model, engine)
+    check_space(dst_path, canonical.num_bytes)
+    with new_workspace(dst_path) as workspace:
+        tokenizer = prepare_tokenizer(tokenizer_folder(model_path, tokenizer_path), workspace / TOKENIZER, model_name)
+        canonical = dataclasses.replace(canonical, model=with_tokenizer_ids(canonical, tokenizer))
+        write_config(workspace, canonical, engine)
+        with tqdm(total=canonical.num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights",
+                  disable=not show_progress) as bar:
+            write_weights(workspace, canonical, bar.update)
+    return Conversion(dst_path, canonical.model, engine, canonical.num_bytes, time.perf_counter() - started)
+
+
+def default_engine(model: ModelConfig) -> EngineConfig:
+    """As long sessions as the model was trained for, and no longer than a sliding window is exact."""
+    longest = model.max_position_embeddings
+    return EngineConfig(session_len=min(longest, model.sliding_window or longest))
+
+
+def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
+    """Raises ConfigError for engine options that this model can never run with."""
+    for count, what in ((model.num_kv_heads, "kv_head_num"), (model.intermediate_size, "inter_size")):
+        if count % engine.tp:
+            divisors = [n for n in range(1, model.num_kv_heads + 1)
+                        if model.num_kv_heads % n == 0 and model.intermediate_size % n == 0]
+            raise ConfigError(f"tp={engine.tp} does not divide {what}={count}; use tp in {divisors}")
+    if model.sliding_window and engine.session_len > model.sliding_window:
+        raise ConfigError(f"session_len={engine.session_len} exceeds the model's sliding window; "
+                          f"use at most {model.sliding_window}")
+
+
+def tokenizer_folder(model_path: Path, tokenizer_path: Path | None = None) -> Path:
+    """Where the tokenizer is: as told, else with the model, else beside it, as in Meta's downloads."""
+    if tokenizer_path is not None:
+        return tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
+    names = ("tokenizer.json", "tokenizer.model")
+    beside = not any((model_path / name).is_file() for name in names) and (
+        any((model_path.parent / name).is_file() for name in names))
+    return model_path.parent if beside else model_path
+
+
+def _open(model_path: Path, model_format: str) -> Checkpoint:
+    if not model_path.is_dir():
+        raise CheckpointError(f"{model_path} is no folder; download the checkpoint first, "
+                              f"for example with: hf download {model_path} --local-dir ./checkpoint")
+    if model_format == "awq":
+        raise CheckpointError("the format `awq` is not supported yet; use `hf` with the unquantised checkpoint")
+    return open_meta(model_path) if model_format == "llama" else open_hf(model_path)

@@ -1,0 +1,65 @@
+"""LLaMA 1, 2, 3 and 3.1, Vicuna, Mistral and InternLM 1: one layout in Hugging Face's spelling.
+
+InternLM 1 is LLaMA with biases on q, k, v and o under its own name; Mistral adds a sliding window. The mapping of
+names also serves qwen.py. Listed in canonical.py."""
+
+from __future__ import annotations
+
+from backend.config import ModelConfig
+from converter.checkpoint import Checkpoint
+from converter.families.base import CanonicalTensors, Family, SourceTensors, decoder_config
+from converter.lazy_tensor import stack_rows
+
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def llama_tensors(take: SourceTensors, model: ModelConfig) -> CanonicalTensors:
+    """Canonical tensors of every checkpoint that names its weights like transformers' LlamaForCausalLM."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    q_rows, kv_rows = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    embedding = take(EMBEDDING, model.vocab_size, hidden)
+    yield "tok_embeddings.weight", embedding
+    for layer in range(model.num_layers):
+        source, ours = f"model.layers.{layer}", f"layers.{layer}"
+        attention, feed_forward = f"{source}.self_attn", f"{source}.mlp"
+        yield f"{ours}.attention_norm.weight", take(f"{source}.input_layernorm.weight", hidden)
+        yield f"{ours}.attention.w_qkv.weight", stack_rows([take(f"{attention}.q_proj.weight", q_rows, hidden),
+                                                            take(f"{attention}.k_proj.weight", kv_rows, hidden),
+                                                            take(f"{attention}.v_proj.weight", kv_rows, hidden)])
+        if model.attention_bias:
+            yield f"{ours}.attention.w_qkv.bias", stack_rows([take(f"{attention}.q_proj.bias", q_rows),
+                                                              take(f"{attention}.k_proj.bias", kv_rows),
+                                                              take(f"{attention}.v_proj.bias", kv_rows)])
+        if model.qk_norm:
+            yield f"{ours}.attention.q_norm.weight", take(f"{attention}.q_norm.weight", model.head_dim)
+            yield f"{ours}.attention.k_norm.weight", take(f"{attention}.k_norm.weight", model.head_dim)
+        yield f"{ours}.attention.wo.weight", take(f"{attention}.o_proj.weight", hidden, q_rows)
+        if model.output_bias:
+            yield f"{ours}.attention.wo.bias", take(f"{attention}.o_proj.bias", hidden)
+        yield f"{ours}.ffn_norm.weight", take(f"{source}.post_attention_layernorm.weight", hidden)
+        yield f"{ours}.feed_forward.w13.weight", stack_rows([take(f"{feed_forward}.gate_proj.weight", inner, hidden),
+                                                             take(f"{feed_forward}.up_proj.weight", inner, hidden)])
+        yield f"{ours}.feed_forward.w2.weight", take(f"{feed_forward}.down_proj.weight", hidden, inner)
+    yield "norm.weight", take("model.norm.weight", hidden)
+    yield "output.weight", embedding if take.is_tied else take(OUTPUT, model.vocab_size, hidden)
+
+
+def _llama_config(checkpoint: Checkpoint, model_name: str, dtype: str) -> ModelConfig:
+    has_bias = bool(checkpoint.config.get("attention_bias", False))
+    return decoder_config(checkpoint, model_name, dtype, attention_bias=has_bias, output_bias=has_bias)
+
+
+def _internlm_config(checkpoint: Checkpoint, model_name: str, dtype: str) -> ModelConfig:
+    has_bias = bool(checkpoint.config.get("bias", True))
+    return decoder_config(checkpoint, model_name, dtype, attention_bias=has_bias, output_bias=has_bias)
+
+
+def _mistral_config(checkpoint: Checkpoint, model_name: str, dtype: str) -> ModelConfig:
+    window = checkpoint.config.get("sliding_window", 4096)  # transformers' default where the key is absent
+    return decoder_config(checkpoint, model_name, dtype, sliding_window=window)
+
+
+LLAMA = Family("LLaMA 1/2/3/3.1, Vicuna", ("LlamaForCausalLM", "LLaMAForCausalLM"), EMBEDDING, OUTPUT,
+               _llama_config, llama_tensors)
+INTERNLM = Family("InternLM", ("InternLMForCausalLM",), EMBEDDING, OUTPUT, _internlm_config, llama_tensors)
+MISTRAL = Family("Mistral", ("MistralForCausalLM",), EMBEDDING, OUTPUT, _mistral_config, llama_tensors)

@@ -1,0 +1,225 @@
+"""Lazy tensors: weights that know their shape and are read, checked and rearranged only where rows are asked for.
+
+A converter never holds a tensor as a whole: it streams blocks of rows. `read_rows` is all that a kind of lazy tensor
+has to bring; fusing, joining shards and reordering heads are lazy tensors made of lazy tensors, so a tensor-parallel
+rank that slices a fused weight reads only its own bytes. Made by checkpoint.py and families/; read by
+safetensors_file.py and, as a StoredTensor, by the backend's weight loader."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.errors import CheckpointError
+
+READ_BYTES = 4 << 20  # small enough that the finite check and the write find the bytes in the CPU's cache
+
+
+class LazyTensor(ABC):
+    """A tensor of `shape` and `dtype`; `where` names its file and tensor for messages."""
+
+    __slots__ = ()
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def where(self) -> str: ...
+
+    @abstractmethod
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        """Fills `out`, contiguous [stop - start, *shape[1:]] in `dtype`. Raises CheckpointError, naming the tensor."""
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
+        """`[:]`, `[a:b]` and `[:, a:b]`, with step 1; only the rows asked for are read."""
+        rows, *columns = index if isinstance(index, tuple) else (index,)
+        start, stop, step = rows.indices(self.shape[0])
+        assert step == 1, "lazy tensors are sliced with step 1"
+        block = torch.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
+        self.read_rows(start, stop, block)
+        return block[(slice(None), *columns)].contiguous() if columns else block
+
+
+@dataclass(frozen=True, slots=True)
+class FileTensor(LazyTensor):
+    """Contiguous bytes at an offset of a file: a safetensors entry, or a record of a .bin or .pth file."""
+
+    file: Path
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}: tensor {self.name}"
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        row_bytes = torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
+        values = out.view(-1)
+        chunk = READ_BYTES // self.dtype.itemsize
+        try:
+            descriptor = os.open(self.file, os.O_RDONLY)
+            try:
+                for first in range(0, values.numel(), chunk):
+                    part = values[first : first + chunk]
+                    self._read(descriptor, self.offset + start * row_bytes + first * self.dtype.itemsize, part)
+                    self._check_finite(part)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise CheckpointError(f"{self.where} cannot be read: {error.strerror}; check the disk or download the "
+                                  "file again") from None
+
+    def _read(self, descriptor: int, position: int, part: Tensor) -> None:
+        view = memoryview(part.view(torch.uint8).numpy())
+        while view:
+            count = os.preadv(descriptor, [view], position)
+            if count == 0:
+                raise CheckpointError(f"{self.where} is cut off: the file ends early; download the file again")
+            view, position = view[count:], position + count
+
+    def _check_finite(self, part: Tensor) -> None:
+        # One NaN or infinity makes the sum one; the sum alone can overflow too, and only then is each value looked at.
+        if self.dtype.is_floating_point and not part.sum().isfinite() and not part.isfinite().all():
+            raise CheckpointError(f"{self.where} holds NaN or infinite values; the checkpoint is damaged, "
+                                  "download it again")
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock(LazyTensor):
+    """Rows start..stop of another tensor."""
+
+    tensor: LazyTensor
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *self.tensor.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def where(self) -> str:
+        return self.tensor.where
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        self.tensor.read_rows(self.start + start, self.start + stop, out)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedRows(LazyTensor):
+    """Tensors of one width and dtype, one below the other: how q | k | v and gate | up are fused."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def where(self) -> str:
+        return self.parts[0].where
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0  # the part's first row in this tensor
+        for part in self.parts:
+            begin, end = max(start, first), min(stop, first + part.shape[0])
+            if begin < end:
+                part.read_rows(begin - first, end - first, out[begin - start : end - start])
+            first += part.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedColumns(LazyTensor):
+    """Tensors of one height and dtype, side by side: Meta's shards of a row-parallel weight."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def where(self) -> str:
+        return self.parts[0].where
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        torch.cat([part[start:stop] for part in self.parts], dim=-1, out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfSplitHeads(LazyTensor):
+    """Rows of q or k in Meta's rotary order (pairs 2j, 2j+1), given in Hugging Face's (j, j + head_dim / 2)."""
+
+    tensor: LazyTensor
+    head_dim: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def where(self) -> str:
+        return self.tensor.where
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        first = start // self.head_dim * self.head_dim  # whole heads are read, since their rows change places
+        last = -(-stop // self.head_dim) * self.head_dim
+        pairs = self.tensor[first:last].unflatten(0, (-1, self.head_dim // 2, 2))
+        out.copy_(pairs.transpose(1, 2).flatten(0, 2)[start - first : stop - first])
+
+
+@dataclass(frozen=True, slots=True)
+class Cast(LazyTensor):
+    """Another tensor in another dtype. Raises CheckpointError where a value is out of the new dtype's range."""
+
+    tensor: LazyTensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def where(self) -> str:
+        return self.tensor.where
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self.tensor[start:stop])
+        if not out.sum().isfinite() and not out.isfinite().all():
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self.where} has values beyond the range of {dtype}; use --dtype bf16 or fp32")
+
+
+def stack_rows(parts: Sequence[LazyTensor]) -> LazyTensor:
+    return parts[0] if len(parts) == 1 else StackedRows(tuple(parts))
+
+
+def join_columns(parts: Sequence[LazyTensor]) -> LazyTensor:
+    return parts[0] if len(parts) == 1 else JoinedColumns(tuple(parts))
