@@ -47,10 +47,10 @@ class LLM:
     Raises a MillraceError, in one line, for a model or option that cannot be used."""
 
     def __init__(self, model: str | Path | ModelSource, model_name: str | None = None, **options: Any) -> None:
-        source = open_model(model, model_name) if isinstance(model, (str, Path)) else model
-        self.config = source.engine.with_options(options)
-        self.front_end = TextFrontEnd(source)
-        self.engine = start_engine(source, self.config)
+        self.source = open_model(model, model_name) if isinstance(model, (str, Path)) else model
+        self.config = self.source.engine.with_options(options)
+        self.front_end = TextFrontEnd(self.source)
+        self.engine = start_engine(self.source, self.config)
         self._answers: dict[str, Answer] = {}
         self._streams: dict[str, deque[TextOutput]] = {}
         self._request_numbers = itertools.count()

@@ -1,0 +1,57 @@
+"""Record: how a benchmark keeps its result, with what has to stand beside a number: hardware, versions, command, date.
+
+Used by each module of benchmarks/ that measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def conditions() -> dict[str, Any]:
+    """Device, versions, command and date of this run."""
+    packages = ["torch", "triton", "transformers", "tokenizers"]
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU: {_cpu_name()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def save(file: Path, figures: dict[str, Any]) -> None:
+    """Writes figures and conditions as one JSON document."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**conditions(), **figures}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _module_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except Exception:
+        return None
