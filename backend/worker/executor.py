@@ -6,6 +6,7 @@ Used by engine.py and llm.py, which may know nothing else of backend/worker; tes
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from backend.config import EngineConfig
@@ -14,7 +15,9 @@ from backend.errors import EngineDeadError
 from backend.model_source import ModelSource
 from backend.steps import StepPlan, StepResult
 from backend.worker.device import resolve_device
-from backend.worker.worker import Worker
+from backend.worker.model_runner import RunningStep
+from backend.worker.process_executor import ProcessExecutor
+from backend.worker.worker import Worker, rank_error
 
 
 class StepHandle(Protocol):
@@ -48,33 +51,45 @@ def start_executor(source: ModelSource, engine: EngineConfig, decide_num_blocks:
 
     decide_num_blocks  free bytes after the weights, the least over the ranks → number of KV blocks
     Raises ConfigError or CheckpointError where the model cannot be run like this, EngineDeadError where a rank dies."""
-    if engine.tp == 1:
-        return LocalExecutor(source, engine, decide_num_blocks)
-    from backend.worker.process_executor import ProcessExecutor
-
-    return ProcessExecutor(source, engine, decide_num_blocks)
-
-
-def max_in_flight(engine: EngineConfig) -> int:
-    """On CUDA the host prepares one step while the device works on another; on the CPU both are the same cores."""
-    return 2 if resolve_device(engine).type == "cuda" else 1
+    # On CUDA the host prepares one step while the device works on another; on the CPU both are the same cores.
+    max_in_flight = 2 if resolve_device(engine).type == "cuda" else 1
+    executor = LocalExecutor if engine.tp == 1 else ProcessExecutor
+    return executor(source, engine, decide_num_blocks, max_in_flight)
 
 
 class LocalExecutor:
     """One rank, in this process."""
 
-    def __init__(self, source: ModelSource, engine: EngineConfig, decide_num_blocks: Callable[[int], int]) -> None:
+    def __init__(self, source: ModelSource, engine: EngineConfig, decide_num_blocks: Callable[[int], int],
+                 max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
         self._worker: Worker | None = Worker(source, engine, TensorParallel())
         self.num_blocks = decide_num_blocks(self._worker.free_bytes())
-        self.max_in_flight = max_in_flight(engine)
         self._worker.allocate_kv(self.num_blocks)
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """See Executor.launch."""
         if self._worker is None:
             raise EngineDeadError("the executor is closed")
-        return self._worker.run(plan)
+        try:
+            return LocalStep(self._worker.run(plan))
+        except Exception as error:
+            raise rank_error(error, rank=0) from error
 
     def close(self) -> None:
         """See Executor.close."""
         self._worker = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStep:
+    """A step that runs on this process's device."""
+
+    running: RunningStep
+
+    def wait(self) -> StepResult:
+        """See StepHandle.wait."""
+        try:
+            return self.running.wait()
+        except Exception as error:
+            raise rank_error(error, rank=0) from error

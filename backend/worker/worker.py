@@ -9,6 +9,7 @@ import torch
 
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
+from backend.errors import EngineDeadError, MillraceError
 from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
 from backend.steps import StepPlan
@@ -47,3 +48,11 @@ class Worker:
         """Launches a step."""
         assert self.runner is not None, "run before allocate_kv"
         return self.runner.run(plan)
+
+
+def rank_error(error: BaseException, rank: int) -> MillraceError:
+    """What ended a rank, as one line; an error of ours stays itself."""
+    if isinstance(error, MillraceError):
+        return error
+    text = " ".join(str(error).split()) or "no message"
+    return EngineDeadError(f"rank {rank}: {type(error).__name__}: {text[:300]}")
