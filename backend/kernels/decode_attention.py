@@ -66,7 +66,8 @@ def _split_tokens(context_len, num_splits, KEYS_TILE: tl.constexpr):
     return tl.cdiv(tl.cdiv(context_len, num_splits), KEYS_TILE) * KEYS_TILE
 
 
-@triton.jit
+# Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables", "context_lens"])
 def _decode_split_kernel(q, k_cache, v_cache, block_tables, context_lens, partial, log_weights,
                          q_row_stride, q_head_stride, table_stride, scale_log2,
                          NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -116,7 +117,7 @@ def _decode_split_kernel(q, k_cache, v_cache, block_tables, context_lens, partia
     tl.store(partial + target[:, None] * HEAD_DIM + column[None, :], attended / weight[:, None], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["context_lens"])
 def _decode_combine_kernel(partial, log_weights, context_lens, output, num_splits,
                            NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS_TILE: tl.constexpr,
                            DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr):

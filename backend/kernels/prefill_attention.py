@@ -41,13 +41,15 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
 def _tiles(dim_tile: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
     """(rows, keys, warps, stages) that keep queries, keys and values within 99 KiB of shared memory (sm_86, sm_89)."""
     if dtype == torch.float32:  # no tensor cores without tf32: small tiles, whose sums fit the registers
-        return (32, 32, 4, 1) if dim_tile <= 128 else (16, 16, 4, 1)
+        return (32, 32, 4, 1) if dim_tile <= 64 else (16, 16, 4, 1)
     if dim_tile <= 64:
         return 128, 64, 4, 3
     return (128, 64, 8, 2) if dim_tile <= 128 else (64, 32, 8, 2)
 
 
-@triton.jit
+# Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
+@triton.jit(do_not_specialize=["table_stride"],
+            do_not_specialize_on_alignment=["block_tables", "context_lens", "query_start"])
 def _prefill_kernel(q, k_cache, v_cache, block_tables, context_lens, query_start, output,
                     q_token_stride, q_head_stride, table_stride, scale_log2,
                     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,

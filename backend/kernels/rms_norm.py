@@ -48,7 +48,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, output: Tensor, 
         num_warps=min(16, max(4, columns // 512)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # one compilation serves every number of tokens
 def _rms_norm_kernel(x, residual, weight, output, total, num_rows, heads, token_stride, head_stride, residual_stride,
                      eps, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_RESIDUAL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)

@@ -51,6 +51,7 @@ def check_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_map
     if k.shape != v.shape or k.shape[1:] != k_cache.shape[2:] or slot_mapping.shape[0] != k.shape[0]:
         raise ShapeError(f"store_kv: k {list(k.shape)}, v {list(v.shape)}, slot_mapping {list(slot_mapping.shape)} do "
                          f"not fit a cache of {list(k_cache.shape)}; k and v must be [T, K, D], slot_mapping [T]")
+    _check_dtype("store_kv: k", k, k_cache)
     _check_rows(k=k, v=v, slot_mapping=slot_mapping)
 
 
@@ -67,6 +68,7 @@ def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: T
     if block_tables.dim() != 2 or block_tables.shape[0] != context_lens.shape[0]:
         raise ShapeError(f"attention: block_tables {list(block_tables.shape)} and context_lens "
                          f"{list(context_lens.shape)} must have one row per sequence")
+    _check_dtype("attention: q", q, k_cache)
     _check_rows(q=q, block_tables=block_tables, context_lens=context_lens)
 
 
@@ -75,6 +77,12 @@ def _check_rows(**tensors: Tensor) -> None:
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             raise ShapeError(f"{name}: values along the last axis must lie next to each other, but their stride is "
                              f"{tensor.stride(-1)}; pass a contiguous tensor, or a view that cuts other axes")
+
+
+def _check_dtype(name: str, tensor: Tensor, k_cache: Tensor) -> None:
+    if tensor.dtype != k_cache.dtype:
+        raise ShapeError(f"{name} is {tensor.dtype}, but the KV cache is {k_cache.dtype}; "
+                         "allocate the cache in the model's dtype")
 
 
 def _check_caches(k_cache: Tensor, v_cache: Tensor) -> None:

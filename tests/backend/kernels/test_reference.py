@@ -134,6 +134,12 @@ def test_a_head_dim_above_the_limit_is_refused():
         reference.paged_decode(q, cache, cache, torch.zeros(1, 1).int(), torch.ones(1).int(), 1.0, 1)
 
 
+def test_a_cache_of_another_dtype_is_refused():
+    q, cache = torch.zeros(1, 2, 64), torch.zeros(2, 16, 2, 64, dtype=torch.float16)
+    with pytest.raises(ShapeError, match=r"q is torch.float32, but the KV cache is torch.float16"):
+        reference.paged_decode(q, cache, cache, torch.zeros(1, 1).int(), torch.ones(1).int(), 1.0, 1)
+
+
 def test_an_odd_gate_up_is_refused():
     with pytest.raises(ShapeError, match="must be even"):
         reference.silu_and_mul(torch.zeros(2, 7))
