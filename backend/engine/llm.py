@@ -74,7 +74,7 @@ class LLM:
         if _is_one(prompts):
             return self.generate([prompts], sampling, show_progress=False)[0]
         ids = [self.front_end.prompt_ids(prompt) for prompt in prompts]
-        return self._complete(ids, _one_each(sampling, len(ids)), show_progress)
+        return self._complete(ids, _one_each(sampling, len(ids)), show_progress, continues_prompt=True)
 
     def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]], sampling: SamplingParams | None = None, *,
              tools: Sequence[Mapping[str, Any]] | None = None, show_progress: bool = True
@@ -86,7 +86,7 @@ class LLM:
             return self.chat([messages], sampling, tools=tools, show_progress=False)[0]
         sampling = self.front_end.chat_sampling(sampling or SamplingParams())
         ids = [self.front_end.chat_ids(conversation, tools) for conversation in messages]
-        return self._complete(ids, [sampling] * len(ids), show_progress)
+        return self._complete(ids, [sampling] * len(ids), show_progress, continues_prompt=False)
 
     def stream(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams | None = None, *,
                session_id: int | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Iterator[TextOutput]:
@@ -95,12 +95,13 @@ class LLM:
         session_id  the engine keeps this conversation: give only what is new, and end_session when it is over
         Leaving the iteration early aborts the request. Streams may be read in turns; each drives the engine."""
         sampling = sampling or SamplingParams()
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        if is_chat:
             sampling = self.front_end.chat_sampling(sampling)
             ids = self._turn_ids(prompt, session_id, tools)
         else:
             ids = self.front_end.prompt_ids(prompt)
-        request = self._add(ids, sampling, session_id)
+        request = self._add(ids, sampling, not is_chat, session_id)
         self._streams[request.request_id] = deque()
         return self._outputs_of(request.request_id)
 
@@ -118,19 +119,20 @@ class LLM:
                                f"not {len(messages)}; end_session starts it afresh")
         return self.front_end.turn_ids(messages[0], is_first=False)
 
-    def _add(self, ids: Sequence[int], sampling: SamplingParams, session_id: int | None = None) -> GenerateRequest:
+    def _add(self, ids: Sequence[int], sampling: SamplingParams, continues_prompt: bool,
+             session_id: int | None = None) -> GenerateRequest:
         request = GenerateRequest(str(next(self._request_numbers)), tuple(ids), self.front_end.resolved(sampling),
                                   session_id)
         self.engine.add_request(request)
-        self._answers[request.request_id] = self.front_end.answer(request)
+        self._answers[request.request_id] = self.front_end.answer(request, continues_prompt)
         return request
 
     def _complete(self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams],
-                  show_progress: bool) -> list[Completion]:
+                  show_progress: bool, continues_prompt: bool) -> list[Completion]:
         parts: dict[str, list[TextOutput]] = {}
         try:
             for ids, params in zip(prompts, sampling, strict=True):
-                parts[self._add(ids, params).request_id] = []
+                parts[self._add(ids, params, continues_prompt).request_id] = []
             num_open, num_tokens = len(parts), 0
             with tqdm(total=num_open, unit="prompt", disable=not show_progress or num_open < 2) as bar:
                 while num_open:

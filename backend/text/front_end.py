@@ -68,9 +68,12 @@ class TextFrontEnd:
             words += [tuple(self.tokenizer.encode(text)) for text in spellings] or [word]
         return dataclasses.replace(sampling, bad_words=tuple(dict.fromkeys(words)))
 
-    def answer(self, request: GenerateRequest) -> Answer:
-        """Collects the text of a request's outputs."""
-        return Answer(self.tokenizer, request.sampling)
+    def answer(self, request: GenerateRequest, continues_prompt: bool) -> Answer:
+        """Collects the text of a request's outputs.
+
+        continues_prompt  the text goes on where a plain prompt stops, its first space included; an answer in a
+                          conversation is a text of its own"""
+        return Answer(self.tokenizer, request.sampling, request.token_ids if continues_prompt else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,8 @@ class TextOutput:
 class Answer:
     """The text of one request as it grows: detokenised, held back where it could become a stop text, cut there."""
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams) -> None:
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, prompt_ids)
         self._stop_words = StopWords(sampling.stop)
         self._ends: list[int] = []  # per token: characters of text up to and with it
         self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it

@@ -1,0 +1,59 @@
+"""config.ini: what is written is read back, and everything else is refused with a line that helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.config import EngineConfig, ModelConfig, RopeConfig, read_config, render_config
+from backend.errors import ConfigError
+
+MODEL = ModelConfig("internlm2", 100, 64, 2, 4, 2, 16, 128, 1e-5, RopeConfig(16, 1e6, "dynamic", 2.0), 2048, 1, (2, 5))
+ENGINE = EngineConfig(session_len=1024, cache_max_entry_count=0.5, tp=2)
+
+
+def written(folder: Path, change: tuple[str, str] = ("", "")) -> Path:
+    file = folder / "config.ini"
+    file.write_text(render_config(MODEL, ENGINE).replace(*change) if change[0] else render_config(MODEL, ENGINE))
+    return file
+
+
+def test_config_is_read_back_as_it_was_written(tmp_path):
+    assert read_config(written(tmp_path)) == (MODEL, ENGINE)
+
+
+def test_tensor_para_size_is_tp(tmp_path):
+    assert read_config(written(tmp_path, ("tp = 2", "tensor_para_size = 4")))[1].tp == 4
+
+
+def test_integer_end_id_is_one_id(tmp_path):
+    assert read_config(written(tmp_path, ("end_id = [2, 5]", "end_id = 2")))[0].eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (("head_num", "head_mun"), "unknown key 'head_mun'; did you mean 'head_num'"),
+    (('model_name = "internlm2"', "model_name = internlm2"), "is not valid TOML .* converted again"),
+    (("head_num = 4\n", ""), "missing head_num"),
+    (("head_num = 4", 'head_num = "4"'), "head_num = '4' does not work; it needs an integer"),
+    (("tp = 2", "tp = 0"), "tp=0 is too small"),
+    (("format_version = 1", "format_version = 9"), "format_version=9"),
+    (("kv_head_num = 2", "kv_head_num = 3"), "head_num=4 is not a multiple of kv_head_num=3"),
+    (("[llama]", "[model]"), r"it needs exactly one, \[llama\]"),
+    (("weight_type = \"bf16\"", "weight_type = \"int3\""), "it needs one of fp16, bf16, fp32"),
+    (("cache_block_seq_len = 64", "cache_block_seq_len = 63"), "use a power of two"),
+    (("cache_max_entry_count = 0.5", "cache_max_entry_count = 1.5"), "use a share in"),
+])
+def test_a_wrong_config_is_refused_with_its_file_and_key(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        read_config(written(tmp_path, change))
+    assert "config.ini" in str(error.value)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="unknown engine option 'session_length'; did you mean 'session_len'"):
+        ENGINE.with_options({"session_length": 5})
+
+
+def test_options_that_are_none_change_nothing():
+    assert ENGINE.with_options({"session_len": None, "tp": 1}) == EngineConfig(1024, cache_max_entry_count=0.5)

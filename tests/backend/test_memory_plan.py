@@ -1,0 +1,58 @@
+"""The memory plan: what fits is said before anything is loaded; what does not names the option that would cure it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from backend.config import EngineConfig, ModelConfig, RopeConfig
+from backend.errors import CapacityError
+from backend.memory_plan import GIB, plan_memory, weights_bytes
+
+LLAMA_7B = ModelConfig("llama2", 32000, 4096, 32, 32, 32, 128, 11008, 1e-5, RopeConfig(128), 4096, 1, (2,))
+
+
+def plan(free_gib: float, **options: float):
+    return plan_memory(LLAMA_7B, EngineConfig(**{"session_len": 4096, **options}), "bfloat16", int(free_gib * GIB))
+
+
+def test_weights_of_llama_7b_are_its_published_size():
+    assert weights_bytes(LLAMA_7B, "bfloat16", 1) == 6_738_415_616 * 2
+
+
+def test_kv_cache_takes_its_share_of_what_the_weights_leave():
+    result = plan(80, cache_max_entry_count=0.5)
+    block = 64 * 524_288  # 512 KiB a token: 2 x 32 layers x 32 heads x 128 x 2 bytes
+    assert result.num_blocks == int((80 * GIB - result.weights_bytes) * 0.5) // block
+    assert result.kv_bytes == result.num_blocks * block
+
+
+def test_whole_plan_never_exceeds_what_is_free():
+    result = plan(24, cache_max_entry_count=0.999, session_len=1024)
+    assert result.weights_bytes + result.kv_bytes + result.other_bytes <= 24 * GIB
+
+
+def test_plan_reads_as_a_sentence():
+    assert re.fullmatch(r"weights 12\.6 GiB \(bfloat16\), KV cache .* GiB: .* blocks x 64 tokens = .* tokens "
+                        r"or .* full sessions of 4,096, other .* GiB", str(plan(80)))
+
+
+def test_tp_divides_weights_and_kv():
+    assert plan(80, tp=2).weights_bytes < plan(80).weights_bytes * 0.51
+    assert plan(80, tp=2, cache_max_entry_count=100).kv_bytes * 2 == plan(80, cache_max_entry_count=100).kv_bytes
+
+
+@pytest.mark.parametrize(("free_gib", "options", "cure"), [
+    (12, {}, {"tp": 2}),
+    (16, {}, None),
+    (24, {"session_len": 32768}, None),
+    (24, {"cache_max_entry_count": 5000}, None),
+])
+def test_where_it_does_not_fit_the_named_value_does(free_gib, options, cure):
+    with pytest.raises(CapacityError) as error:
+        plan(free_gib, **options)
+    if cure is None:
+        name, value = re.search(r"use (\w+)=([\d.]+\d)", str(error.value)).groups()
+        cure = {name: float(value) if "." in value else int(value)}
+    assert plan(free_gib, **{**options, **cure}).num_blocks > 0
