@@ -35,6 +35,9 @@ from converter.sentencepiece_model import BPE, PieceType, SentencePieceModel, pa
 
 TOKENIZER_MODEL = "tokenizer.model"
 NUM_CHECKED_STRINGS = 2500
+# SentencePiece 0.2.3 keeps a piece "\x00" (InternLM has one) but never finds it in text: the byte piece is taken. Two
+# characters that no merge joins are never found either.
+_UNMATCHED_NULL = "\x00\x00"
 COPIED_FILES = (TOKENIZER_MODEL, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS, CHAT_TEMPLATE,
                 "vocab.json", "merges.txt", "generation_config.json")
 
@@ -69,7 +72,7 @@ def prepare_tokenizer(source_dir: Path, target_dir: Path, model_name: str | None
         tokenizer = _load(target_dir / TOKENIZER_JSON)
     else:
         tokenizer.save(str(target_dir / TOKENIZER_JSON), pretty=False)
-    config = {**special_tokens, **read_json(source_dir / TOKENIZER_CONFIG)}
+    config = read_json(source_dir / TOKENIZER_CONFIG)
     config.update({role: text for role, text in special_tokens.items() if not config.get(role)})
     (target_dir / TOKENIZER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", "utf-8")
     return TokenizerInfo(
@@ -114,7 +117,8 @@ def build_from_sentencepiece(model: SentencePieceModel, settings: TokenizerSetti
         raise TokenizerError(f"{name} normalises text with a table (nmt_nfkc or the like), which tokenizer.json cannot "
                              "say exactly; use a model trained with normalization_rule_name=identity, or a checkpoint "
                              "that brings tokenizer.json")
-    texts = {token_id: piece.text for token_id, piece in enumerate(model.pieces)}
+    texts = {token_id: _UNMATCHED_NULL if piece.text == "\x00" else piece.text
+             for token_id, piece in enumerate(model.pieces)}
     texts.update({token_id: text for token_id, (text, _) in settings.added_tokens.items()})
     vocabulary = {text: token_id for token_id, text in texts.items()}
     if len(vocabulary) != len(texts):
