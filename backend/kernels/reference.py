@@ -120,10 +120,11 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
     k/v_cache        [N, S, K, D]
     block_tables     [B, M] int32    entries beyond the context are not read
     context_lens     [B] int32       cached + new tokens
-    query_start      [B + 1] int32   row b owns queries [query_start[b], query_start[b + 1])
+    query_start      [B + 1] int32   row b owns queries [query_start[b], query_start[b + 1]); it may begin after 0
     scale            factor of the scores, usually D ** -0.5
     max_query_len, max_context_len   bounds known on the host; the reference reads the lengths themselves
-    Returns [T, H, D] in q's dtype. Raises ShapeError if H is not a multiple of K. Materialises the scores."""
+    Returns [T, H, D] in q's dtype; tokens that no row owns are undefined. Materialises the scores, a tile at a time.
+    Raises ShapeError if H is not a multiple of K."""
     shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
     dtype = torch.promote_types(q.dtype, torch.float32)
     num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]

@@ -60,7 +60,7 @@ def test_a_head_count_that_is_not_a_multiple_is_refused(device):
 def test_a_large_batch_agrees_with_the_reference(dtype):
     lens = torch.randint(1, 2000, (32,), generator=torch.Generator().manual_seed(1)).tolist()
     batch = make_batch(lens, num_heads=32, num_kv_heads=8, head_dim=128, block_size=64, dtype=dtype, device="cuda")
-    expected = reference.paged_decode(batch.q.float(), batch.k_cache.float(), batch.v_cache.float(),
+    expected = reference.paged_decode(batch.q.double(), batch.k_cache.double(), batch.v_cache.double(),
                                       batch.block_tables, batch.context_lens, batch.scale, batch.max_context_len)
     assert_near(decode(batch), expected)
 

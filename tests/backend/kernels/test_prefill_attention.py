@@ -70,6 +70,6 @@ def test_a_large_batch_agrees_with_the_reference(dtype):
     batch = make_batch([2000, 1500, 700], [2000, 300, 1], num_heads=32, num_kv_heads=8, head_dim=128, block_size=64,
                        dtype=dtype, device="cuda")
     expected = reference.paged_prefill(
-        batch.q.float(), batch.k_cache.float(), batch.v_cache.float(), batch.block_tables, batch.context_lens,
+        batch.q.double(), batch.k_cache.double(), batch.v_cache.double(), batch.block_tables, batch.context_lens,
         batch.query_start, batch.scale, batch.max_query_len, batch.max_context_len)
     assert_near(prefill(batch), expected)
