@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
+from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import DTYPES
-from backend.errors import MillraceError
 from converter.convert import FORMATS, Conversion, convert_checkpoint
 
 EXAMPLES = """
@@ -23,21 +23,21 @@ Examples:
 """
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXAMPLES)
+@click.command(context_settings=CONTEXT_SETTINGS, epilog=EXAMPLES)
 @click.argument("model_name")
 @click.argument("model_path", type=click.Path(path_type=Path))
 @click.argument("model_format", type=click.Choice(FORMATS), default="hf")
-@click.option("--dst_path", "--dst-path", type=click.Path(path_type=Path), default=Path("workspace"), show_default=True,
+@click.option("--dst_path", type=click.Path(path_type=Path), default=Path("workspace"), show_default=True,
               help="Folder to write; a workspace that is there is replaced.")
 @click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tensor parallel ranks; can be changed later in config.ini.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Weights' dtype.  [default: the checkpoint's]")
-@click.option("--quant_policy", "--quant-policy", type=int, default=0, show_default=True, help="KV cache format.")
-@click.option("--use_context_fmha", "--use-context-fmha", type=click.IntRange(0, 1), default=1, show_default=True,
+@click.option("--quant_policy", type=int, default=0, show_default=True, help="KV cache format.")
+@click.option("--use_context_fmha", type=click.IntRange(0, 1), default=1, show_default=True,
               help="1: fused prefill attention; 0: plain.")
-@click.option("--session_len", "--session-len", type=click.IntRange(min=1),
+@click.option("--session_len", type=click.IntRange(min=1),
               help="Longest prompt + completion, tokens.  [default: the model's]")
-@click.option("--tokenizer_path", "--tokenizer-path", type=click.Path(path_type=Path, exists=True),
+@click.option("--tokenizer_path", type=click.Path(path_type=Path, exists=True),
               help="Tokenizer's file or folder.  [default: the checkpoint's]")
 @click.option("--force", is_flag=True, help="Replace dst_path even if it is no workspace.")
 def command(model_name: str, model_path: Path, model_format: str, dst_path: Path, tp: int, dtype: str | None,
@@ -57,11 +57,7 @@ def command(model_name: str, model_path: Path, model_format: str, dst_path: Path
 def main() -> None:
     # Ends like Ctrl-C, so that a half-written workspace goes then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        command(prog_name="convert")
-    except MillraceError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    run(command)
 
 
 def _summary(conversion: Conversion) -> str:

@@ -59,7 +59,7 @@ def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "h
         canonical = dataclasses.replace(canonical, model=with_tokenizer_ids(canonical, tokenizer))
         write_config(workspace, canonical, engine)
         with tqdm(total=canonical.num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights",
-                  disable=not show_progress) as bar:
+                  disable=None if show_progress else True) as bar:  # None: only on a terminal
             write_weights(workspace, canonical, bar.update)
     return Conversion(dst_path, canonical.model, engine, canonical.num_bytes, time.perf_counter() - started)
 

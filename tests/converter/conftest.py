@@ -1,0 +1,25 @@
+"""Shared by the converter's tests: one bf16 LLaMA checkpoint to read, and copies of it to damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def pristine_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bf16 safetensors shards with an index; not to be changed."""
+    folder = tmp_path_factory.mktemp("pristine") / "llama"
+    make_checkpoint("llama", folder, dtype=torch.bfloat16, max_shard_size="900KB")
+    return folder
+
+
+@pytest.fixture
+def llama(pristine_llama: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(pristine_llama, tmp_path / "llama"))
