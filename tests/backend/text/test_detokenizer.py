@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ def any_ids(tokenizer):
 
 def cut(ids, borders):
     borders = [0, *sorted(min(border, len(ids)) for border in borders), len(ids)]
-    return [ids[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [ids[start:end] for start, end in itertools.pairwise(borders)]
 
 
 @PROPERTY
