@@ -51,8 +51,8 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
     block = kv_block_bytes(model, config, dtype)
     most = (free - other) // block
     if free <= other or most < 1:
-        raise CapacityError(f"weights take {_gib(weights)} and work space {_gib(other)}, but only {_gib(max(free, 0))} "
-                            f"is left beside the weights; use tp={_next_tp(model, config.tp)} or a larger device")
+        raise CapacityError(f"weights need {_gib(weights)} and work space {_gib(other)}, "
+                            f"but {_gib(free + weights)} is free; use tp={_next_tp(model, config.tp)} or a device with more memory")
     wanted = config.cache_max_entry_count
     per_session = blocks_of(config.session_len, config.block_size)
     if wanted >= 1:
