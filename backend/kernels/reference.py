@@ -90,26 +90,30 @@ def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tens
     max_context_len  a bound of context_lens known on the host; the reference reads the lengths themselves
     Returns [B, H, D] in q's dtype; padding rows are undefined. Raises ShapeError if H is not a multiple of K."""
     shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    num_heads, head_dim = q.shape[1:]
+    block_size, num_kv_heads = k_cache.shape[1:3]
+    # A KV head's queries form one matrix.
+    output = torch.empty((len(q), num_kv_heads, num_heads // num_kv_heads, head_dim), dtype=q.dtype, device=q.device)
+    grouped = q.view(output.shape)
     lens = context_lens.tolist()
-    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     group = max(1, DECODE_GROUP_TOKENS // max(1, *lens))
     for start in range(0, len(lens), group):
         rows = slice(start, start + group)
         longest = max(lens[rows])
         if longest == 0:
             continue
-        slots = _slots(block_tables[rows], longest, k_cache.shape[1])
-        mask = None
-        if min(lens[rows]) < longest:
+        index = block_tables[rows, : -(-longest // block_size)]
+        keys, values, mask = k_cache, v_cache, None
+        if min(lens[rows]) < longest:  # gather single tokens: blocks of one
             valid = torch.arange(longest, device=q.device) < context_lens[rows, None]
-            # Shorter rows repeat their first token, so that what is masked is at least a finite number.
-            slots = slots.where(valid, slots[:, :1])
+            slots = (index[..., None] * block_size + torch.arange(block_size, device=q.device)).flatten(1)[:, :longest]
+            # Shorter rows repeat their first token, so that what is masked is finite; padding rows repeat slot 0.
+            index = slots.where(valid, slots[:, :1] * valid[:, :1])
+            keys, values = (cache.view(-1, 1, num_kv_heads, head_dim) for cache in (k_cache, v_cache))
             mask = valid[:, None, None, :]
-        grouped = q[rows].unflatten(1, (k_cache.shape[2], -1))  # [b, K, H/K, D]: a KV head's queries form one matrix
-        attended = F.scaled_dot_product_attention(
-            grouped, _gather(k_cache, slots), _gather(v_cache, slots), attn_mask=mask, scale=scale)
-        output[rows] = attended.flatten(1, 2)
-    return output
+        output[rows] = F.scaled_dot_product_attention(
+            grouped[rows], _gather(keys, index, longest), _gather(values, index, longest), attn_mask=mask, scale=scale)
+    return output.view(q.shape)
 
 
 def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
@@ -134,9 +138,9 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
         num_queries = bounds[row + 1] - bounds[row]
         if num_queries == 0:
             continue
-        slots = _slots(block_tables[row, None], context_len, k_cache.shape[1])
-        keys = _gather(k_cache, slots)[0].to(dtype).transpose(1, 2)  # [K, D, context]
-        values = _gather(v_cache, slots)[0].to(dtype)  # [K, context, D]
+        blocks = block_tables[row, None, : -(-context_len // k_cache.shape[1])]
+        keys = _gather(k_cache, blocks, context_len)[0].to(dtype).transpose(1, 2)  # [K, D, context]
+        values = _gather(v_cache, blocks, context_len)[0].to(dtype)  # [K, context, D]
         first_position = context_len - num_queries
         tile = max(1, min(PREFILL_QUERIES, PREFILL_SCORES // (num_heads * context_len)))
         for start in range(0, num_queries, tile):
@@ -152,14 +156,7 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
     return output
 
 
-def _slots(block_tables: Tensor, num_tokens: int, block_size: int) -> Tensor:
-    """Slots of the first num_tokens tokens of each row: [b, num_tokens]."""
-    used = block_tables[:, : -(-num_tokens // block_size), None]
-    offsets = torch.arange(block_size, device=block_tables.device)
-    return (used * block_size + offsets).flatten(1)[:, :num_tokens]
-
-
-def _gather(cache: Tensor, slots: Tensor) -> Tensor:
-    """Keys or values at slots [b, L]: [b, K, L, D], where every head's rows are D apart from the next token's by K."""
-    flat = cache.view(-1, *cache.shape[2:])
-    return flat.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
+def _gather(cache: Tensor, blocks: Tensor, num_tokens: int) -> Tensor:
+    """The first num_tokens tokens of blocks [b, m] of cache [N, S, K, D]: [b, K, num_tokens, D]."""
+    tokens = cache.index_select(0, blocks.flatten()).view(len(blocks), -1, *cache.shape[2:])
+    return tokens[:, :num_tokens].transpose(1, 2)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NO_BLOCK = 1 << 28
+NO_BLOCK = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
