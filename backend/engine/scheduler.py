@@ -86,6 +86,15 @@ class Scheduler:
             self.blocks.release(sequence.block_table)
             sequence.block_table = []
 
+    def preempt(self, sequence: Sequence) -> None:
+        """A running sequence gives up row and blocks, and is computed again from its tokens when there is room."""
+        self.num_preemptions += 1
+        self.running.remove(sequence)
+        self._release_row(sequence)
+        self._drop_blocks(sequence)
+        sequence.status = SequenceStatus.WAITING
+        self.waiting.appendleft(sequence)
+
     def check_integrity(self) -> None:
         """AssertionError unless every block and row is accounted for."""
         holders = [sequence.block_table for sequence in (*self.running, *self.waiting)]
@@ -125,18 +134,10 @@ class Scheduler:
         while needed > self.blocks.num_free:
             if not self.sessions.evict_one():
                 victim = self.running[-1]
-                self._preempt(victim)
+                self.preempt(victim)
                 if victim is sequence:
                     return False
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.num_preemptions += 1
-        self.running.remove(sequence)
-        self._release_row(sequence)
-        self._drop_blocks(sequence)
-        sequence.status = SequenceStatus.WAITING
-        self.waiting.appendleft(sequence)
 
     def _advance(self, sequence: Sequence, num_new: int) -> ScheduledRow:
         new_blocks = self.blocks.allocate(self._num_new_blocks(sequence, num_new))

@@ -1,0 +1,87 @@
+"""Every family computes what its reference computes: prefill and 32 decode steps, through convert → workspace → engine
+and straight from the checkpoint folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from backend.config import EngineConfig
+from backend.engine.engine import Engine, start_engine
+from backend.model_source import ModelSource
+from backend.requests import GenerateRequest, SamplingParams
+from backend.workspace import Workspace
+from converter.convert import convert_checkpoint
+from converter.source import open_checkpoint
+from tests.checkpoints import FAMILIES, make_checkpoint
+
+RELATIVE_ERROR = 1e-4  # float32 on both sides, different order of sums
+NUM_NEW = 32
+PROMPT = tuple(range(5, 75))  # longer than a block
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+               ) -> tuple[str, Path, PreTrainedModel]:
+    folder = tmp_path_factory.mktemp("checkpoint") / request.param
+    return request.param, folder, make_checkpoint(request.param, folder)
+
+
+def logits_of(source: ModelSource, **options: int | str) -> tuple[list[int], Tensor]:
+    """Greedy tokens after PROMPT, and the logits [NUM_NEW, V] from which each was chosen."""
+    config = EngineConfig(session_len=256, max_batch_size=4, cache_max_entry_count=8, device="cpu", dtype="float32"
+                          ).with_options(options)
+    engine = start_engine(source, config)
+    logits: list[Tensor] = []
+    watch_logits(engine, logits)
+    engine.add_request(GenerateRequest("a", PROMPT, SamplingParams(temperature=0, max_new_tokens=NUM_NEW,
+                                                                   ignore_eos=True)))
+    tokens = [token_id for _ in range(10 * NUM_NEW) if engine.has_work
+              for output in engine.step() for token_id in output.token_ids]
+    engine.close()
+    return tokens, torch.cat(logits)
+
+
+def watch_logits(engine: Engine, into: list[Tensor]) -> None:
+    model = engine.executor.worker.model
+    model.register_forward_hook(lambda module, inputs, output: into.append(output.clone()) if len(output) else None)
+
+
+@torch.inference_mode()
+def reference_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    """The reference's logits, in one pass over prompt and tokens."""
+    return model(torch.tensor([[*PROMPT, *tokens[:-1]]])).logits[0, len(PROMPT) - 1:]
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape
+    worst = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max()
+    assert worst < RELATIVE_ERROR
+
+
+def test_converted_checkpoint_gives_the_reference_logits(checkpoint, tmp_path):
+    family, folder, model = checkpoint
+    convert_checkpoint(_name(family), folder, dst_path=tmp_path / "workspace")
+    tokens, logits = logits_of(Workspace(tmp_path / "workspace"))
+    assert_close(logits, reference_logits(model, tokens))
+
+
+def test_checkpoint_folder_gives_the_reference_logits_in_chunks(checkpoint):
+    family, folder, model = checkpoint
+    tokens, logits = logits_of(open_checkpoint(folder, _name(family)), max_prefill_tokens=17)
+    assert_close(logits, reference_logits(model, tokens))
+
+
+@pytest.mark.parametrize("head_dim", [80, 96, 128, 256])
+def test_other_head_dims_give_the_reference_logits(head_dim, tmp_path):
+    model = make_checkpoint("internlm2", tmp_path, head_dim=head_dim)
+    tokens, logits = logits_of(open_checkpoint(tmp_path, "internlm2"))
+    assert_close(logits, reference_logits(model, tokens))
+
+
+def _name(family: str) -> str:
+    return {"qwen2": "qwen2", "qwen3": "qwen3", "llama3.1": "llama3.1", "mistral": "mistral"}.get(family, family)

@@ -1,0 +1,155 @@
+"""Greedy answers of the demo model in float32 are the same text however their computation was scheduled: alone, in a
+batch, in chunks, preempted, on a warm prefix, in a session."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backend.engine.llm import LLM
+from backend.model_source import open_model
+from backend.requests import GenerateRequest, SamplingParams
+
+CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
+NUM_NEW = 48
+TEXTS = [f"Tell me a story about a {one} and a {other}." for one in ("fox", "cat", "owl", "bear")
+         for other in ("rabbit", "mouse")] + [
+    "给我讲一个狐狸和兔子的故事。", "你好！", "What is seven plus twelve?", "My name is Ada. Please remember it.",
+    "Hello, how are you?", "讲一个关于小猫的故事。", "What is three times four?", "Who are you?"]
+GREEDY = SamplingParams(temperature=0, max_new_tokens=NUM_NEW)
+# The device is chosen as a user's would be, so that the same tests run on a GPU; float32 on both.
+OPTIONS = {"dtype": "float32", "session_len": 1024, "max_batch_size": 32, "cache_max_entry_count": 64}
+
+pytestmark = pytest.mark.skipif(not (CHECKPOINT / "config.json").is_file(), reason="the demo checkpoint is not there")
+
+
+def make_llm(**options: object) -> LLM:
+    return LLM(open_model(CHECKPOINT, "internlm2"), **{**OPTIONS, **options})
+
+
+@cache
+def alone() -> dict[str, str]:
+    """Each text's answer, computed by itself."""
+    with make_llm(enable_prefix_caching=False, max_batch_size=1) as llm:
+        return {text: llm.chat([{"role": "user", "content": text}], GREEDY).text for text in TEXTS}
+
+
+def conversations(texts: list[str]) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def test_answers_are_texts():
+    assert len(set(alone().values())) > len(TEXTS) // 2
+    assert all(answer.strip() for answer in alone().values())
+
+
+def test_batch_of_32_gives_each_its_own_answer():
+    with make_llm() as llm:
+        texts = TEXTS * 2
+        assert len(texts) == 32
+        answers = llm.chat(conversations(texts), GREEDY, show_progress=False)
+    assert [answer.text for answer in answers] == [alone()[text] for text in texts]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8), max_prefill_tokens=st.integers(1, 60),
+       max_batch_size=st.integers(1, 8), num_blocks=st.integers(64, 72), block_size=st.sampled_from([16, 32]),
+       caching=st.booleans())
+def test_any_chunk_and_batch_size_gives_the_same_text(texts, max_prefill_tokens, max_batch_size, num_blocks, block_size,
+                                                      caching):
+    with make_llm(max_prefill_tokens=max_prefill_tokens, max_batch_size=max_batch_size, block_size=block_size,
+                  cache_max_entry_count=num_blocks, enable_prefix_caching=caching) as llm:
+        answers = llm.chat(conversations(texts), GREEDY, show_progress=False)
+        llm.engine.check_integrity()
+    assert [answer.text for answer in answers] == [alone()[text] for text in texts]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(preempted_at=st.lists(st.tuples(st.integers(1, NUM_NEW), st.integers(0, 3)), min_size=1, max_size=5))
+def test_a_sequence_preempted_at_any_step_gives_the_same_text(preempted_at):
+    texts = TEXTS[:2] + TEXTS[8:10]
+    with make_llm(enable_prefix_caching=False) as llm:
+        streams = [llm.stream([{"role": "user", "content": text}], GREEDY) for text in texts]
+        scheduler, step, launch = llm.engine.scheduler, 0, llm.engine.executor.launch
+
+        def preempting_launch(plan):
+            nonlocal step
+            step += 1
+            return launch(plan)
+
+        llm.engine.executor.launch = preempting_launch
+        answers = ["" for _ in texts]
+        open_streams = dict(enumerate(streams))
+        while open_streams:
+            for when, which in preempted_at:
+                if when == step and which < len(scheduler.running):
+                    scheduler.preempt(scheduler.running[which])
+            for index in list(open_streams):
+                part = next(open_streams[index], None)
+                if part is None:
+                    del open_streams[index]
+                else:
+                    answers[index] += part.text
+        assert scheduler.num_preemptions > 0 or min(when for when, _ in preempted_at) > step
+    assert answers == [alone()[text] for text in texts]
+
+
+def test_warm_prefix_gives_the_same_text():
+    with make_llm(block_size=16) as llm:
+        cold = llm.chat(conversations(TEXTS[:4]), GREEDY, show_progress=False)
+        warm = llm.chat(conversations(TEXTS[:4]), GREEDY, show_progress=False)
+    assert [answer.text for answer in warm] == [answer.text for answer in cold] == [alone()[text] for text in TEXTS[:4]]
+    assert all(answer.num_cached_tokens >= 16 for answer in warm)
+
+
+@pytest.mark.parametrize("evict", [False, True])
+def test_third_turn_of_a_session_gives_the_text_of_the_whole_conversation(evict):
+    turns = ["My name is Ada. Please remember it.", "What is seven plus twelve?", "What is my name?"]
+    sampling = dataclasses.replace(GREEDY, max_new_tokens=96)
+    with make_llm(enable_prefix_caching=False) as llm:
+        messages: list[dict[str, str]] = []
+        for turn in turns:
+            question = {"role": "user", "content": turn}
+            in_session = "".join(part.text for part in llm.stream([question], sampling, session_id=1))
+            messages.append(question)
+            whole = llm.chat(messages, sampling)
+            assert in_session == whole.text
+            messages.append({"role": "assistant", "content": in_session})
+            if evict:
+                assert llm.engine.scheduler.sessions.evict_one()
+
+
+def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch():
+    sampling = SamplingParams(temperature=1.0, top_p=0.95, seed=7, max_new_tokens=NUM_NEW)
+    with make_llm() as llm:
+        one = llm.chat(conversations(TEXTS[:1])[0], sampling).text
+        many = llm.chat(conversations(TEXTS), sampling, show_progress=False)
+    assert many[0].text == one
+
+
+def test_a_thousand_random_aborts_leave_every_block_free():
+    """On the real executor; the schedule is the fake one's of tests/backend/engine/test_engine.py."""
+    import random
+
+    source = random.Random(3)
+    with make_llm(max_prefill_tokens=64, max_batch_size=16) as llm:
+        engine = llm.engine
+        alive = []
+        for number in range(1000):
+            prompt = tuple(source.randrange(3, 500) for _ in range(source.randrange(1, 40)))
+            engine.add_request(GenerateRequest(str(number), prompt, GREEDY))
+            alive.append(str(number))
+            if number % 4 == 0:
+                engine.step()
+            engine.abort(alive.pop(source.randrange(len(alive))))
+        for name in alive:
+            engine.abort(name)
+        while engine.has_work:
+            engine.step()
+        engine.check_integrity()
+        assert engine.scheduler.blocks.num_free == engine.executor.num_blocks
