@@ -1,6 +1,6 @@
-"""KV cache: its size and its allocation. Which block holds what is the engine's matter (block_manager).
+"""KV cache: its allocation. How many blocks there are is memory_plan's matter, which block holds what the engine's.
 
-Used by worker.py; bytes_per_block also by whoever plans the memory."""
+Used by worker.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import torch
 from torch import Tensor
 
 from backend.config import EngineConfig, ModelConfig
-
-
-def bytes_per_block(model: ModelConfig, engine: EngineConfig, dtype: torch.dtype) -> int:
-    """Bytes of one block on one rank: keys and values of every layer."""
-    values = 2 * model.num_layers * engine.block_size * (model.num_kv_heads // engine.tp) * model.head_dim
-    return values * dtype.itemsize
 
 
 def allocate_kv_cache(model: ModelConfig, engine: EngineConfig, num_blocks: int, dtype: torch.dtype,

@@ -56,6 +56,11 @@ class ProcessExecutor:
         self._broadcast(plan)
         return ProcessStep(self, plan.step)
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids by rank; empty once closed."""
+        return [process.pid for process in self._processes]
+
     def result(self, step: int) -> StepResult:
         """The result of a launched step, steps being asked for in their order."""
         _, result = self._receive([0])

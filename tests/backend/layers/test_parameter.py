@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.distributed import TensorParallel
+from backend.errors import ConfigError
+from backend.layers.linear import ColumnLinear, RowLinear
+from backend.layers.parameter import Shard
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """A stored tensor that remembers how much of it was read."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.num_read = 0
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        self.num_read += self.values[index].numel()
+        return self.values[index]
+
+
+def read(shard: Shard, values: Tensor) -> Tensor:
+    return shard.read(values, torch.float32, CPU)
+
+
+def test_each_part_of_a_fused_weight_is_divided_on_its_own() -> None:
+    stored = torch.tensor([*range(8), *range(10, 14), *range(20, 24)]).float()[:, None]
+    shard = Shard.parts((16, 1), 0, (8, 4, 4), TensorParallel(rank=1, size=2))
+    assert read(shard, stored).flatten().tolist() == [4, 5, 6, 7, 12, 13, 22, 23]
+
+
+def test_a_rank_reads_its_part_and_no_more() -> None:
+    stored = Recorder(torch.randn(6, 12))
+    shard = Shard.parts((6, 12), 1, (12,), TensorParallel(rank=2, size=3))
+    assert torch.equal(shard.read(stored, torch.float32, CPU), stored.values[:, 8:])
+    assert stored.num_read == 6 * 4
+
+
+def test_an_indivisible_vocabulary_is_padded_with_zeros() -> None:
+    values = torch.arange(1, 6).float()[:, None]
+    ranks = [read(Shard.padded((5, 1), TensorParallel(rank, 4)), values).flatten().tolist() for rank in range(4)]
+    assert ranks == [[1, 2], [3, 4], [5, 0], [0, 0]]
+
+
+def test_an_indivisible_part_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tp=2 does not divide"):
+        Shard.parts((5, 1), 0, (5,), TensorParallel(0, 2))
+
+
+def test_column_and_row_layers_over_two_ranks_sum_to_the_whole_product() -> None:
+    torch.manual_seed(0)
+    w1, w2, inputs = torch.randn(12, 5), torch.randn(4, 12), torch.randn(3, 5)
+    total = torch.zeros(3, 4)
+    for rank in range(2):
+        column = ColumnLinear(5, (12,), False, TensorParallel(rank, 2))
+        row = RowLinear(12, 4, False, TensorParallel(rank, 2))
+        column.set_parameter("weight", read(column.shards["weight"], w1))
+        row.set_parameter("weight", read(row.shards["weight"], w2))
+        row.tp = TensorParallel()  # the sum over the ranks is this loop's
+        total += row(column(inputs))
+    torch.testing.assert_close(total, inputs @ w1.T @ w2.T)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from torch import Tensor
+
+from backend.errors import CheckpointError, ConfigError, EngineDeadError
+from backend.requests import SamplingParams
+from backend.steps import RowSetup, ScheduledRow, StepPlan, StepResult
+from backend.worker import process_executor
+from backend.worker.executor import Executor, start_executor
+from backend.worker.process_executor import ProcessExecutor
+from tests.backend.tiny_model import TinySource, tiny_source
+
+NUM_BLOCKS = 24
+PROMPT = tuple(range(3, 40))
+LOGPROB_TOLERANCE = 1e-4
+# An odd vocabulary, so that the ranks' parts of it differ, and every option that shards something.
+OPTIONS = {"vocab_size": 97, "attention_bias": True, "output_bias": True, "qk_norm": True}
+
+
+def start(source: TinySource) -> Executor:
+    return start_executor(source, source.engine, lambda free_bytes: NUM_BLOCKS)
+
+
+def plans(count: int) -> list[StepPlan]:
+    """Two sequences: a greedy and a drawn one, the second prefilled in chunks; then decodes."""
+    greedy = RowSetup(0, PROMPT, 37, (0, 1, 2, 3), SamplingParams(temperature=0.0, logprobs=97), (2,), 0)
+    drawn = RowSetup(1, PROMPT[::-1], 37, (4, 5, 6, 7), SamplingParams(temperature=1.2, logprobs=97), (2,), 5)
+    first = StepPlan(0, (greedy, drawn), (ScheduledRow(0, 0, 37, (), True), ScheduledRow(1, 0, 20, (), False)))
+    second = StepPlan(1, (), (ScheduledRow(0, 37, 1, (), True), ScheduledRow(1, 20, 17, (), True)))
+    decodes = [StepPlan(step, (), (ScheduledRow(0, 36 + step, 1, (), True), ScheduledRow(1, 35 + step, 1, (), True)))
+               for step in range(2, count)]
+    return [first, second, *decodes]
+
+
+def run(executor: Executor, count: int) -> list[StepResult]:
+    return [executor.launch(plan).wait() for plan in plans(count)]
+
+
+def test_two_ranks_give_the_tokens_and_logprobs_of_one() -> None:
+    one, two = start(tiny_source(**OPTIONS)), start(tiny_source(tp=2, **OPTIONS))
+    try:
+        assert one.num_blocks == two.num_blocks == NUM_BLOCKS
+        for expected, found in zip(run(one, 12), run(two, 12), strict=True):
+            assert [token.token_id for token in found.tokens] == [token.token_id for token in expected.tokens]
+            for left, right in zip(found.tokens, expected.tokens, strict=True):  # all 97 logits, normalised
+                assert dict(left.logprobs.top) == pytest.approx(dict(right.logprobs.top), abs=LOGPROB_TOLERANCE)
+    finally:
+        one.close()
+        two.close()
+
+
+def test_a_killed_rank_ends_the_engine_and_the_other_rank() -> None:
+    executor = start(tiny_source(tp=2))
+    assert isinstance(executor, ProcessExecutor)
+    ranks = [psutil.Process(pid) for pid in executor.pids]
+    plan = plans(1)[0]
+    executor.launch(plan).wait()
+    os.kill(executor.pids[1], signal.SIGKILL)
+    with pytest.raises(EngineDeadError, match="rank 1 was killed by SIGKILL"):
+        while True:
+            executor.launch(plan).wait()
+    with pytest.raises(EngineDeadError, match="rank 1 was killed"):
+        executor.launch(plan)
+    assert psutil.wait_procs(ranks, timeout=5)[1] == []
+    executor.close()
+
+
+def test_a_rank_that_raises_ends_the_engine_with_its_own_line() -> None:
+    executor = start(tiny_source(tp=2))
+    without_blocks = StepPlan(0, (RowSetup(0, PROMPT, 37, (), SamplingParams(), (2,), 0),),
+                              (ScheduledRow(0, 0, 37, (), True),))
+    with pytest.raises(EngineDeadError, match=r"rank [01]: AssertionError: a context without blocks"):
+        executor.launch(without_blocks).wait()
+
+
+def test_ranks_end_with_the_process_that_started_them() -> None:
+    """The starter is killed, so nothing can be closed in order."""
+    script = ("from tests.backend.worker.test_executor import *\n"
+              "if __name__ == '__main__':\n"
+              "    executor = start(tiny_source(tp=2)); print(*executor.pids, flush=True)\n"
+              "    import time; time.sleep(600)\n")
+    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    ranks = [psutil.Process(int(pid)) for pid in starter.stdout.readline().split()]
+    starter.kill()
+    starter.wait()
+    assert len(ranks) == 2
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+@dataclass(frozen=True)
+class Incomplete(TinySource):
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from list(TinySource.tensors(self))[:-1]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_model_that_cannot_be_loaded_raises_its_own_error(tp: int) -> None:
+    tiny = tiny_source(tp=tp)
+    with pytest.raises(CheckpointError, match=r"the first is output\.weight"):
+        start(Incomplete(tiny.model, tiny.engine))
+
+
+def test_ranks_that_do_not_meet_in_time_are_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_executor, "CONNECT_LIMIT_S", 0.01)
+    with pytest.raises(ConfigError, match=r"did not meet .* within 0.01 s; set NCCL_DEBUG=INFO"):
+        start(tiny_source(tp=2))
+
+
+def test_free_bytes_reach_the_decision_and_its_error_reaches_the_caller() -> None:
+    def decide(free_bytes: int) -> int:
+        assert free_bytes > 0
+        raise ConfigError("too little memory")
+
+    for tp in (1, 2):
+        source = tiny_source(tp=tp)
+        with pytest.raises(ConfigError, match="too little memory"):
+            start_executor(source, source.engine, decide)
+
+
+def test_a_closed_executor_refuses_plans() -> None:
+    executor = start(tiny_source())
+    executor.close()
+    executor.close()
+    with pytest.raises(EngineDeadError, match="closed"):
+        executor.launch(plans(1)[0])
