@@ -6,6 +6,7 @@ Used by text (tokenizer, chat template) and by the converter; imports no torch a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class TokenizerSettings:
     """What the small files of a tokenizer folder say.
 
     special_tokens  role ("bos_token" …) → the token's text
+    additional_special_tokens  texts of special tokens without a role
     added_tokens    id → (text, is special): tokens added to, or renamed in, the vocabulary
     chat_templates  name → Jinja source; empty where the checkpoint brings none
     add_bos         whether encoding with special tokens starts with BOS; None where the files do not say
@@ -33,6 +35,7 @@ class TokenizerSettings:
     tokenizer_class the class that Hugging Face would use, which tells apart byte-level vocabularies"""
 
     special_tokens: Mapping[str, str]
+    additional_special_tokens: tuple[str, ...]
     added_tokens: Mapping[int, tuple[str, bool]]
     chat_templates: Mapping[str, str]
     add_bos: bool | None
@@ -42,17 +45,17 @@ class TokenizerSettings:
 
 def read_settings(folder: Path) -> TokenizerSettings:
     """The settings in a folder; a file that is missing says nothing. Raises TokenizerError for a damaged one."""
-    config = read_json(folder / TOKENIZER_CONFIG)
-    special_tokens = _special_tokens(config)
-    for role, text in _special_tokens(read_json(folder / SPECIAL_TOKENS_MAP)).items():
-        special_tokens.setdefault(role, text)
+    config, special_map = read_json(folder / TOKENIZER_CONFIG), read_json(folder / SPECIAL_TOKENS_MAP)
+    special_tokens = {**_special_tokens(special_map), **_special_tokens(config)}
+    additional = (*_additional(special_map), *_additional(config))
     return TokenizerSettings(
         special_tokens=special_tokens,
-        added_tokens=_added_tokens(folder, config, set(special_tokens.values())),
+        additional_special_tokens=additional,
+        added_tokens=_added_tokens(folder, config, {*special_tokens.values(), *additional}),
         chat_templates=_chat_templates(folder, config),
-        add_bos=config.get("add_bos_token"),
-        add_eos=config.get("add_eos_token"),
-        tokenizer_class=config.get("tokenizer_class"),
+        add_bos=_flag(config.get("add_bos_token")),
+        add_eos=_flag(config.get("add_eos_token")),
+        tokenizer_class=_text(config.get("tokenizer_class")),
     )
 
 
@@ -81,26 +84,45 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return {role: text for role, text in texts.items() if text}
 
 
+def _additional(config: Mapping[str, Any]) -> list[str]:
+    tokens = config.get("additional_special_tokens")
+    return [text for text in map(_text, tokens if isinstance(tokens, list) else []) if text]
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
 def _added_tokens(folder: Path, config: Mapping[str, Any], special: set[str]) -> dict[int, tuple[str, bool]]:
-    added = {token_id: (text, text in special) for text, token_id in read_json(folder / ADDED_TOKENS).items()}
-    for token_id, token in (config.get("added_tokens_decoder") or {}).items():
-        text = _text(token)
-        if not token_id.isdecimal() or text is None:
-            raise TokenizerError(f"{folder / TOKENIZER_CONFIG}: added_tokens_decoder[{token_id!r}] = {token!r} "
-                                 "does not name an id and a text; fetch the checkpoint's file again")
-        added[int(token_id)] = (text, bool(isinstance(token, dict) and token.get("special")) or text in special)
+    """added_tokens.json is the older form, text → id; added_tokens_decoder is the newer, id → token."""
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict):
+        raise TokenizerError(f"{folder / TOKENIZER_CONFIG}: added_tokens_decoder is no object; fetch the file again")
+    entries = [(ADDED_TOKENS, token_id, text, False) for text, token_id in read_json(folder / ADDED_TOKENS).items()]
+    entries += [(TOKENIZER_CONFIG, token_id, _text(token), isinstance(token, dict) and token.get("special") is True)
+                for token_id, token in decoder.items()]
+    added = {}
+    for name, token_id, text, is_special in entries:
+        if not re.fullmatch(r"[0-9]{1,9}", str(token_id)) or not text:
+            raise TokenizerError(f"{folder / name}: an added token has id {token_id!r} and text {text!r}; "
+                                 "fetch the checkpoint's file again")
+        added[int(token_id)] = (text, is_special or text in special)
     return added
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """chat_template.jinja wins over tokenizer_config.json, as in transformers."""
     file = folder / CHAT_TEMPLATE
-    written = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    try:
+        written = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+    except UnicodeDecodeError:
+        raise TokenizerError(f"{file} is not UTF-8 text; fetch the checkpoint's file again") from None
     if isinstance(written, str):
         return {"default": written}
     if isinstance(written, list):
         written = {entry.get("name"): entry.get("template") for entry in written if isinstance(entry, dict)}
-    return {name: source for name, source in (written or {}).items() if isinstance(source, str)}
+    named = written if isinstance(written, dict) else {}
+    return {name: source for name, source in named.items() if isinstance(name, str) and isinstance(source, str)}
 
 
 def _byte_letters() -> dict[str, int]:

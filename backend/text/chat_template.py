@@ -85,7 +85,7 @@ class ChatTemplate:
             return _bounded(template.generate(messages=checked, tools=list(tools) if tools else None, documents=None,
                                               add_generation_prompt=add_generation_prompt, **self._special_tokens))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError,
-                RecursionError, OverflowError) as error:
+                RecursionError, MemoryError) as error:
             raise TemplateError(f"{self.origin} refuses this conversation: {error}") from None
 
     def render_turn(self, message: Message, is_first: bool) -> str:

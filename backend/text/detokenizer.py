@@ -23,7 +23,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._num_leading_spaces = 0 if prompt_ids else tokenizer.num_leading_spaces
+        is_first = not any(token_id not in self._skipped and tokenizer.token_bytes(token_id) for token_id in prompt_ids)
+        self._num_leading_spaces = tokenizer.num_leading_spaces if is_first else 0
         for token_id in prompt_ids[-_NUM_CONTEXT_TOKENS:]:
             self._decode(token_id)
 

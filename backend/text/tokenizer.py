@@ -49,6 +49,7 @@ class Tokenizer:
 
         add_special_tokens  add BOS or EOS as the model's tokenizer does by itself; a rendered template has its own
         parse_special       special tokens written in the text become their ids; False for text that is not trusted
+                            (added tokens that are not special, like Qwen's <tool_call>, always do)
         Raises RequestError for text that is not valid Unicode (a lone surrogate)."""
         encoder = self._encoder if parse_special else self._plain_encoder
         try:
@@ -131,7 +132,7 @@ def _decoder_kind(file: Path, encoder: tokenizers.Tokenizer) -> tuple[bool, int]
         return True, 0
     if "Metaspace" in steps:
         return False, int(steps["Metaspace"].get("prepend_scheme", "always") != "never")
-    if "Replace" in steps and "ByteFallback" in steps:
+    if "ByteFallback" in steps and steps.get("Replace", {}).get("pattern") == {"String": SPACE_MARK}:
         return False, steps.get("Strip", {}).get("start", 0)
     raise TokenizerError(f"{file}: a decoder of {', '.join(steps)} is not supported; "
-                         "supported are ByteLevel, Metaspace, and Replace with ByteFallback")
+                         f"supported are ByteLevel, Metaspace, and Replace of {SPACE_MARK} with ByteFallback")

@@ -55,7 +55,7 @@ def test_prompt_and_answer_joined_are_the_text_decoded_at_once(tokenizer, prompt
 def test_a_character_in_byte_pieces_comes_out_whole(prefixed):
     ids = prefixed.encode("😃")[1:]
     assert len(ids) == 4
-    detokenizer = Detokenizer(prefixed, prompt_ids=[1])
+    detokenizer = Detokenizer(prefixed)
     assert [detokenizer.push([token_id]) for token_id in ids] == ["", "", "", "😃"]
     assert detokenizer.flush() == ""
 
@@ -75,6 +75,11 @@ def test_the_first_space_is_kept_only_after_a_prompt(prefixed):
     ids = prefixed.encode("the fox")
     assert Detokenizer(prefixed).push(ids) == "the fox"
     assert Detokenizer(prefixed, prompt_ids=prefixed.encode("and")).push(ids) == " the fox"
+
+
+def test_a_prompt_of_special_tokens_alone_is_no_text_before(prefixed):
+    ids = prefixed.encode("the fox")
+    assert Detokenizer(prefixed, prompt_ids=[1]).push(ids) == prefixed.decode([1, *ids]) == "the fox"
 
 
 def test_an_id_beyond_the_vocabulary_adds_nothing(prefixed):
