@@ -25,7 +25,6 @@ from backend.worker.rank_process import RankFailure, RankStart, run_rank
 
 CONNECT_LIMIT_S = 120.0  # to start, import torch and reach one another; on a slow disk that is most of a minute
 FAILURE_GRACE_S = 1.0  # after a first failure: time for the others to say theirs, so that the cause can be told
-CLOSE_LIMIT_S = 5.0
 
 
 class ProcessExecutor:
@@ -73,10 +72,9 @@ class ProcessExecutor:
             self._failure = EngineDeadError("the executor is closed")
         for pipe in self._pipes:
             pipe.close()
-        deadline = time.monotonic() + CLOSE_LIMIT_S
-        for process in self._processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        for process in self._processes:  # a rank has nothing to save, and may hang in a collective
             process.kill()
+        for process in self._processes:
             process.join()
         self._pipes, self._processes = [], []
 

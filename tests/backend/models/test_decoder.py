@@ -86,6 +86,15 @@ def test_a_mixed_batch_gives_each_row_the_logits_it_has_alone() -> None:
     assert_close(mixed, torch.cat([alone[3], alone[0], alone[1], alone[2]]))
 
 
+@pytest.mark.gpu
+def test_cuda_gives_the_logits_of_the_cpu() -> None:
+    logits = {}
+    for device in ("cpu", "cuda"):
+        driver = StepDriver(tiny_source(device=device, dtype="float32", head_dim=64, qk_norm=True, attention_bias=True))
+        logits[device] = all_logits(driver, PROMPT, [9, 1, 20, 1, 1, 9]).cpu()
+    assert_close(logits["cuda"], logits["cpu"])
+
+
 def test_logits_are_computed_for_sampling_rows_only() -> None:
     driver = StepDriver(tiny_source())
     plan = driver.plan([(0, 0, 5), (1, 0, 6)], [driver.setup(0, PROMPT[:5]), driver.setup(1, PROMPT)], silent=[1])

@@ -58,6 +58,19 @@ def test_two_ranks_give_the_tokens_and_logprobs_of_one() -> None:
         two.close()
 
 
+@pytest.mark.multi_gpu
+def test_two_gpus_give_the_tokens_of_one() -> None:
+    options = {"device": "cuda", "dtype": "float32", "head_dim": 64, **OPTIONS}
+    one, two = start(tiny_source(**options)), start(tiny_source(tp=2, **options))
+    try:
+        expected, found = run(one, 20), run(two, 20)
+    finally:
+        one.close()
+        two.close()
+    for left, right in zip(found, expected, strict=True):
+        assert [token.token_id for token in left.tokens] == [token.token_id for token in right.tokens]
+
+
 def test_a_killed_rank_ends_the_engine_and_the_other_rank() -> None:
     executor = start(tiny_source(tp=2))
     assert isinstance(executor, ProcessExecutor)

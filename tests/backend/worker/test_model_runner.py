@@ -74,3 +74,22 @@ def test_a_result_read_late_keeps_what_its_request_asked_for() -> None:
 def test_a_step_that_samples_nothing_has_an_empty_result() -> None:
     driver = StepDriver(tiny_source())
     assert driver.run([(0, 0, 3)], [driver.setup(0, PROMPTS[0])], silent=[0]) == ()
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_tokens_of_the_cpu_with_two_steps_in_flight() -> None:
+    options = {"head_dim": 64, "num_layers": 1}
+    tokens = {}
+    for device in ("cpu", "cuda"):
+        driver = StepDriver(tiny_source(device=device, dtype="float32", **options))
+        setups = [driver.setup(row, prompt, request, seed=row)
+                  for row, (prompt, request) in enumerate(zip(PROMPTS, REQUESTS, strict=True))]
+        prefill = driver.plan([(row, 0, len(prompt)) for row, prompt in enumerate(PROMPTS)], setups)
+        running = [driver.worker.run(prefill)]
+        found = []
+        for count in range(NUM_NEW):
+            rows = [(row, len(prompt) + count, 1) for row, prompt in enumerate(PROMPTS)]
+            running.append(driver.worker.run(driver.plan(rows)))  # launched before the step before it is read
+            found.append([token.token_id for token in running.pop(0).wait().tokens])
+        tokens[device] = found
+    assert tokens["cuda"] == tokens["cpu"]

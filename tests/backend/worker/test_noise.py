@@ -36,7 +36,6 @@ def test_noise_has_gumbels_mean_and_variance_and_no_correlation() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_noise_is_the_same_on_cuda() -> None:
     keys = torch.from_numpy(noise_keys(np.arange(8, dtype=np.uint64), np.arange(8)))
     torch.testing.assert_close(gumbel_noise(keys.cuda(), 5000).cpu(), gumbel_noise(keys, 5000), rtol=1e-5, atol=1e-5)
