@@ -59,7 +59,7 @@ def build_from_sentencepiece(model: SentencePieceModel, settings: TokenizerSetti
     tokenizer.add_tokens([AddedToken(text, normalized=True, special=False) for text in user_defined])
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
     ids = {"unk_token": model.unk_id, "bos_token": model.bos_id, "eos_token": model.eos_id}
-    named = {role: texts[token_id] for role, token_id in ids.items() if token_id >= 0}
+    named = {role: texts[token_id] for role, token_id in ids.items() if token_id in texts}
     _add_post_processor(tokenizer, settings, {**named, **settings.special_tokens})
     return tokenizer, named
 
