@@ -24,6 +24,7 @@ HELDOUT_PATH = Path(__file__).parent / "heldout.jsonl"
 HELDOUT_SEED = 20231107
 HELDOUT_PER_SKILL = {"stories": 80, "small_talk": 30, "facts": 40, "arithmetic": 80, "counting": 30, "echo": 40,
                      "unknown": 20, "recall": 120, "tools": 160}
+MAX_HELDOUT_CHARACTERS = 2500  # leaves room for the answer within 2048 tokens
 _SHARES = {"stories": 13, "small_talk": 7, "facts": 7, "arithmetic": 16, "counting": 4, "echo": 6, "unknown": 4,
            "recall": 17, "tools": 26}
 SKILLS = tuple(_SHARES)
@@ -46,7 +47,7 @@ def heldout_conversations() -> list[Conversation]:
         target = len(chosen) + wanted
         while len(chosen) < target:
             conversation = make_conversation(rng, skill)
-            if is_held_out(conversation):
+            if is_held_out(conversation) and _num_characters(conversation) <= MAX_HELDOUT_CHARACTERS:
                 chosen.setdefault(conversation.messages, conversation)
     return list(chosen.values())
 
@@ -104,6 +105,10 @@ def _tools(rng: random.Random) -> Conversation:
             exchange = tools.up_to_call(exchange, rng.randrange(2))
     dialogue.add(exchange)
     return Conversation("tools", tuple(dialogue.messages), tuple(tool.schema for tool in declared), exchange.check)
+
+
+def _num_characters(conversation: Conversation) -> int:
+    return sum(len(message.content) for message in conversation.messages) + len(str(conversation.tools))
 
 
 def _turns_before(rng: random.Random) -> int:
