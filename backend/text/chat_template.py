@@ -58,7 +58,7 @@ class ChatTemplate:
         """The template in a tokenizer folder, else the built-in of model_name. Raises TemplateError if neither is."""
         settings = read_settings(Path(tokenizer_dir))
         if settings.chat_templates:
-            return cls(f"the template in {tokenizer_dir}", settings.chat_templates, settings.special_tokens)
+            return cls("the checkpoint's own template", settings.chat_templates, settings.special_tokens)
         if model_name is None:
             raise TemplateError(f"{tokenizer_dir} brings no chat template; give a model name that has a built-in one")
         builtin = builtin_template(model_name)
@@ -78,11 +78,12 @@ class ChatTemplate:
             raise TemplateError("messages is empty; give at least one message")
         if tools and not self._takes_tools:
             raise TemplateError(f"{self.origin} takes no tools; leave them out, or use a model trained for tool calls")
+        tools = list(_list(tools, "tools")) if tools else None
         template = self._templates["default"]
         if tools:
             template = self._templates.get("tool_use", template)
         try:
-            return _bounded(template.generate(messages=checked, tools=list(tools) if tools else None, documents=None,
+            return _bounded(template.generate(messages=checked, tools=tools, documents=None,
                                               add_generation_prompt=add_generation_prompt, **self._special_tokens))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError,
                 RecursionError, MemoryError) as error:
@@ -135,7 +136,7 @@ class ChatTemplate:
 
 def _list(value: Any, name: str) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
-        raise TemplateError(f"{name} is a {type(value).__name__}; give a list of messages with role and content")
+        raise TemplateError(f"{name} is a {type(value).__name__}; give a list of objects as in OpenAI's API")
     return value
 
 

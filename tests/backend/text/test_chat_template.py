@@ -214,6 +214,8 @@ def test_text_parts_are_joined():
 def test_tools_are_refused_where_the_template_has_no_place_for_them():
     with pytest.raises(TemplateError, match="takes no tools"):
         builtin("vicuna").render([USER], [TOOL])
+    with pytest.raises(TemplateError, match="tools is a dict; give a list"):
+        builtin("internlm2").render([USER], TOOL)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTINS if name not in ("base", "internlm2", "llama3.1")])
