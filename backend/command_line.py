@@ -6,7 +6,6 @@ Used by every module that is run with `python -m` and by the `convert` command."
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 from backend.errors import MillraceError
+from backend.logs import configure_logging
 from backend.requests import SamplingParams
 
 # --top_p and --top-p are one option, as users of either habit expect.
@@ -27,7 +27,7 @@ _DEFAULTS = SamplingParams()
 
 def run(command: click.Command) -> None:
     """Runs a command; an error that the user can cure is one line on stderr and exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)-5s %(message)s", stream=sys.stderr)
+    configure_logging()
     try:
         sys.exit(command.main(standalone_mode=False))
     except click.ClickException as error:

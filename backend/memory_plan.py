@@ -46,13 +46,14 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
     on_cpu          host memory is shared with other programs: no more blocks than full rows can use
     Raises CapacityError that names the one option, and its value, with which the model would fit."""
     weights = weights_bytes(model, dtype, config.tp)
-    other = other_bytes(model, config, dtype, on_cpu)
-    free = free_bytes if weights_loaded else free_bytes - weights
     block = kv_block_bytes(model, config, dtype)
+    other = other_bytes(model, config, dtype, on_cpu) + block  # the worker adds one block for padding
+    free = free_bytes if weights_loaded else free_bytes - weights
     most = (free - other) // block
     if free <= other or most < 1:
         raise CapacityError(f"weights need {_gib(weights)} and work space {_gib(other)}, "
-                            f"but {_gib(free + weights)} is free; use tp={_next_tp(model, config.tp)} or a device with more memory")
+                            f"but {_gib(free + weights)} is free; "
+                            f"use tp={_next_tp(model, config.tp)} or a device with more memory")
     wanted = config.cache_max_entry_count
     per_session = blocks_of(config.session_len, config.block_size)
     if wanted >= 1:

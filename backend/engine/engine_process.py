@@ -16,6 +16,7 @@ import zmq
 from backend.config import EngineConfig
 from backend.engine.engine import Engine, start_engine
 from backend.errors import MillraceError
+from backend.logs import configure_logging
 from backend.model_source import ModelSource
 from backend.requests import GenerateOutput, GenerateRequest
 
@@ -53,6 +54,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def run_engine_process(source: ModelSource, config: EngineConfig, address: str) -> None:
     """Entry point of the process: start the engine, serve `address` until told to stop or until the parent is gone."""
+    configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front end, which then says stop
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(address)

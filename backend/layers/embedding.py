@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from backend.distributed import TensorParallel
 from backend.layers.parameter import Shard, ShardedModule
+from backend.layers.weight_format import DENSE
 
 
 class TokenEmbedding(ShardedModule):
@@ -39,6 +40,9 @@ class OutputHead(ShardedModule):
         self.vocab_size = vocab_size
         self.declare("weight", Shard.padded((vocab_size, hidden_size), tp))
 
+    def prepare(self) -> None:
+        DENSE.prepare(self)
+
     def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.tp.all_gather(functional.linear(hidden, self.weight))
+        logits = self.tp.all_gather(DENSE.apply(hidden, self, bias=None))
         return logits[:, : self.vocab_size].float()

@@ -29,6 +29,9 @@ class ColumnLinear(ShardedModule):
         if bias:
             self.declare("bias", Shard.parts((out_features,), 0, parts, tp))
 
+    def prepare(self) -> None:
+        self.weight_format.prepare(self)
+
     def forward(self, inputs: Tensor) -> Tensor:
         return self.weight_format.apply(inputs, self, self.bias)
 
@@ -48,6 +51,9 @@ class RowLinear(ShardedModule):
         self.bias = None
         if bias:
             self.declare("bias", Shard.whole((out_features,)))
+
+    def prepare(self) -> None:
+        self.weight_format.prepare(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.tp.size == 1:

@@ -84,3 +84,6 @@ class ShardedModule(nn.Module):
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replaces a declared parameter's storage."""
         setattr(self, name, nn.Parameter(value, requires_grad=False))
+
+    def prepare(self) -> None:
+        """Called once, when every parameter is loaded."""

@@ -1,15 +1,18 @@
 """Weight format: how a linear layer's weight is stored and multiplied. Dense now; the place for quantised ones.
 
 A format says which tensors a weight consists of and which of their axes run over outputs and inputs; the parallel
-shape (linear.py) then divides those axes. Two axes of choice, not a product of classes. Used by linear.py."""
+shape (linear.py) then divides those axes. Two axes of choice, not a product of classes. Used by linear.py and
+embedding.py (output head)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+
+from backend.layers.parameter import ShardedModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,11 @@ class WeightFormat(Protocol):
         """The tensors that together hold the weight."""
         ...
 
-    def apply(self, inputs: Tensor, layer: nn.Module, bias: Tensor | None) -> Tensor:
+    def prepare(self, layer: ShardedModule) -> None:
+        """Arranges the weight that `layer` now holds for the device it is on; called once, after loading."""
+        ...
+
+    def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None) -> Tensor:
         """inputs [T, in] times the weight held by `layer`, plus bias: [T, out]."""
         ...
 
@@ -40,7 +47,14 @@ class Dense:
     def tensors(self, in_features: int, out_features: int) -> tuple[StoredWeight, ...]:
         return (StoredWeight("weight", (out_features, in_features), output_axis=0, input_axis=1),)
 
-    def apply(self, inputs: Tensor, layer: nn.Module, bias: Tensor | None) -> Tensor:
+    def prepare(self, layer: ShardedModule) -> None:
+        """On the CPU, a weight with more outputs than inputs is stored input-major: one row then multiplies twice as
+        fast (2048 x 384 float32 on one EPYC core: 317 → 161 us), many rows equally fast."""
+        out_features, in_features = layer.weight.shape
+        if layer.weight.device.type == "cpu" and out_features > in_features:
+            layer.set_parameter("weight", layer.weight.t().contiguous().t())
+
+    def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None) -> Tensor:
         return functional.linear(inputs, layer.weight, bias)
 
 

@@ -5,7 +5,6 @@ Used by engine.py and llm.py, which may know nothing else of backend/worker; tes
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,39 +45,38 @@ class Executor(Protocol):
         ...
 
 
-def start_executor(source: ModelSource, engine: EngineConfig, decide_num_blocks: Callable[[int], int]) -> Executor:
-    """Loads the model on every rank.
+def start_executor(source: ModelSource, engine: EngineConfig) -> Executor:
+    """Loads the model on every rank, as far as the memory plan allows.
 
-    decide_num_blocks  free bytes after the weights, the least over the ranks → number of KV blocks
-    Raises ConfigError or CheckpointError where the model cannot be run like this, EngineDeadError where a rank dies."""
+    Raises CapacityError where it does not fit, ConfigError or CheckpointError where the model cannot be run like this,
+    EngineDeadError where a rank dies."""
     # On CUDA the host prepares one step while the device works on another; on the CPU both are the same cores.
     max_in_flight = 2 if resolve_device(engine).type == "cuda" else 1
     executor = LocalExecutor if engine.tp == 1 else ProcessExecutor
-    return executor(source, engine, decide_num_blocks, max_in_flight)
+    return executor(source, engine, max_in_flight)
 
 
 class LocalExecutor:
     """One rank, in this process."""
 
-    def __init__(self, source: ModelSource, engine: EngineConfig, decide_num_blocks: Callable[[int], int],
-                 max_in_flight: int) -> None:
+    def __init__(self, source: ModelSource, engine: EngineConfig, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
-        self._worker: Worker | None = Worker(source, engine, TensorParallel())
-        self.num_blocks = decide_num_blocks(self._worker.free_bytes())
-        self._worker.allocate_kv(self.num_blocks)
+        self.worker: Worker | None = Worker(source, engine, TensorParallel())
+        self.num_blocks = self.worker.num_blocks()
+        self.worker.allocate_kv(self.num_blocks)
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """See Executor.launch."""
-        if self._worker is None:
+        if self.worker is None:
             raise EngineDeadError("the executor is closed")
         try:
-            return LocalStep(self._worker.run(plan))
+            return LocalStep(self.worker.run(plan))
         except Exception as error:
             raise rank_error(error, rank=0) from error
 
     def close(self) -> None:
         """See Executor.close."""
-        self._worker = None
+        self.worker = None
 
 
 @dataclass(frozen=True, slots=True)

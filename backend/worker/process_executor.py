@@ -9,7 +9,6 @@ import multiprocessing
 import signal
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
@@ -30,8 +29,7 @@ FAILURE_GRACE_S = 1.0  # after a first failure: time for the others to say their
 class ProcessExecutor:
     """tp ranks on one host; see executor.Executor."""
 
-    def __init__(self, source: ModelSource, engine: EngineConfig, decide_num_blocks: Callable[[int], int],
-                 max_in_flight: int) -> None:
+    def __init__(self, source: ModelSource, engine: EngineConfig, max_in_flight: int) -> None:
         resolve_device(engine, engine.tp - 1)  # too few GPUs: say so before anything starts
         self.max_in_flight = max_in_flight
         self._failure: MillraceError | None = None
@@ -43,7 +41,7 @@ class ProcessExecutor:
                 for rank in range(engine.tp):
                     self._start_rank(context, RankStart(source, engine, rank, str(Path(folder) / "rendezvous")))
                 self._gather(limit_s=CONNECT_LIMIT_S)
-            self.num_blocks = decide_num_blocks(min(self._gather()))
+            self.num_blocks = min(self._gather())
             self._broadcast(self.num_blocks)
             self._gather()
         except BaseException:

@@ -1,8 +1,8 @@
 """Rank process: one tensor-parallel rank in a process of its own. The other end of its pipe is process_executor.py.
 
-It sends "connected", then its free bytes; receives the number of blocks, sends "ready"; then receives plans, of which
-rank 0 sends the results. Whatever goes wrong is sent as a RankFailure. A rank never outlives the process that started
-it."""
+It sends "connected", then the number of KV blocks that it has room for; receives the number for all, sends "ready";
+then receives plans, of which rank 0 sends the results. Whatever goes wrong is sent as a RankFailure. A rank never
+outlives the process that started it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
+from backend.logs import configure_logging
 from backend.model_source import ModelSource
 from backend.worker.device import resolve_device
 from backend.worker.model_runner import RunningStep
@@ -51,6 +52,7 @@ class RankFailure:
 
 def run_rank(start: RankStart, pipe: connection.Connection) -> None:
     """The body of a rank's process; ends when the parent closes its end of the pipe."""
+    configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may only want to stop an answer
     threading.Thread(target=_die_with_parent, daemon=True).start()
     reports = _Reports(start.rank, pipe)
@@ -91,7 +93,7 @@ def _serve(start: RankStart, pipe: connection.Connection, reports: _Reports) -> 
     tp = _connect(start)
     reports.send("connected")
     worker = Worker(start.source, start.engine, tp)
-    reports.send(worker.free_bytes())
+    reports.send(worker.num_blocks())
     worker.allocate_kv(pipe.recv())
     reports.send("ready")
     steps: queue.SimpleQueue[RunningStep] = queue.SimpleQueue()

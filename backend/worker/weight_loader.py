@@ -37,5 +37,7 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
         raise CheckpointError(f"{source.path}: {len(missing)} of {len(wanted)} tensors are missing, "
                               f"the first is {missing[0]}; convert again")
     for module in model.modules():
+        if isinstance(module, ShardedModule):
+            module.prepare()
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=False)

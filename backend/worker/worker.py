@@ -1,15 +1,19 @@
 """Worker: one rank. Model and weights first, then, once the number of blocks is decided, the KV cache; then steps.
 
-Two stages because the second needs a number that only the first can measure. Used by executor.py (in this process)
-and rank_process.py (in one process per rank)."""
+Two stages because the number of KV blocks is the least that any rank has room for. Used by executor.py (in this
+process) and rank_process.py (in one process per rank)."""
 
 from __future__ import annotations
+
+import logging
+import time
 
 import torch
 
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
+from backend.memory_plan import MemoryPlan, plan_memory
 from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
 from backend.steps import StepPlan
@@ -19,9 +23,14 @@ from backend.worker.model_runner import ModelRunner, RunningStep
 from backend.worker.row_tables import RowTables
 from backend.worker.weight_loader import load_weights
 
+logger = logging.getLogger(__name__)
+
 
 class Worker:
-    """Loads this rank's part of the model. Raises ConfigError or CheckpointError where that does not work."""
+    """Plans this rank's memory, then loads its part of the model.
+
+    Raises CapacityError before anything is loaded where it would not fit, ConfigError or CheckpointError where the
+    model cannot be run like this."""
 
     def __init__(self, source: ModelSource, engine: EngineConfig, tp: TensorParallel) -> None:
         self.model_config = source.model
@@ -31,13 +40,19 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.model = Decoder(source.model, engine, tp)
+        plan = self._plan_memory(weights_loaded=False)
+        if tp.rank == 0:
+            logger.info("%s on %s%s: %s", source.model.model_name, self.device, f" x {tp.size}" * (tp.size > 1), plan)
+        begin = time.perf_counter()
         load_weights(self.model, source, self.dtype, self.device)
+        if tp.rank == 0:
+            logger.info("weights loaded in %.1f s", time.perf_counter() - begin)
         self.tables = RowTables(source.model, engine, self.device)
         self.runner: ModelRunner | None = None
 
-    def free_bytes(self) -> int:
-        """Memory that is left on this rank's device."""
-        return free_memory_bytes(self.device)
+    def num_blocks(self) -> int:
+        """KV blocks for which this rank has room, now that the weights are there. Raises CapacityError."""
+        return self._plan_memory(weights_loaded=True).num_blocks
 
     def allocate_kv(self, num_blocks: int) -> None:
         """Allocates the KV cache and gets ready for steps."""
@@ -48,6 +63,13 @@ class Worker:
         """Launches a step."""
         assert self.runner is not None, "run before allocate_kv"
         return self.runner.run(plan)
+
+    def _plan_memory(self, weights_loaded: bool) -> MemoryPlan:
+        on_cpu = self.device.type == "cpu"
+        num_sharing = self.engine.tp if on_cpu else 1  # ranks on CPUs share the host's memory
+        free_bytes = free_memory_bytes(self.device) // num_sharing
+        return plan_memory(self.model_config, self.engine, str(self.dtype).removeprefix("torch."), free_bytes,
+                           weights_loaded=weights_loaded, on_cpu=on_cpu)
 
 
 def rank_error(error: BaseException, rank: int) -> MillraceError:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from torch import Tensor
 
-from backend.errors import CheckpointError, ConfigError, EngineDeadError
+from backend.errors import CapacityError, CheckpointError, ConfigError, EngineDeadError
 from backend.requests import SamplingParams
 from backend.steps import RowSetup, ScheduledRow, StepPlan, StepResult
 from backend.worker import process_executor
@@ -19,7 +19,6 @@ from backend.worker.executor import Executor, start_executor
 from backend.worker.process_executor import ProcessExecutor
 from tests.backend.tiny_model import TinySource, tiny_source
 
-NUM_BLOCKS = 24
 PROMPT = tuple(range(3, 40))
 LOGPROB_TOLERANCE = 1e-4
 # An odd vocabulary, so that the ranks' parts of it differ, and every option that shards something.
@@ -27,7 +26,7 @@ OPTIONS = {"vocab_size": 97, "attention_bias": True, "output_bias": True, "qk_no
 
 
 def start(source: TinySource) -> Executor:
-    return start_executor(source, source.engine, lambda free_bytes: NUM_BLOCKS)
+    return start_executor(source, source.engine)
 
 
 def plans(count: int) -> list[StepPlan]:
@@ -48,7 +47,7 @@ def run(executor: Executor, count: int) -> list[StepResult]:
 def test_two_ranks_give_the_tokens_and_logprobs_of_one() -> None:
     one, two = start(tiny_source(**OPTIONS)), start(tiny_source(tp=2, **OPTIONS))
     try:
-        assert one.num_blocks == two.num_blocks == NUM_BLOCKS
+        assert one.num_blocks == two.num_blocks == 64
         for expected, found in zip(run(one, 12), run(two, 12), strict=True):
             assert [token.token_id for token in found.tokens] == [token.token_id for token in expected.tokens]
             for left, right in zip(found.tokens, expected.tokens, strict=True):  # all 97 logits, normalised
@@ -128,15 +127,16 @@ def test_ranks_that_do_not_meet_in_time_are_an_error_with_a_hint(monkeypatch: py
         start(tiny_source(tp=2))
 
 
-def test_free_bytes_reach_the_decision_and_its_error_reaches_the_caller() -> None:
-    def decide(free_bytes: int) -> int:
-        assert free_bytes > 0
-        raise ConfigError("too little memory")
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_loaded(tp: int) -> None:
+    class Unreadable(TinySource):
+        def tensors(self) -> Iterator[tuple[str, Tensor]]:
+            raise AssertionError("weights were read")
 
-    for tp in (1, 2):
-        source = tiny_source(tp=tp)
-        with pytest.raises(ConfigError, match="too little memory"):
-            start_executor(source, source.engine, decide)
+    tiny = tiny_source(tp=tp, cache_max_entry_count=10**12)
+    source = Unreadable(tiny.model, tiny.engine) if tp == 1 else tiny  # a local class cannot be sent to a process
+    with pytest.raises(CapacityError, match=r"KV blocks need .* use cache_max_entry_count=\d+ or less"):
+        start(source)
 
 
 def test_a_closed_executor_refuses_plans() -> None:
