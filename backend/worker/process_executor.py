@@ -35,12 +35,13 @@ class ProcessExecutor:
         self._failure: MillraceError | None = None
         self._pipes: list[connection.Connection] = []
         self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="millrace-")  # NCCL's monitor reads the rendezvous to the end
         context = multiprocessing.get_context("spawn")
         try:
-            with tempfile.TemporaryDirectory(prefix="millrace-") as folder:
-                for rank in range(engine.tp):
-                    self._start_rank(context, RankStart(source, engine, rank, str(Path(folder) / "rendezvous")))
-                self._gather(limit_s=CONNECT_LIMIT_S)
+            rendezvous = str(Path(self._folder.name) / "rendezvous")
+            for rank in range(engine.tp):
+                self._start_rank(context, RankStart(source, engine, rank, rendezvous))
+            self._gather(limit_s=CONNECT_LIMIT_S)
             self.num_blocks = min(self._gather())
             self._broadcast(self.num_blocks)
             self._gather()
@@ -75,6 +76,7 @@ class ProcessExecutor:
         for process in self._processes:
             process.join()
         self._pipes, self._processes = [], []
+        self._folder.cleanup()
 
     def _start_rank(self, context: multiprocessing.context.SpawnContext, start: RankStart) -> None:
         ours, theirs = context.Pipe()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -94,13 +95,14 @@ def test_a_rank_that_raises_ends_the_engine_with_its_own_line() -> None:
         executor.launch(without_blocks).wait()
 
 
-def test_ranks_end_with_the_process_that_started_them() -> None:
+def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """The starter is killed, so nothing can be closed in order."""
     script = ("from tests.backend.worker.test_executor import *\n"
               "if __name__ == '__main__':\n"
               "    executor = start(tiny_source(tp=2)); print(*executor.pids, flush=True)\n"
               "    import time; time.sleep(600)\n")
-    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
+                               env=os.environ | {"TMPDIR": str(tmp_path)})
     ranks = [psutil.Process(int(pid)) for pid in starter.stdout.readline().split()]
     starter.kill()
     starter.wait()
