@@ -39,7 +39,7 @@ class Shard:
         Raises ConfigError where tp does not divide a part."""
         pieces, start = [], 0
         for part in parts:
-            local = tp.split(part, f"a part of {part} in a weight of shape {list(shape)}; its size")
+            local = tp.split(part, f"the part size of a weight {list(shape)}")
             pieces.append((start + tp.rank * local, start + (tp.rank + 1) * local))
             start += part
         assert start == shape[axis], (parts, shape)

@@ -121,12 +121,10 @@ class SamplingState:
         self.num_prompt[row] = setup.num_prompt_tokens
         self.is_greedy[row] = is_greedy
         self.temperature[row] = 1.0 if is_greedy else params.temperature
-        # A greedy row's filters are neutral, so that it does not make the step pay for them.
-        self.top_k[row] = min(params.top_k or self.vocab_size, self.vocab_size)
+        # A greedy row takes the argmax; its filters are such that they cost the step nothing.
+        self.top_k[row] = 1 if is_greedy else min(params.top_k or self.vocab_size, self.vocab_size)
         self.top_p[row] = _KEEP_ALL if is_greedy or params.top_p == 1.0 else params.top_p
         self.min_p[row] = 0.0 if is_greedy else params.min_p
-        if is_greedy:
-            self.top_k[row] = 1
         self.repetition[row] = params.repetition_penalty
         self.presence[row] = params.presence_penalty
         self.frequency[row] = params.frequency_penalty
