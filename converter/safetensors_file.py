@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
            "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 100 << 20  # the library's own limit
+_WRITE_BYTES = 512 << 10  # larger writes were slower where memory is scattered: Linux then looks for large free runs
 
 
 def read_safetensors(file: Path) -> dict[str, FileTensor]:
@@ -74,6 +76,6 @@ def write_safetensors(file: Path, tensors: Mapping[str, LazyTensor], progress: C
                 progress(block.nbytes)
 
 
-def _write_all(stream: object, view: memoryview) -> None:
+def _write_all(stream: FileIO, view: memoryview) -> None:
     while view:
-        view = view[stream.write(view):]  # an unbuffered write may be partial
+        view = view[stream.write(view[:_WRITE_BYTES]):]  # an unbuffered write may be partial
