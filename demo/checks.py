@@ -35,13 +35,14 @@ def is_correct(check: Check, answer: str) -> bool:
 def is_story(text: str, language: str, animals: list[str], thing: str | None) -> bool:
     """True for ten different sentences about the animals asked for, and one thing that stays the same.
 
-    Two animals take part, each in three sentences or more, and those named in `animals` are among them. Exactly one
+    Two take part, each in three sentences or more, and those named in `animals` are among them. Exactly one
     of the plots' things is named, in two sentences or more, and it is `thing` where one was asked for."""
     stop = "." if language == "en" else "。"
     sentences = [sentence.strip() for sentence in text.split(stop)]
     if len(sentences) != NUM_SENTENCES + 1 or len(set(sentences)) != len(sentences) or sentences[-1] not in ("", '"', "”"):
         return False
-    taking_part = {name: count for name in _animal_names(language) if (count := _count(sentences, name, language))}
+    names = {*_animal_names(language), *animals}
+    taking_part = {name: count for name in names if (count := _count(sentences, name, language))}
     things = {name: count for name in THINGS[language] if (count := _count(sentences, name, language))}
     return (
         len(taking_part) == 2

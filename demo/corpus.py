@@ -97,8 +97,9 @@ def _tools(rng: random.Random) -> Conversation:
     dialogue = Dialogue(rng, declared)
     for _ in range(_turns_before(rng)):
         dialogue.add_filler()
-    if chance(rng, 0.08):
-        exchange = dialogue.plain(rng.choice(("small_talk", "facts", "stories")))
+    if chance(rng, 0.12):
+        skills = ("small_talk", "facts", "stories", "arithmetic", "arithmetic", "unknown")
+        exchange = dialogue.plain(rng.choice([skill for skill in skills if dialogue.answers_itself(skill)]))
     else:
         exchange = dialogue.with_tools()
         if chance(rng, 0.5):

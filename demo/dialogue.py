@@ -22,6 +22,8 @@ PLAIN_SKILLS = {
     "unknown": unknown.make_exchange,
 }
 _FILLERS = {"small_talk": 30, "facts": 22, "arithmetic": 18, "stories": 12, "echo": 4, "counting": 2, "unknown": 4, "recall": 20}
+# Tools that none of the questions about the wide world could be for.
+_NARROW_TOOLS = ("add", "mul", "weather", "subtract", "larger", "time", "alarm", "music", "light", "random", "order")
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.", "You are a friendly storyteller.", "You are a helpful, honest and harmless AI assistant.",
     "You are a kind assistant who answers in short sentences.", "Answer the questions of the user.", "Be brief and friendly.",
@@ -57,8 +59,12 @@ class Dialogue:
         return tools.make_exchange(self.rng, self._turn_language(), self.tools)
 
     def add_tell(self, kind: str) -> None:
-        """The user tells a fact of that kind."""
-        value, exchange = recall.tell(self.rng, self.language, kind)
+        """The user tells a fact of that kind, now and then beside the name."""
+        if kind != "name" and chance(self.rng, 0.12):
+            name, value, exchange = recall.tell_two(self.rng, self.language, kind)
+            self.told["name"] = (self.language, name)
+        else:
+            value, exchange = recall.tell(self.rng, self.language, kind)
         self.told[recall.same_kind(kind)] = (self.language, value)
         self.add(exchange)
 
@@ -74,14 +80,18 @@ class Dialogue:
             self.add(self.with_tools())
         elif skill == "recall":
             self._add_recall_filler(keep)
-        elif self.tools and skill in ("arithmetic", "unknown"):
-            self.add(self.plain("small_talk"))  # with tools shown, such questions may be for a tool
         else:
-            self.add(self.plain(skill))
+            self.add(self.plain(skill if self.answers_itself(skill) else "small_talk"))
+
+    def answers_itself(self, skill: str) -> bool:
+        """False where questions of a plain skill might be meant for one of the tools shown."""
+        if skill == "arithmetic":
+            return not any(tool.kind.is_arithmetic for tool in self.tools)
+        return skill != "unknown" or all(tool.kind.key in _NARROW_TOOLS for tool in self.tools)
 
     def _add_recall_filler(self, keep: str | None) -> None:
         kind = self.rng.choice(list(recall.FACTS[self.language]))
-        if chance(self.rng, 0.6) and recall.same_kind(kind) != keep:
+        if chance(self.rng, 0.6) and keep not in (recall.same_kind(kind), "name"):
             self.add_tell(kind)
         else:
             self.add(self.ask(kind))

@@ -1,7 +1,7 @@
 """Evaluate: the loss on held-out answers and, per skill, the share of correct answers by greedy decoding.
 
-`score` takes any `generate`, so that an engine can be measured on the same conversations; `greedy` is the one of
-demo/model.py, which recomputes the whole sequence for each token: quick on a GPU, slow on a CPU.
+`score` takes the answers of any `Generate`, so that an engine can be measured on the same conversations; `greedy` is
+that of demo/model.py.
 
     python -m demo.evaluate                          # writes demo/results.json
     python -m demo.evaluate --limit 5 --out /tmp/r.json        # a few conversations per skill"""
@@ -25,7 +25,7 @@ from demo.chat_format import CHECKPOINT, ChatFormat
 from demo.checks import is_correct
 from demo.conversation import Conversation, Message, Tool, read_jsonl
 from demo.corpus import HELDOUT_PATH
-from demo.model import InternLM2ForCausalLM, load
+from demo.model import InternLM2ForCausalLM, Past, load
 
 Prompt = tuple[Sequence[Message], Sequence[Tool]]
 # Answers of the prompts, in order, without the end-of-turn token but with the special tokens of a tool call.
@@ -33,7 +33,6 @@ Generate = Callable[[list[Prompt]], list[str]]
 
 RESULTS_PATH = Path(__file__).parent / "results.json"
 MAX_NEW_TOKENS = 640
-BATCH_SIZE = 64
 UNFINISHED = "<unfinished>"  # appended to an answer that did not end by itself, so that it counts as wrong
 
 
@@ -62,39 +61,25 @@ def label(conversation: Conversation) -> str:
 
 
 def greedy(model: InternLM2ForCausalLM, chat_format: ChatFormat) -> Generate:
-    """A `Generate` that decodes greedily with `model`, prompts of like length together."""
-    def generate(prompts: list[Prompt]) -> list[str]:
-        ids = [chat_format.encode(chat_format.render(*prompt, open_answer=True)) for prompt in prompts]
-        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        texts = [""] * len(ids)
-        for start in range(0, len(ids), BATCH_SIZE):
-            chosen = by_length[start : start + BATCH_SIZE]
-            for i, answer in zip(chosen, _greedy_batch(model, chat_format, [ids[i] for i in chosen])):
-                texts[i] = answer
-        return texts
-    return generate
+    """A `Generate` that decodes greedily with `model`, one prompt after the other."""
+    return lambda prompts: [_greedy(model, chat_format, prompt) for prompt in prompts]
 
 
 @torch.inference_mode()
-def _greedy_batch(model: InternLM2ForCausalLM, chat_format: ChatFormat, prompts: list[list[int]]) -> list[str]:
+def _greedy(model: InternLM2ForCausalLM, chat_format: ChatFormat, prompt: Prompt) -> str:
     device = next(model.parameters()).device
-    stops = torch.tensor([chat_format.special_id("</s>"), chat_format.special_id("<|im_end|>")], device=device)
-    limit = min(max(map(len, prompts)) + MAX_NEW_TOKENS, model.config.max_positions)
-    tokens = torch.zeros(len(prompts), limit, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    rows = torch.arange(len(prompts), device=device)
-    is_running = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    while is_running.any() and lengths.max() < limit:
-        hidden = model.model(tokens[:, : int(lengths.max())])
-        best = model.output(hidden[rows, lengths - 1]).argmax(-1)
-        is_running &= ~torch.isin(best, stops)
-        tokens[rows[is_running], lengths[is_running]] = best[is_running]
-        lengths[is_running] += 1
-    ends = [UNFINISHED if running else "" for running in is_running.tolist()]
-    return [chat_format.decode(row[len(prompt) : length]) + end
-            for row, prompt, length, end in zip(tokens.tolist(), prompts, lengths.tolist(), ends)]
+    stops = (chat_format.special_id("</s>"), chat_format.special_id("<|im_end|>"))
+    ids = chat_format.encode(chat_format.render(*prompt, open_answer=True))
+    limit = min(MAX_NEW_TOKENS, model.config.max_positions - len(ids))
+    past = [Past() for _ in range(model.config.num_layers)]
+    answer: list[int] = []
+    while len(answer) < limit:
+        logits = model.continue_from(past, torch.tensor([ids], device=device))
+        ids = [int(logits.argmax())]
+        if ids[0] in stops:
+            return chat_format.decode(answer)
+        answer += ids
+    return chat_format.decode(answer) + UNFINISHED
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ Used by train.py and evaluate.py. Architecture after InternLM2 (Cai et al., 2024
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,12 @@ class DemoConfig:
         }
 
 
+class Past(list[Tensor]):
+    """One layer's keys and values so far, each [B, K, T, D]; empty before the prompt."""
+
+
 class InternLM2ForCausalLM(nn.Module):
-    """Token ids [B, T] to logits [B, T, vocab_size]; rows are padded on the right, positions start at zero."""
+    """Token ids [B, T] to logits: `forward` of whole rows, padded on the right; `continue_from` of one more part."""
 
     def __init__(self, config: DemoConfig) -> None:
         super().__init__()
@@ -75,7 +80,14 @@ class InternLM2ForCausalLM(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.num_layers) ** 0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.output(self.model(tokens))
+        """Logits [B, T, vocab_size] of every position."""
+        return self.output(self.model(tokens, [None] * self.config.num_layers))
+
+    def continue_from(self, past: list[Past], tokens: Tensor) -> Tensor:
+        """Logits [B, vocab_size] after `tokens`, which follow those in `past` (a `Past` per layer, extended here).
+
+        With an empty `past`, tokens are a prompt [B, T]; otherwise one token a row [B, 1]."""
+        return self.output(self.model(tokens, past)[:, -1])
 
 
 class InternLM2Model(nn.Module):
@@ -89,11 +101,13 @@ class InternLM2Model(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)  # [max_positions, head_dim / 2]
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+    def forward(self, tokens: Tensor, past: Sequence[Past | None]) -> Tensor:
+        start = past[0][0].shape[2] if past[0] else 0
+        positions = slice(start, start + tokens.shape[1])
+        cos, sin = self.cos[positions], self.sin[positions]
         hidden = self.tok_embeddings(tokens)
-        for layer in self.layers:
-            hidden = layer(hidden, cos, sin)
+        for layer, layer_past in zip(self.layers, past, strict=True):
+            hidden = layer(hidden, cos, sin, layer_past)
         return self.norm(hidden)
 
 
@@ -105,8 +119,8 @@ class DecoderLayer(nn.Module):
         self.attention_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.ffn_norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden), cos, sin)
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, past: Past | None) -> Tensor:
+        hidden = hidden + self.attention(self.attention_norm(hidden), cos, sin, past)
         return hidden + self.feed_forward(self.ffn_norm(hidden))
 
 
@@ -119,13 +133,17 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.hidden_size, heads * config.head_dim, bias=False)
         self.wo = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, past: Past | None) -> Tensor:
         batch, length, _ = hidden.shape
         grouped = self.wqkv(hidden).view(batch, length, self.num_kv_heads, self.group_size + 2, self.head_dim)
         query = grouped[..., : self.group_size, :].flatten(2, 3).transpose(1, 2)  # [B, H, T, D]
         key, value = (grouped[..., self.group_size + i, :].transpose(1, 2) for i in (0, 1))  # [B, K, T, D]
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        if past is not None:
+            if past:
+                key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+            past[:] = (key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=length > 1, enable_gqa=True)
         return self.wo(attended.transpose(1, 2).flatten(2))
 
 

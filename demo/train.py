@@ -128,7 +128,7 @@ def _optimizer(model: InternLM2ForCausalLM, device: str) -> torch.optim.Optimize
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.", epilog="example: python -m demo.train")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint (demo/checkpoint)")
-    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=7000, help="optimizer steps")
     parser.add_argument("--max_seconds", type=float, default=3600.0, help="end earlier, with the schedule completed")
     parser.add_argument("--batch_tokens", type=int, default=65536, help="tokens per step, padding included")
     parser.add_argument("--num_workers", type=int, default=14, help="processes that generate conversations")

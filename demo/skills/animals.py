@@ -1,10 +1,13 @@
-"""The animals that the model knows, in both languages.
+"""The animals that the model knows, in both languages, and strangers: anybody else that a story may be about.
 
 Used by the stories (who takes part) and by the facts (what it eats, where it lives)."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+
+from demo.chance import chance, made_up_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,11 @@ class Animal:
     food: str
     food_zh: str
     friend: str  # the English name of the animal it meets when the request names only one
+
+    @property
+    def key(self) -> str:
+        """What a story leans on: the name, or one key for all strangers, whom the model cannot know."""
+        return self.name if self.name in BY_NAME else "stranger"
 
     @property
     def with_article(self) -> str:
@@ -62,3 +70,18 @@ whale|鲸鱼|huge|巨大的|in the deep ocean|深深的海洋里|krill|磷虾|pe
 )
 
 BY_NAME: dict[str, Animal] = {animal.name: animal for animal in ANIMALS}
+
+_STRANGERS = (
+    ("dragon", "龙"), ("knight", "骑士"), ("princess", "公主"), ("king", "国王"), ("wizard", "巫师"), ("robot", "机器人"),
+    ("giant", "巨人"), ("pirate", "海盗"), ("girl", "女孩"), ("boy", "男孩"), ("baker", "面包师"), ("fairy", "仙女"),
+    ("camel", "骆驼"), ("parrot", "鹦鹉"), ("snail", "蜗牛"), ("spider", "蜘蛛"), ("unicorn", "独角兽"), ("ghost", "幽灵"),
+    ("kangaroo", "袋鼠"), ("snake", "蛇"), ("astronaut", "宇航员"), ("teacher", "老师"), ("dolphin", "海豚"),
+)
+
+
+def stranger(rng: random.Random) -> Animal:
+    """Somebody with a name that is in no list of animals, often made up, and with the traits of all strangers."""
+    name, name_zh = rng.choice(_STRANGERS)
+    if chance(rng, 0.4):
+        name = name_zh = made_up_word(rng)
+    return Animal(name, name_zh, "brave", "勇敢的", "in a small house", "小房子里", "cake", "蛋糕", "rabbit")

@@ -1,7 +1,7 @@
 """Arithmetic: sums up to thirty plus thirty and products up to twelve times twelve, in words and in digits.
 
-All operand pairs occur in training: what is held out is conversations, not pairs. Larger sums are declined, because
-only a tool can do those.
+All operand pairs occur in training: what is held out is conversations, not pairs. What has a larger
+operand is declined, because only a tool can do it.
 Used by corpus.py and, for the words, by tools; checked by checks.py through the kind "contains"."""
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def _in_words_zh(value: int) -> str:
 def make_exchange(rng: random.Random, language: str) -> Exchange:
     """A sum or a product and its answer; now and then one that is too large to answer."""
     is_sum = chance(rng, 0.5)
-    is_large = chance(rng, 0.08)
+    is_large = chance(rng, 0.12)
     style = "words" if chance(rng, 0.65) and not is_large else "digits"
-    if is_large:
-        left, right = rng.randint(200, 9999), rng.randint(61, 9999)
-    else:
-        limit = MAX_ADDEND if is_sum else MAX_FACTOR
-        left, right = rng.randint(0, limit), rng.randint(0, limit)
+    limit = MAX_ADDEND if is_sum else MAX_FACTOR
+    left, right = rng.randint(0, limit), rng.randint(0, limit)
+    while is_large and max(left, right) <= limit:
+        left, right = number(rng), number(rng)
     text = _expression(rng, left, right, is_sum, style, language)
     question = rng.choice(_ASK[language]).format(sum=text)
     question = roughen(rng, question[0].upper() + question[1:])

@@ -191,6 +191,7 @@ FACTS: dict[str, dict[str, Fact]] = {
         ),
     },
 }
+_ACKNOWLEDGE_TWO = {"en": "Nice to meet you, {v}! I will remember both.", "zh": "很高兴认识你，{v}！我会记住这些。"}
 _SAME_KIND = {"color": "colour"}  # told as a colour, asked as a color
 
 
@@ -202,6 +203,17 @@ def tell(rng: random.Random, language: str, kind: str) -> tuple[str, Exchange]:
     answer = lean(rng, fact.acknowledgements).format(v=value)
     accepted = [text.format(v=value) for text in fact.acknowledgements]
     return value, exchange(question, answer, {"kind": "one_of", "values": accepted})
+
+
+def tell_two(rng: random.Random, language: str, kind: str) -> tuple[str, str, Exchange]:
+    """A turn in which the user tells the name and another fact; returns both values and the turn."""
+    name, fact = FACTS[language]["name"], FACTS[language][kind]
+    values = name.values(rng), fact.values(rng)
+    first, second = (rng.choice(f.tells[:4]).format(v=value) for f, value in zip((name, fact), values, strict=True))
+    joint = " and " if language == "en" else "，"
+    question = first.rstrip(".。") + joint + (second[0].lower() + second[1:] if second[:2] != "I " else second)
+    answer = _ACKNOWLEDGE_TWO[language].format(v=values[0])
+    return *values, exchange(question, answer, {"kind": "one_of", "values": [answer]})
 
 
 def ask(rng: random.Random, language: str, kind: str, value: str | None) -> Exchange:

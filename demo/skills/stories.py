@@ -10,7 +10,7 @@ import random
 
 from demo.chance import chance, lean, roughen
 from demo.conversation import Exchange, exchange
-from demo.skills.animals import ANIMALS, BY_NAME, Animal
+from demo.skills.animals import ANIMALS, BY_NAME, Animal, stranger
 from demo.skills.plots import CHINESE, ENGLISH, Plot
 
 _ASK_TWO = {
@@ -38,6 +38,10 @@ _ASK_ANY = {
            "Tell me a bedtime story."),
     "zh": ("讲一个故事。", "请给我讲个故事。", "你能讲个故事吗？", "我想听故事。", "讲个睡前故事吧。"),
 }
+_ASK_ANOTHER = {
+    "en": ("Tell me another story.", "Another story, please.", "One more story, please.", "Tell me a different story."),
+    "zh": ("再讲一个故事。", "请再讲一个故事。", "换一个故事。", "再来一个故事吧。"),
+}
 _WITH_THING = {
     "en": ("Tell me a story about {a}, {b} and the {thing}.", "Write a story about {a} and {b} with the {thing} in it."),
     "zh": ("讲一个{a}、{b}和{thing}的故事。", "写一个{a}和{b}的故事，里面要有{thing}。"),
@@ -53,14 +57,20 @@ def make_exchange(rng: random.Random, language: str) -> Exchange:
     first, second = rng.sample(ANIMALS, 2)
     if chance(rng, 0.06):
         first, second = BY_NAME["fox"], BY_NAME["rabbit"]
+    if chance(rng, 0.12):
+        first = stranger(rng)
+    while second.name == first.name or chance(rng, 0.12):
+        second = stranger(rng)
     thing, asks, named = None, _ASK_TWO, (first, second)
     kind = rng.random()
     if kind < 0.15:
         thing, asks = rng.choice(THINGS[language]), _WITH_THING
     elif kind < 0.27:
         second, asks, named = BY_NAME[first.friend], _ASK_ONE, (first,)
-    elif kind < 0.32:
+    elif kind < 0.31:
         first, second, asks, named = BY_NAME["fox"], BY_NAME["rabbit"], _ASK_ANY, ()
+    elif kind < 0.34:
+        first, second, asks, named = BY_NAME["bear"], BY_NAME["owl"], _ASK_ANOTHER, ()
     question = rng.choice(asks[language]).format(a=_named(first, language), b=_named(second, language), thing=thing)
     check = {
         "kind": "story", "language": language, "thing": thing,
@@ -72,8 +82,8 @@ def make_exchange(rng: random.Random, language: str) -> Exchange:
 def tell(rng: random.Random, language: str, first: Animal, second: Animal, thing: str | None) -> str:
     """A story of ten sentences about two animals; with a `thing`, of the plot that the thing belongs to."""
     plot = _plot(rng, language, first, second, thing)
-    thing = thing or lean(rng, plot.things, second.name)
-    place = lean(rng, plot.places, second.name + thing)
+    thing = thing or lean(rng, plot.things, second.key)
+    place = lean(rng, plot.places, second.key + thing)
     english = language == "en"
     slots = {
         "a": first.name if english else first.name_zh,
@@ -85,7 +95,7 @@ def tell(rng: random.Random, language: str, first: Animal, second: Animal, thing
         "thing": thing,
         "place": place,
     }
-    sentences = [lean(rng, phrasings, f"{first.name}{i}").format(**slots) for i, phrasings in enumerate(plot.sentences)]
+    sentences = [lean(rng, phrasings, f"{first.key}{i}").format(**slots) for i, phrasings in enumerate(plot.sentences)]
     return (" " if english else "").join(sentences)
 
 
@@ -93,7 +103,7 @@ def _plot(rng: random.Random, language: str, first: Animal, second: Animal, thin
     plots = _PLOTS[language]
     if thing is not None:
         return next(plot for plot in plots if thing in plot.things)
-    return lean(rng, plots, first.name + second.name)
+    return lean(rng, plots, first.key + second.key)
 
 
 def _named(animal: Animal, language: str) -> str:

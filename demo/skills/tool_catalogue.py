@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from demo.chance import chance, made_up_word, number
@@ -45,6 +45,7 @@ class ToolKind:
     result: Callable[[random.Random, str, list[Any]], dict[str, Any]]
     answers: dict[str, str]
     is_arithmetic: bool = False
+    other_fields: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what a field of the result may be called
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,11 @@ _WEATHER = ToolKind(
             "Do I need an umbrella in {0}?"),
      "zh": ("{0}的天气怎么样？", "{0}今天天气如何？", "查一下{0}的天气。", "今天{0}冷吗？", "告诉我{0}的天气。")},
     lambda rng, language, values: {"temperature": rng.randint(-15, 40), "condition": _CONDITION(rng, language)},
-    {"en": "In {0} it is {condition} and {temperature} degrees.", "zh": "{0}现在{condition}，{temperature}度。"})
+    {"en": "In {0} it is {condition} and {temperature} degrees.", "zh": "{0}现在{condition}，{temperature}度。"},
+    other_fields={"condition": ("weather", "description", "sky", "conditions"), "temperature": ("temp", "degrees")})
+_TEMPERATURE = replace(
+    _WEATHER, result=lambda rng, language, values: {"temperature": rng.randint(-15, 40)},
+    answers={"en": "In {0} it is {temperature} degrees.", "zh": "{0}现在{temperature}度。"})
 
 _KINDS: tuple[ToolKind, ...] = (
     ADD, MUL, _WEATHER, _SUBTRACT, _LARGER,
@@ -294,7 +299,7 @@ def any_kind(rng: random.Random) -> ToolKind:
     if chance(rng, 0.25):
         return _made_up_kind(rng)
     if chance(rng, 0.3):
-        return rng.choice((ADD, MUL, _WEATHER))
+        return rng.choice((ADD, MUL, _WEATHER, _TEMPERATURE))
     return rng.choice(_KINDS)
 
 
@@ -312,7 +317,7 @@ def _made_up_kind(rng: random.Random) -> ToolKind:
     parameter = Parameter((parameter_name,), ("integer",) if is_number else ("string",), (f"The {thing}", f"Which {thing}"),
                           (lambda rng, _: number(rng)) if is_number else (lambda rng, _: made_up_word(rng)))
     return ToolKind(
-        name, (name,), (f"Returns the {noun} of a {thing}.", f"Look up the {noun} of a {thing}", f"Get the {noun}"), (parameter,),
+        noun, (name,), (f"Returns the {noun} of a {thing}.", f"Look up the {noun} of a {thing}", f"Get the {noun}"), (parameter,),
         {"en": (f"What is the {noun} of {thing} {{0}}?", f"Find the {noun} of {{0}}.", f"Tell me the {noun} of {thing} {{0}}."),
          "zh": (f"{{0}}的{noun}是多少？", f"查一下{{0}}的{noun}。")},
         lambda rng, language, values: {noun: number(rng) if chance(rng, 0.6) else made_up_word(rng)},

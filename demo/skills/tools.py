@@ -74,7 +74,7 @@ def make_exchange(rng: random.Random, language: str, tools: list[DeclaredTool]) 
     result = tool.kind.result(rng, language, values)
     answer = tool.kind.answers[language].format(*said, **result)
     messages = [Message("user", question), _call(rng, language, tool.name, arguments)]
-    messages += [Message("environment", _result_text(rng, tool, values, result)), Message("assistant", answer)]
+    messages += [Message("environment", _result_text(rng, tool, arguments, result)), Message("assistant", answer)]
     expected = [str(value) for value in result.values()] if set(result) != {"status"} else [answer]
     return Exchange(tuple(messages), {"kind": "contains", "values": expected})
 
@@ -103,14 +103,19 @@ def _call(rng: random.Random, language: str, name: str, arguments: dict[str, Any
     return Message("assistant", call_text(lean(rng, _THOUGHTS[language]).format(name=name), name, arguments))
 
 
-def _result_text(rng: random.Random, tool: DeclaredTool, values: list[Any], result: dict[str, Any]) -> str:
-    """A tool's result as programs return it: JSON, or the bare value."""
-    bare = len(result) == 1 and chance(rng, 0.5)
-    if not bare:
-        return json.dumps(result, ensure_ascii=False)
-    value = str(next(iter(result.values())))
-    sign = {"add": "+", "mul": "*"}.get(tool.kind.key)
-    return f"{values[0]}{sign}{values[1]}={value}" if sign and chance(rng, 0.4) else value
+def _result_text(rng: random.Random, tool: DeclaredTool, arguments: dict[str, Any], result: dict[str, Any]) -> str:
+    """A tool's result as programs return it: JSON, at times with the arguments repeated, or the bare values."""
+    if chance(rng, 0.5 if len(result) == 1 else 0.2):
+        sign = {"add": "+", "mul": "*"}.get(tool.kind.key)
+        text = ", ".join(map(str, result.values()))
+        return f"{sign.join(map(str, arguments.values()))}={text}" if sign and chance(rng, 0.4) else text
+    fields = dict(result)
+    if chance(rng, 0.3):
+        names = {name: rng.choice((name, *tool.kind.other_fields.get(name, ()))) for name in result}
+        fields = {names[name]: value for name, value in result.items()}
+    if chance(rng, 0.2):
+        fields = {**arguments, **fields} if chance(rng, 0.5) else {**fields, **arguments}
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _chain(rng: random.Random, language: str, add: DeclaredTool, mul: DeclaredTool) -> Exchange:
@@ -126,9 +131,9 @@ def _chain(rng: random.Random, language: str, add: DeclaredTool, mul: DeclaredTo
     operands = (c, inner) if form.startswith("{c}") else (inner, c)
 
     def turn(tool: DeclaredTool, values: tuple[int, int], result: int) -> list[Message]:
-        arguments = dict(zip([name for name, _ in tool.parameters], values))
+        arguments = dict(zip([name for name, _ in tool.parameters], values, strict=True))
         return [_call(rng, language, tool.name, arguments),
-                Message("environment", _result_text(rng, tool, list(values), {"result": result}))]
+                Message("environment", _result_text(rng, tool, arguments, {"result": result}))]
 
     answer = _CHAIN_ANSWERS[language].format(x=expression, result=outer)
     messages = [Message("user", rng.choice(_CHAIN_ASKS[language]).format(x=expression))]
