@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from backend.chat_templates import builtin_template
 from backend.command_line import (
     CONTEXT_SETTINGS,
     engine_options,
@@ -47,7 +46,6 @@ def main(model_name: str, model_path: str, prompt: str | None, system: str | Non
 
     MODEL_NAME chooses the built-in chat template where the model brings none. An empty line sends your message;
     `end` forgets the conversation, `exit` leaves, Ctrl-C stops an answer."""
-    builtin_template(model_name)
     sampling = sampling_params(options)
     with LLM(model_path, model_name, **engine_overrides(options)) as llm:
         conversation = Conversation(llm, sampling, system)

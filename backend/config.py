@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -122,6 +123,25 @@ class EngineConfig:
             if name not in known:
                 raise ConfigError(f"unknown engine option {name!r}{_nearest(name, known)}")
         return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+
+
+def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
+    """Raises ConfigError, naming what would work, for engine options with which this model can never run."""
+    name, longest = model.model_name, engine.session_len
+    divided = {"head_num": model.num_heads, "kv_head_num": model.num_kv_heads, "inter_size": model.intermediate_size}
+    for what, count in divided.items():
+        if count % engine.tp:
+            common = math.gcd(*divided.values())
+            divisors = [n for n in range(1, model.num_kv_heads + 1) if common % n == 0]
+            raise ConfigError(f"tp={engine.tp} does not divide {what}={count} of {name}; use tp in {divisors}")
+    if model.sliding_window is not None and longest > model.sliding_window:
+        raise ConfigError(f"session_len={longest} exceeds the {model.sliding_window} tokens of {name}'s attention "
+                          f"window; use session_len={model.sliding_window}")
+    stretch = model.rope.factor if model.rope.scaling_type == "linear" else 1
+    num_positions = int(model.max_position_embeddings * stretch)
+    if model.rope.scaling_type != "dynamic" and longest > num_positions:
+        raise ConfigError(f"session_len={longest} exceeds the {num_positions} positions that {name} knows; "
+                          f"use session_len={num_positions}, or set rope_scaling_type = \"dynamic\" in config.ini")
 
 
 # config.ini key → (which dataclass, field). "rope" fields live in ModelConfig.rope.

@@ -106,7 +106,7 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
     activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
     sampling = 6 * min(config.max_batch_size, tokens) * model.vocab_size * 4
-    tables = config.max_batch_size * (config.session_len + 1) * 8
+    tables = config.max_batch_size * (config.session_len + 1) * 8 + config.session_len * model.rope.dim * 8
     return activations + sampling + tables + (0 if on_cpu else RUNTIME_BYTES)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from backend.config import DTYPES, EngineConfig, ModelConfig
-from backend.errors import CheckpointError, ConfigError
+from backend.config import DTYPES, EngineConfig, ModelConfig, check_engine
+from backend.errors import CheckpointError
 from backend.workspace import TOKENIZER
 from converter.canonical import canonicalise
 from converter.checkpoint import Checkpoint, open_hf, open_meta
@@ -68,18 +68,6 @@ def default_engine(model: ModelConfig) -> EngineConfig:
     """As long sessions as the model was trained for, and no longer than a sliding window is exact."""
     longest = model.max_position_embeddings
     return EngineConfig(session_len=min(longest, model.sliding_window or longest))
-
-
-def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
-    """Raises ConfigError for engine options that this model can never run with."""
-    for count, what in ((model.num_kv_heads, "kv_head_num"), (model.intermediate_size, "inter_size")):
-        if count % engine.tp:
-            divisors = [n for n in range(1, model.num_kv_heads + 1)
-                        if model.num_kv_heads % n == 0 and model.intermediate_size % n == 0]
-            raise ConfigError(f"tp={engine.tp} does not divide {what}={count}; use tp in {divisors}")
-    if model.sliding_window and engine.session_len > model.sliding_window:
-        raise ConfigError(f"session_len={engine.session_len} exceeds the model's sliding window; "
-                          f"use at most {model.sliding_window}")
 
 
 def tokenizer_folder(model_path: Path, tokenizer_path: Path | None = None) -> Path:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from backend.config import EngineConfig, ModelConfig
 from backend.distributed import TensorParallel
-from backend.errors import ConfigError
 from backend.forward_batch import ForwardBatch
 from backend.layers.attention import Attention
 from backend.layers.embedding import OutputHead, TokenEmbedding
@@ -21,13 +20,10 @@ from backend.layers.rotary import rotary_table
 class Decoder(nn.Module):
     """Embedding, layers, norm, output head. Declared without memory; worker/weight_loader.py fills it.
 
-    Raises ConfigError where tp does not divide the model, or session_len exceeds its attention window."""
+    Raises ConfigError where tp does not divide the model."""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, tp: TensorParallel) -> None:
         super().__init__()
-        if model.sliding_window is not None and engine.session_len > model.sliding_window:
-            raise ConfigError(f"session_len={engine.session_len} exceeds the {model.sliding_window} tokens of "
-                              f"{model.model_name}'s attention window; use --session_len {model.sliding_window}")
         self.tok_embeddings = TokenEmbedding(model.vocab_size, model.hidden_size, tp)
         self.layers = nn.ModuleList(DecoderLayer(model, layer, tp, engine.use_context_fmha)
                                     for layer in range(model.num_layers))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from backend.config import EngineConfig, ModelConfig, RopeConfig, read_config, render_config
+from backend.config import EngineConfig, ModelConfig, RopeConfig, check_engine, read_config, render_config
 from backend.errors import ConfigError
 
 MODEL = ModelConfig("internlm2", 100, 64, 2, 4, 2, 16, 128, 1e-5, RopeConfig(16, 1e6, "dynamic", 2.0), 2048, 1, (2, 5))
@@ -57,3 +58,19 @@ def test_an_unknown_option_is_refused_with_the_nearest():
 
 def test_options_that_are_none_change_nothing():
     assert ENGINE.with_options({"session_len": None, "tp": 1}) == EngineConfig(1024, cache_max_entry_count=0.5)
+
+
+@pytest.mark.parametrize(("model", "engine", "message"), [
+    ({}, {"tp": 4}, r"tp=4 does not divide kv_head_num=2 of internlm2; use tp in \[1, 2\]"),
+    ({"intermediate_size": 129}, {"tp": 2}, r"tp=2 does not divide inter_size=129 of internlm2; use tp in \[1\]"),
+    ({"sliding_window": 512}, {}, "session_len=1024 exceeds the 512 tokens .* window; use session_len=512"),
+    ({"rope": RopeConfig(16)}, {"session_len": 2049}, "exceeds the 2048 positions .*; use session_len=2048"),
+    ({"rope": RopeConfig(16, scaling_type="linear", factor=2.0)}, {"session_len": 4097}, "exceeds the 4096 positions"),
+])
+def test_what_the_model_cannot_do_is_refused_with_what_it_can(model, engine, message):
+    with pytest.raises(ConfigError, match=message):
+        check_engine(dataclasses.replace(MODEL, **model), dataclasses.replace(ENGINE, **engine))
+
+
+def test_dynamic_rope_stretches_to_any_session():
+    check_engine(MODEL, EngineConfig(session_len=100_000))

@@ -86,7 +86,7 @@ def test_options_end_up_in_the_configuration(run_convert, pristine_llama, tmp_pa
 def test_a_sliding_window_bounds_the_session(tmp_path):
     make_checkpoint("mistral", tmp_path / "hf")
     assert convert_checkpoint("mistral", tmp_path / "hf", dst_path=tmp_path / "w").engine.session_len == 256
-    with pytest.raises(ConfigError, match=r"session_len=257 exceeds the model's sliding window; use at most 256"):
+    with pytest.raises(ConfigError, match=r"session_len=257 exceeds the 256 tokens .* window; use session_len=256"):
         convert_checkpoint("mistral", tmp_path / "hf", dst_path=tmp_path / "w", session_len=257)
 
 
@@ -115,7 +115,7 @@ def truncate(folder: Path) -> None:
     (truncate, [], r".safetensors: tensor model."),
     (None, ["awq"], "the format `awq` is not supported yet"),
     (None, ["llama"], "has no params.json"),
-    (None, ["--tp", "3"], "tp=3 does not divide kv_head_num=2; use tp in [1, 2]"),
+    (None, ["--tp", "3"], "tp=3 does not divide head_num=4 of llama; use tp in [1, 2]"),
     (None, ["--quant_policy", "8"], "quant_policy=8 is not supported yet"),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(run_convert, llama, tmp_path, damage, options, message):

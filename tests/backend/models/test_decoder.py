@@ -102,12 +102,6 @@ def test_logits_are_computed_for_sampling_rows_only() -> None:
     assert driver.worker.runner.forward(batch).shape == (1, 96)
 
 
-def test_a_session_longer_than_the_attention_window_is_refused() -> None:
-    source = tiny_source(sliding_window=100)
-    with pytest.raises(ConfigError, match=r"session_len=256 exceeds the 100 tokens .* --session_len 100"):
-        Decoder(source.model, source.engine, TensorParallel())
-
-
 @pytest.mark.parametrize(("overrides", "cause"), [
     ({}, r"tp=4 does not divide num_kv_heads=2; use tp in \[1, 2\]"),
     ({"num_heads": 6}, r"tp=4 does not divide num_heads=6; use tp in \[1, 2, 3, 6\]"),

@@ -1,0 +1,152 @@
+"""The engine in its own process: streams, aborts, sessions, and what everybody hears when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+pytest.importorskip("zmq")
+pytest.importorskip("msgspec")
+
+from backend.engine.async_engine import AsyncEngine
+from backend.engine.engine import Engine, start_engine
+from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
+from tests.backend.tiny_model import TinySource, tiny_source
+
+T = TypeVar("T")
+GREEDY = SamplingParams(temperature=0, max_new_tokens=20, ignore_eos=True)
+ENDLESS = SamplingParams(temperature=0, max_new_tokens=200, ignore_eos=True)
+
+
+def request(name: str, length: int = 10, sampling: SamplingParams = GREEDY, **session: int) -> GenerateRequest:
+    return GenerateRequest(name, tuple(range(3, 3 + length)), sampling, **session)
+
+
+def with_engine(play: Callable[[AsyncEngine], Awaitable[T]], source: TinySource | None = None) -> T:
+    async def main() -> T:
+        model = source or tiny_source()
+        async with AsyncEngine(model, model.engine) as engine:
+            return await asyncio.wait_for(play(engine), 60)
+    return asyncio.run(main())
+
+
+async def collect(engine: AsyncEngine, wanted: GenerateRequest) -> list[GenerateOutput]:
+    return [output async for output in engine.generate(wanted)]
+
+
+def tokens(outputs: list[GenerateOutput]) -> list[int]:
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+def alone(wanted: GenerateRequest) -> list[int]:
+    """The same request by an engine in this process."""
+    source = tiny_source()
+    engine: Engine = start_engine(source, source.engine)
+    engine.add_request(wanted)
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    return tokens(outputs)
+
+
+def test_streams_at_once_each_get_their_own_tokens():
+    requests = [request(str(length), length) for length in range(1, 12)]
+
+    async def play(engine: AsyncEngine) -> list[list[GenerateOutput]]:
+        return await asyncio.gather(*(collect(engine, wanted) for wanted in requests))
+
+    for wanted, outputs in zip(requests, with_engine(play), strict=True):
+        assert tokens(outputs) == alone(wanted)
+        assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_a_refused_request_raises_its_own_error_and_harms_no_other():
+    async def play(engine: AsyncEngine) -> list[GenerateOutput]:
+        good = asyncio.create_task(collect(engine, request("good")))
+        with pytest.raises(RequestError, match="exceed session_len=256"):
+            await collect(engine, request("bad", 90, SamplingParams(max_new_tokens=300)))
+        with pytest.raises(SessionError, match="cannot be reached"):
+            await collect(engine, request("odd", session_id=3, session_step=4))
+        return await good
+
+    assert tokens(with_engine(play)) == alone(request("good"))
+
+
+def test_leaving_a_stream_aborts_its_request():
+    async def play(engine: AsyncEngine) -> list[GenerateOutput]:
+        stream = engine.generate(request("1", sampling=ENDLESS, session_id=1))
+        async for _ in stream:
+            break
+        await stream.aclose()
+        # The session is free again, so the abort has arrived.
+        return await collect(engine, request("2", session_id=1, session_step=0))
+
+    assert tokens(with_engine(play)) == alone(request("2"))
+
+
+def test_abort_gives_the_stream_a_last_output():
+    async def play(engine: AsyncEngine) -> list[GenerateOutput]:
+        outputs = []
+        async for output in engine.generate(request("1", sampling=ENDLESS)):
+            outputs.append(output)
+            if len(outputs) == 3:
+                await engine.abort("1")
+        return outputs
+
+    outputs = with_engine(play)
+    assert outputs[-1].finish_reason is FinishReason.ABORT
+    assert len(tokens(outputs)) < 200
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_killed_engine_says_so_to_every_waiting_request(tp):
+    async def play(engine: AsyncEngine) -> list[BaseException]:
+        waiting = [asyncio.create_task(collect(engine, request(str(i), sampling=ENDLESS))) for i in range(5)]
+        await asyncio.sleep(0)
+        os.kill(engine.process.pid, signal.SIGKILL)
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        with pytest.raises(EngineDeadError):
+            await collect(engine, request("late"))
+        return errors
+
+    for error in with_engine(play, tiny_source(tp=tp)):
+        assert isinstance(error, EngineDeadError)
+        assert str(error) == "the engine process was killed by signal 9; the machine may be out of memory"
+
+
+class UnreadableSource(TinySource):
+    """A source whose disk fails while the weights are read."""
+
+    def tensors(self):
+        yield from list(super().tensors())[:3]
+        raise OSError("the disk is gone")
+
+
+def test_an_engine_that_cannot_start_raises_its_own_error():
+    tiny = tiny_source(cache_max_entry_count=10**12)
+    with pytest.raises(CapacityError, match="use cache_max_entry_count="):
+        with_engine(lambda engine: asyncio.sleep(0), tiny)
+
+
+def test_an_unexpected_failure_is_one_line_with_its_kind():
+    tiny = tiny_source()
+    with pytest.raises(EngineDeadError, match=r"^OSError: the disk is gone$"):
+        with_engine(lambda engine: asyncio.sleep(0), UnreadableSource(tiny.model, tiny.engine))
+
+
+def test_stopping_tells_what_still_runs():
+    async def main() -> BaseException | list[GenerateOutput]:
+        tiny = tiny_source()
+        async with AsyncEngine(tiny, tiny.engine) as engine:
+            running = asyncio.create_task(collect(engine, request("1", sampling=ENDLESS)))
+            await asyncio.sleep(0.05)
+        return (await asyncio.gather(running, return_exceptions=True))[0]
+
+    error = asyncio.run(asyncio.wait_for(main(), 60))
+    assert isinstance(error, EngineDeadError) and str(error) == "the engine was stopped"
