@@ -10,8 +10,8 @@ setup(
     description="Turns a Hugging Face checkpoint into a workspace and serves it",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["converter*", "backend*", "client*", "protocol*", "benchmarks*", "demo*"]),
-    include_package_data=True,
+    packages=[*find_packages(include=["converter*", "backend*"]), "workspace_template"],
+    package_data={"workspace_template": ["**/*"]},
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",

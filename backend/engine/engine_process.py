@@ -59,6 +59,8 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(address)
         loop = _EngineLoop(router)
+        if not loop.wait_for_peer():
+            return
         try:
             engine = start_engine(source, config)
             try:
@@ -82,9 +84,15 @@ class _EngineLoop:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Command).decode
 
+    def wait_for_peer(self) -> bool:
+        """Somebody is there to be told if the start fails; its hello stays unread. False if the parent is gone."""
+        while _parent_is_alive():
+            if self._router.poll(IDLE_POLL_MS):
+                return True
+        return False
+
     def run(self, engine: Engine) -> None:
-        parent = multiprocessing.parent_process()
-        while parent is None or parent.is_alive():
+        while _parent_is_alive():
             while self._router.poll(0 if engine.has_work else IDLE_POLL_MS):
                 peer, payload = self._router.recv_multipart()
                 command = self._decode(payload)
@@ -96,7 +104,7 @@ class _EngineLoop:
 
     def tell_all(self, event: Event) -> None:
         """To every peer that has spoken, including those whose first words are still unread."""
-        while self._router.poll(100):
+        while self._router.poll(0):
             self._peers.add(self._router.recv_multipart()[0])
         for peer in self._peers:
             self._send(peer, event)
@@ -133,3 +141,8 @@ class _EngineLoop:
 
     def _send(self, peer: bytes, event: Event) -> None:
         self._router.send_multipart([peer, self._encode(event)])
+
+
+def _parent_is_alive() -> bool:
+    parent = multiprocessing.parent_process()
+    return parent is None or parent.is_alive()
