@@ -73,6 +73,7 @@ class SamplingParams:
         _check("presence_penalty", self.presence_penalty, -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]")
         _check("frequency_penalty", self.frequency_penalty, -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "an integer in 0..2^64-1")
+        _check("logit_bias", self.logit_bias, all(math.isfinite(bias) for _, bias in self.logit_bias), "finite biases")
         _check("stop", self.stop, all(self.stop), "texts that are not empty")
         _check("bad_words", self.bad_words, all(self.bad_words), "token sequences that are not empty")
         _check("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,

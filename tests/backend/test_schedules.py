@@ -22,10 +22,11 @@ TEXTS = [f"Tell me a story about a {one} and a {other}." for one in ("fox", "cat
     "给我讲一个狐狸和兔子的故事。", "你好！", "What is seven plus twelve?", "My name is Ada. Please remember it.",
     "Hello, how are you?", "讲一个关于小猫的故事。", "What is three times four?", "Who are you?"]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=NUM_NEW)
-# The device is chosen as a user's would be, so that the same tests run on a GPU; float32 on both.
-OPTIONS = {"dtype": "float32", "session_len": 1024, "max_batch_size": 32, "cache_max_entry_count": 64}
+# The device is chosen as a user's would be, so that the same tests run on a GPU, there in half precision too.
+OPTIONS = {"session_len": 1024, "max_batch_size": 32, "cache_max_entry_count": 64}
 
-pytestmark = pytest.mark.skipif(not (CHECKPOINT / "config.json").is_file(), reason="the demo checkpoint is not there")
+in_every_dtype = pytest.mark.parametrize("dtype", [
+    "float32", pytest.param("bfloat16", marks=pytest.mark.gpu), pytest.param("float16", marks=pytest.mark.gpu)])
 
 
 def make_llm(**options: object) -> LLM:
@@ -33,9 +34,9 @@ def make_llm(**options: object) -> LLM:
 
 
 @cache
-def alone() -> dict[str, str]:
+def alone(dtype: str) -> dict[str, str]:
     """Each text's answer, computed by itself."""
-    with make_llm(enable_prefix_caching=False, max_batch_size=1) as llm:
+    with make_llm(dtype=dtype, enable_prefix_caching=False, max_batch_size=1) as llm:
         return {text: llm.chat([{"role": "user", "content": text}], GREEDY).text for text in TEXTS}
 
 
@@ -43,37 +44,41 @@ def conversations(texts: list[str]) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": text}] for text in texts]
 
 
-def test_answers_are_texts():
-    assert len(set(alone().values())) > len(TEXTS) // 2
-    assert all(answer.strip() for answer in alone().values())
+@in_every_dtype
+def test_answers_are_texts(dtype):
+    assert len(set(alone(dtype).values())) > len(TEXTS) // 2
+    assert all(answer.strip() for answer in alone(dtype).values())
 
 
-def test_batch_of_32_gives_each_its_own_answer():
-    with make_llm() as llm:
+@in_every_dtype
+def test_batch_of_32_gives_each_its_own_answer(dtype):
+    with make_llm(dtype=dtype) as llm:
         texts = TEXTS * 2
         assert len(texts) == 32
         answers = llm.chat(conversations(texts), GREEDY, show_progress=False)
-    assert [answer.text for answer in answers] == [alone()[text] for text in texts]
+    assert [answer.text for answer in answers] == [alone(dtype)[text] for text in texts]
 
 
+@in_every_dtype
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8), max_prefill_tokens=st.integers(1, 60),
        max_batch_size=st.integers(1, 8), num_blocks=st.integers(64, 72), block_size=st.sampled_from([16, 32]),
        caching=st.booleans())
-def test_any_chunk_and_batch_size_gives_the_same_text(texts, max_prefill_tokens, max_batch_size, num_blocks, block_size,
-                                                      caching):
-    with make_llm(max_prefill_tokens=max_prefill_tokens, max_batch_size=max_batch_size, block_size=block_size,
-                  cache_max_entry_count=num_blocks, enable_prefix_caching=caching) as llm:
+def test_any_chunk_and_batch_size_gives_the_same_text(dtype, texts, max_prefill_tokens, max_batch_size, num_blocks,
+                                                      block_size, caching):
+    with make_llm(dtype=dtype, max_prefill_tokens=max_prefill_tokens, max_batch_size=max_batch_size,
+                  block_size=block_size, cache_max_entry_count=num_blocks, enable_prefix_caching=caching) as llm:
         answers = llm.chat(conversations(texts), GREEDY, show_progress=False)
         llm.engine.check_integrity()
-    assert [answer.text for answer in answers] == [alone()[text] for text in texts]
+    assert [answer.text for answer in answers] == [alone(dtype)[text] for text in texts]
 
 
+@in_every_dtype
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(preempted_at=st.lists(st.tuples(st.integers(1, NUM_NEW), st.integers(0, 3)), min_size=1, max_size=5))
-def test_a_sequence_preempted_at_any_step_gives_the_same_text(preempted_at):
+def test_a_sequence_preempted_at_any_step_gives_the_same_text(dtype, preempted_at):
     texts = TEXTS[:2] + TEXTS[8:10]
-    with make_llm(enable_prefix_caching=False) as llm:
+    with make_llm(dtype=dtype, enable_prefix_caching=False) as llm:
         streams = [llm.stream([{"role": "user", "content": text}], GREEDY) for text in texts]
         scheduler, step, launch = llm.engine.scheduler, 0, llm.engine.executor.launch
 
@@ -96,22 +101,25 @@ def test_a_sequence_preempted_at_any_step_gives_the_same_text(preempted_at):
                 else:
                     answers[index] += part.text
         assert scheduler.num_preemptions > 0 or min(when for when, _ in preempted_at) > step
-    assert answers == [alone()[text] for text in texts]
+    assert answers == [alone(dtype)[text] for text in texts]
 
 
-def test_warm_prefix_gives_the_same_text():
-    with make_llm(block_size=16) as llm:
+@in_every_dtype
+def test_warm_prefix_gives_the_same_text(dtype):
+    with make_llm(dtype=dtype, block_size=16) as llm:
         cold = llm.chat(conversations(TEXTS[:4]), GREEDY, show_progress=False)
         warm = llm.chat(conversations(TEXTS[:4]), GREEDY, show_progress=False)
-    assert [answer.text for answer in warm] == [answer.text for answer in cold] == [alone()[text] for text in TEXTS[:4]]
+    expected = [alone(dtype)[text] for text in TEXTS[:4]]
+    assert [answer.text for answer in warm] == [answer.text for answer in cold] == expected
     assert all(answer.num_cached_tokens >= 16 for answer in warm)
 
 
+@in_every_dtype
 @pytest.mark.parametrize("evict", [False, True])
-def test_third_turn_of_a_session_gives_the_text_of_the_whole_conversation(evict):
+def test_third_turn_of_a_session_gives_the_text_of_the_whole_conversation(dtype, evict):
     turns = ["My name is Ada. Please remember it.", "What is seven plus twelve?", "What is my name?"]
     sampling = dataclasses.replace(GREEDY, max_new_tokens=96)
-    with make_llm(enable_prefix_caching=False) as llm:
+    with make_llm(dtype=dtype, enable_prefix_caching=False) as llm:
         messages: list[dict[str, str]] = []
         for turn in turns:
             question = {"role": "user", "content": turn}
@@ -124,9 +132,10 @@ def test_third_turn_of_a_session_gives_the_text_of_the_whole_conversation(evict)
                 assert llm.engine.scheduler.sessions.evict_one()
 
 
-def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch():
+@in_every_dtype
+def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch(dtype):
     sampling = SamplingParams(temperature=1.0, top_p=0.95, seed=7, max_new_tokens=NUM_NEW)
-    with make_llm() as llm:
+    with make_llm(dtype=dtype) as llm:
         one = llm.chat(conversations(TEXTS[:1])[0], sampling).text
         many = llm.chat(conversations(TEXTS), sampling, show_progress=False)
     assert many[0].text == one
