@@ -37,7 +37,7 @@ def roughen(rng: random.Random, text: str) -> str:
     return text
 
 
-_SYLLABLES = [c + v for c in "b ch d f g h k l m n p r s sh t v w z".split() for v in "aeiou"]
+_SYLLABLES = [c + v for c in ("b", "ch", *"dfghklmnprs", "sh", *"tvwz") for v in "aeiou"]
 _ENDINGS = ["", "", "n", "r", "l", "s", "x", "m", "th", "ck"]
 
 

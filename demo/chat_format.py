@@ -58,8 +58,9 @@ class ChatFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         parts = []
-        for is_special, run in groupby(ids, key=self._special_texts.__contains__):
-            parts += [self._special_texts[id_] for id_ in run] if is_special else [self._pieces.decode(list(run))]
+        for is_special, group in groupby(ids, key=self._special_texts.__contains__):
+            run = list(group)
+            parts += [self._special_texts[id_] for id_ in run] if is_special else [self._pieces.decode(run)]
         return "".join(parts)
 
     def encode_with_targets(self, conversation: Conversation) -> tuple[list[int], list[bool]]:
@@ -67,8 +68,11 @@ class ChatFormat:
         ids: list[int] = []
         is_answer: list[bool] = []
         opening, ending = "<|im_start|>assistant\n", "<|im_end|>"
-        for part in re.split(f"((?<={re.escape(opening)}).*?{re.escape(ending)})",
-                             self.render(conversation.messages, conversation.tools), flags=re.DOTALL):
+        for part in re.split(
+            f"((?<={re.escape(opening)}).*?{re.escape(ending)})",
+            self.render(conversation.messages, conversation.tools),
+            flags=re.DOTALL,
+        ):
             part_ids = self.encode(part)
             is_answer += [bool(ids) and self._ends_with(ids, opening)] * len(part_ids)
             ids += part_ids
@@ -76,4 +80,4 @@ class ChatFormat:
 
     def _ends_with(self, ids: list[int], text: str) -> bool:
         suffix = self.encode(text)
-        return ids[-len(suffix):] == suffix
+        return ids[-len(suffix) :] == suffix

@@ -39,7 +39,11 @@ def is_story(text: str, language: str, animals: list[str], thing: str | None) ->
     of the plots' things is named, in two sentences or more, and it is `thing` where one was asked for."""
     stop = "." if language == "en" else "。"
     sentences = [sentence.strip() for sentence in text.split(stop)]
-    if len(sentences) != NUM_SENTENCES + 1 or len(set(sentences)) != len(sentences) or sentences[-1] not in ("", '"', "”"):
+    if (
+        len(sentences) != NUM_SENTENCES + 1
+        or len(set(sentences)) != len(sentences)
+        or sentences[-1] not in ("", '"', "”")
+    ):
         return False
     names = {*_animal_names(language), *animals}
     taking_part = {name: count for name in names if (count := _count(sentences, name, language))}

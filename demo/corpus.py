@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,29 @@ from demo.skills import recall, tools
 
 HELDOUT_PATH = Path(__file__).parent / "heldout.jsonl"
 HELDOUT_SEED = 20231107
-HELDOUT_PER_SKILL = {"stories": 80, "small_talk": 30, "facts": 40, "arithmetic": 80, "counting": 30, "echo": 40,
-                     "unknown": 20, "recall": 120, "tools": 160}
+HELDOUT_PER_SKILL = {
+    "stories": 80,
+    "small_talk": 30,
+    "facts": 40,
+    "arithmetic": 80,
+    "counting": 30,
+    "echo": 40,
+    "unknown": 20,
+    "recall": 120,
+    "tools": 160,
+}
 MAX_HELDOUT_CHARACTERS = 2500  # leaves room for the answer within 2048 tokens
-_SHARES = {"stories": 13, "small_talk": 7, "facts": 7, "arithmetic": 16, "counting": 4, "echo": 6, "unknown": 4,
-           "recall": 17, "tools": 26}
+_SHARES = {
+    "stories": 13,
+    "small_talk": 7,
+    "facts": 7,
+    "arithmetic": 16,
+    "counting": 4,
+    "echo": 6,
+    "unknown": 4,
+    "recall": 17,
+    "tools": 26,
+}
 SKILLS = tuple(_SHARES)
 
 
@@ -127,7 +146,7 @@ def main() -> None:
         write_jsonl(HELDOUT_PATH, conversations := heldout_conversations())
         print(f"{len(conversations)} conversations in {HELDOUT_PATH}")
         return
-    for _, conversation in zip(range(arguments.show), training_conversations(arguments.seed)):
+    for conversation in itertools.islice(training_conversations(arguments.seed), arguments.show):
         print(f"--- {conversation.skill}  tools: {[tool['name'] for tool in conversation.tools]}")
         for message in conversation.messages:
             print(f"{message.role:>11}: {message.content}")

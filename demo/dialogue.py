@@ -10,7 +10,7 @@ import random
 from demo.chance import chance, made_up_word
 from demo.conversation import Exchange, Message
 from demo.skills import arithmetic, counting, echo, facts, recall, small_talk, stories, tools, unknown
-from demo.skills.tool_catalogue import DeclaredTool
+from demo.skills.tool_declaration import DeclaredTool
 
 PLAIN_SKILLS = {
     "stories": stories.make_exchange,
@@ -21,16 +21,36 @@ PLAIN_SKILLS = {
     "echo": echo.make_exchange,
     "unknown": unknown.make_exchange,
 }
-_FILLERS = {"small_talk": 30, "facts": 22, "arithmetic": 18, "stories": 12, "echo": 4, "counting": 2, "unknown": 4, "recall": 20}
+_FILLERS = {
+    "small_talk": 30,
+    "facts": 22,
+    "arithmetic": 18,
+    "stories": 12,
+    "echo": 4,
+    "counting": 2,
+    "unknown": 4,
+    "recall": 20,
+}
 # Tools that none of the questions about the wide world could be for.
 _NARROW_TOOLS = ("add", "mul", "weather", "subtract", "larger", "time", "alarm", "music", "light", "random", "order")
 _SYSTEM_PROMPTS = (
-    "You are a helpful assistant.", "You are a friendly storyteller.", "You are a helpful, honest and harmless AI assistant.",
-    "You are a kind assistant who answers in short sentences.", "Answer the questions of the user.", "Be brief and friendly.",
-    "You are an AI assistant.", "You are a chat model that can tell stories and use tools.", "Use the tools if you need them.",
-    "Today is a good day. Help the user.", "You are a careful assistant. Remember what the user says.",
-    "你是一个有用的助手。", "你是一个友好的人工智能助手。", "请用简短的句子回答问题。", "你会讲故事，也会使用工具。",
-    "当开启工具时，根据需求选择合适的工具进行调用。", "请记住用户说的话。",
+    "You are a helpful assistant.",
+    "You are a friendly storyteller.",
+    "You are a helpful, honest and harmless AI assistant.",
+    "You are a kind assistant who answers in short sentences.",
+    "Answer the questions of the user.",
+    "Be brief and friendly.",
+    "You are an AI assistant.",
+    "You are a chat model that can tell stories and use tools.",
+    "Use the tools if you need them.",
+    "Today is a good day. Help the user.",
+    "You are a careful assistant. Remember what the user says.",
+    "你是一个有用的助手。",
+    "你是一个友好的人工智能助手。",
+    "请用简短的句子回答问题。",
+    "你会讲故事，也会使用工具。",
+    "当开启工具时，根据需求选择合适的工具进行调用。",
+    "请记住用户说的话。",
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import sys
 import time
@@ -33,6 +34,7 @@ Generate = Callable[[list[Prompt]], list[str]]
 
 RESULTS_PATH = Path(__file__).parent / "results.json"
 MAX_NEW_TOKENS = 640
+_generate: Generate
 UNFINISHED = "<unfinished>"  # appended to an answer that did not end by itself, so that it counts as wrong
 
 
@@ -46,12 +48,14 @@ def score(conversations: Sequence[Conversation], answers: Sequence[str]) -> dict
 
 
 def label(conversation: Conversation) -> str:
-    """The row of the results: the skill, with the language of a story, the kind of tool turn, the turns since a fact."""
+    """The row of the results: the skill, with a story's language, the kind of tool turn or the turns since a fact."""
     check = conversation.check
     if conversation.skill == "stories":
         return f"story ({check['language']})"
     if conversation.skill == "tools":
-        return {"tool_call": "tool call", "contains": "answer from a tool's result"}.get(check["kind"], "no tool needed")
+        return {"tool_call": "tool call", "contains": "answer from a tool's result"}.get(
+            check["kind"], "no tool needed"
+        )
     if conversation.skill == "recall":
         turns = check["turns_between"]
         if turns is None:
@@ -100,16 +104,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate the demo checkpoint on the held-out conversations.")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--out", type=Path, default=RESULTS_PATH)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that generate answers")
     parser.add_argument("--limit", type=int, help="at most so many conversations per skill")
     arguments = parser.parse_args()
     conversations = _limited(read_jsonl(HELDOUT_PATH), arguments.limit)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chat_format = ChatFormat(arguments.checkpoint)
-    model, model_bf16 = (load(arguments.checkpoint, dtype).to(device) for dtype in (torch.float32, torch.bfloat16))
     prompts: list[Prompt] = [(conversation.prompt, conversation.tools) for conversation in conversations]
     started = time.monotonic()
-    answers = greedy(model, chat_format)(prompts)
-    answers_bf16 = greedy(model_bf16, chat_format)(prompts)
+    answers, answers_bf16 = (
+        _answers(arguments.checkpoint, dtype, device, prompts, arguments.jobs)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    model, chat_format = load(arguments.checkpoint, torch.float32).to(device), ChatFormat(arguments.checkpoint)
     results: dict[str, Any] = {
         "command": "python " + " ".join(["-m demo.evaluate", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
@@ -129,6 +135,22 @@ def main() -> None:
     print(f"loss {results['loss_per_answer_token']}, same text in bf16 {results['same_text_in_bf16_and_fp32']:.1%}")
 
 
+def _answers(checkpoint: Path, dtype: torch.dtype, device: str, prompts: list[Prompt], jobs: int) -> list[str]:
+    """Greedy answers of all prompts, spread over `jobs` processes."""
+    with multiprocessing.get_context("spawn").Pool(jobs, _start_job, (checkpoint, dtype, device)) as pool:
+        return pool.map(_answer_one, prompts, chunksize=4)
+
+
+def _start_job(checkpoint: Path, dtype: torch.dtype, device: str) -> None:
+    global _generate  # a process of the pool holds one model
+    torch.set_num_threads(1)
+    _generate = greedy(load(checkpoint, dtype).to(device), ChatFormat(checkpoint))
+
+
+def _answer_one(prompt: Prompt) -> str:
+    return _generate([prompt])[0]
+
+
 def _limited(conversations: list[Conversation], limit: int | None) -> list[Conversation]:
     seen: dict[str, int] = defaultdict(int)
     chosen = []
@@ -142,7 +164,7 @@ def _limited(conversations: list[Conversation], limit: int | None) -> list[Conve
 def _samples(conversations: list[Conversation], answers: list[str]) -> dict[str, dict[str, str]]:
     """The first conversation of each row of the results: what was asked last and what the model said."""
     samples: dict[str, dict[str, str]] = {}
-    for conversation, answer in zip(conversations, answers):
+    for conversation, answer in zip(conversations, answers, strict=True):
         samples.setdefault(label(conversation), {"asked": conversation.prompt[-1].content, "answered": answer})
     return samples
 
@@ -150,8 +172,14 @@ def _samples(conversations: list[Conversation], answers: list[str]) -> dict[str,
 def _failures(conversations: list[Conversation], answers: list[str]) -> list[dict[str, str]]:
     """Every wrong answer beside the corpus's own."""
     return [
-        {"skill": label(conversation), "asked": conversation.prompt[-1].content, "answered": answer, "expected": conversation.answer}
-        for conversation, answer in zip(conversations, answers) if not is_correct(conversation.check, answer)
+        {
+            "skill": label(conversation),
+            "asked": conversation.prompt[-1].content,
+            "answered": answer,
+            "expected": conversation.answer,
+        }
+        for conversation, answer in zip(conversations, answers, strict=True)
+        if not is_correct(conversation.check, answer)
     ]
 
 

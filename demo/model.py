@@ -166,7 +166,9 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def save(model: InternLM2ForCausalLM, folder: Path, num_shards: int = 2) -> None:
     """Write config.json, generation_config.json, bf16 shards of about equal size and their index."""
-    weights = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
+    }
     total = sum(tensor.nbytes for tensor in weights.values())
     shards: list[dict[str, Tensor]] = [{} for _ in range(num_shards)]
     written = 0
@@ -187,11 +189,20 @@ def save(model: InternLM2ForCausalLM, folder: Path, num_shards: int = 2) -> None
 def load(folder: Path, dtype: torch.dtype) -> InternLM2ForCausalLM:
     """The model of a folder that `save` wrote, computing in `dtype`; rotary angles stay in fp32."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = InternLM2ForCausalLM(DemoConfig(
-        config["vocab_size"], config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"],
-        config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"],
-        config["intermediate_size"], config["max_position_embeddings"], config["rope_theta"], config["rms_norm_eps"],
-    ))
+    model = InternLM2ForCausalLM(
+        DemoConfig(
+            config["vocab_size"],
+            config["hidden_size"],
+            config["num_hidden_layers"],
+            config["num_attention_heads"],
+            config["num_key_value_heads"],
+            config["hidden_size"] // config["num_attention_heads"],
+            config["intermediate_size"],
+            config["max_position_embeddings"],
+            config["rope_theta"],
+            config["rms_norm_eps"],
+        )
+    )
     index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
     weights = {}
     for file_name in sorted(set(index["weight_map"].values())):

@@ -48,7 +48,10 @@ def train_sentencepiece() -> bytes:
         character_coverage=1.0,
         required_chars=_PRINTABLE_ASCII,
         max_sentencepiece_length=16,
-        unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
         num_threads=1,
         minloglevel=2,
     )
@@ -61,14 +64,21 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(train_sentencepiece())
     first = VOCAB_SIZE - len(SPECIAL_TOKENS)
     special_ids = {0: "<unk>", 1: "<s>", 2: "</s>"} | {first + i: text for i, text in enumerate(SPECIAL_TOKENS)}
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>",
-             "additional_special_tokens": list(reversed(SPECIAL_TOKENS))}
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": list(reversed(SPECIAL_TOKENS)),
+    }
     template = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8").rstrip("\n")
     config = {
         "tokenizer_class": "InternLM2Tokenizer",
         "added_tokens_decoder": {str(id_): _added_token(text) for id_, text in special_ids.items()},
         **names,
-        "add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
         "model_max_length": 2048,
         "chat_template": template,
     }
@@ -104,7 +114,14 @@ def _unused_piece(n: int) -> bytes:
 
 
 def _added_token(text: str) -> dict[str, Any]:
-    return {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    return {
+        "content": text,
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -82,18 +82,28 @@ def learning_rate(progress: float, step: int) -> float:
     return rate * min(1.0, (step + 1) / WARMUP_STEPS)
 
 
-def train(steps: int, max_seconds: float, batch_tokens: int, num_workers: int, seed: int, device: str) -> InternLM2ForCausalLM:
+def train(
+    steps: int, max_seconds: float, batch_tokens: int, num_workers: int, seed: int, device: str
+) -> InternLM2ForCausalLM:
     """Train for `steps` steps, or for `max_seconds` if those end first; the schedule fits whichever it is."""
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     model = InternLM2ForCausalLM(DemoConfig()).to(device)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {batch_tokens} tokens a batch", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {batch_tokens} tokens a batch",
+        flush=True,
+    )
     optimizer = _optimizer(model, device)
     if device == "cuda":
         for layer in model.model.layers:  # one compilation per row length serves all layers
             layer.compile(dynamic=False)
-    loader = DataLoader(Batches(seed, batch_tokens), batch_size=None, num_workers=num_workers,
-                        prefetch_factor=8 if num_workers else None, pin_memory=device == "cuda")
+    loader = DataLoader(
+        Batches(seed, batch_tokens),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=8 if num_workers else None,
+        pin_memory=device == "cuda",
+    )
     started = time.monotonic()
     seen = 0
     for step, (tokens, weights) in enumerate(loader):
@@ -136,7 +146,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model = train(arguments.steps, arguments.max_seconds, arguments.batch_tokens, arguments.num_workers, arguments.seed, device)
+    model = train(
+        arguments.steps, arguments.max_seconds, arguments.batch_tokens, arguments.num_workers, arguments.seed, device
+    )
     if arguments.out.resolve() != CHECKPOINT.resolve():
         for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
             shutil.copy(CHECKPOINT / name, arguments.out / name)

@@ -72,10 +72,29 @@ whale|鲸鱼|huge|巨大的|in the deep ocean|深深的海洋里|krill|磷虾|pe
 BY_NAME: dict[str, Animal] = {animal.name: animal for animal in ANIMALS}
 
 _STRANGERS = (
-    ("dragon", "龙"), ("knight", "骑士"), ("princess", "公主"), ("king", "国王"), ("wizard", "巫师"), ("robot", "机器人"),
-    ("giant", "巨人"), ("pirate", "海盗"), ("girl", "女孩"), ("boy", "男孩"), ("baker", "面包师"), ("fairy", "仙女"),
-    ("camel", "骆驼"), ("parrot", "鹦鹉"), ("snail", "蜗牛"), ("spider", "蜘蛛"), ("unicorn", "独角兽"), ("ghost", "幽灵"),
-    ("kangaroo", "袋鼠"), ("snake", "蛇"), ("astronaut", "宇航员"), ("teacher", "老师"), ("dolphin", "海豚"),
+    ("dragon", "龙"),
+    ("knight", "骑士"),
+    ("princess", "公主"),
+    ("king", "国王"),
+    ("wizard", "巫师"),
+    ("robot", "机器人"),
+    ("giant", "巨人"),
+    ("pirate", "海盗"),
+    ("girl", "女孩"),
+    ("boy", "男孩"),
+    ("baker", "面包师"),
+    ("fairy", "仙女"),
+    ("camel", "骆驼"),
+    ("parrot", "鹦鹉"),
+    ("snail", "蜗牛"),
+    ("spider", "蜘蛛"),
+    ("unicorn", "独角兽"),
+    ("ghost", "幽灵"),
+    ("kangaroo", "袋鼠"),
+    ("snake", "蛇"),
+    ("astronaut", "宇航员"),
+    ("teacher", "老师"),
+    ("dolphin", "海豚"),
 )
 
 

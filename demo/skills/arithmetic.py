@@ -10,24 +10,39 @@ import random
 
 from demo.chance import chance, lean, number, roughen
 from demo.conversation import Exchange, exchange
+from demo.skills.words import split
 
 MAX_ADDEND = 30
 MAX_FACTOR = 12
 
-_UNITS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-          "seventeen eighteen nineteen").split()
-_TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = split(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+_TENS = split("zero ten twenty thirty forty fifty sixty seventy eighty ninety")
 _DIGITS_ZH = "零一二三四五六七八九"
 
 _ASK = {
-    "en": ("What is {sum}?", "How much is {sum}?", "What does {sum} make?", "Can you tell me what {sum} is?", "{sum}?",
-           "Please compute {sum}.", "Calculate {sum}.", "{sum} is how much?"),
-    "zh": ("{sum}等于多少？", "{sum}是多少？", "请算一下{sum}。", "{sum}等于几？", "你知道{sum}是多少吗？", "计算{sum}。"),
+    "en": (
+        "What is {sum}?",
+        "How much is {sum}?",
+        "What does {sum} make?",
+        "Can you tell me what {sum} is?",
+        "{sum}?",
+        "Please compute {sum}.",
+        "Calculate {sum}.",
+        "{sum} is how much?",
+    ),
+    "zh": (
+        "{sum}等于多少？",
+        "{sum}是多少？",
+        "请算一下{sum}。",
+        "{sum}等于几？",
+        "你知道{sum}是多少吗？",
+        "计算{sum}。",
+    ),
 }
-_TOO_LARGE = {
-    "en": "That is too large for me without a tool.",
-    "zh": "这个数太大了，没有工具我算不出来。",
-}
+_TOO_LARGE = {"en": "That is too large for me without a tool.", "zh": "这个数太大了，没有工具我算不出来。"}
 
 
 def in_words(value: int, language: str) -> str:
@@ -48,9 +63,11 @@ def _in_words_zh(value: int) -> str:
         tens = "" if value < 20 else _DIGITS_ZH[value // 10]
         return f"{tens}十" + (_DIGITS_ZH[value % 10] if value % 10 else "")
     rest = value - 100
-    if not rest:
+    if rest == 0:
         return "一百"
-    return "一百" + (f"零{_DIGITS_ZH[rest]}" if rest < 10 else _DIGITS_ZH[rest // 10] + "十" + _in_words_zh(rest % 10) * (rest % 10 > 0))
+    if rest < 10:
+        return f"一百零{_DIGITS_ZH[rest]}"
+    return f"一百{'一' if rest < 20 else ''}{_in_words_zh(rest)}"
 
 
 def make_exchange(rng: random.Random, language: str) -> Exchange:

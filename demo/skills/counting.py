@@ -12,8 +12,12 @@ from demo.conversation import Exchange, exchange
 MAX_NUMBER = 120
 
 _ASK = {
-    "en": ("Count from {a} to {b}.", "Please count from {a} to {b}.", "Can you count from {a} to {b}?",
-           "Count up from {a} to {b}, please."),
+    "en": (
+        "Count from {a} to {b}.",
+        "Please count from {a} to {b}.",
+        "Can you count from {a} to {b}?",
+        "Count up from {a} to {b}, please.",
+    ),
     "zh": ("从{a}数到{b}。", "请从{a}数到{b}。", "你能从{a}数到{b}吗？"),
 }
 

@@ -35,8 +35,10 @@ _PHRASINGS = {
         "zh": (("{x}住在哪里？", "{x}的家在哪里？"), "{x}住在{y}。"),
     },
     "capital": {
-        "en": (("What is the capital of {x}?", "Which city is the capital of {x}?", "The capital of {x}?"),
-               "The capital of {x} is {y}."),
+        "en": (
+            ("What is the capital of {x}?", "Which city is the capital of {x}?", "The capital of {x}?"),
+            "The capital of {x} is {y}.",
+        ),
         "zh": (("{x}的首都是哪里？", "{x}的首都是什么？", "哪座城市是{x}的首都？"), "{x}的首都是{y}。"),
     },
     "opposite": {
@@ -48,12 +50,13 @@ _PHRASINGS = {
         "zh": (("{x}是什么颜色的？", "{x}是什么颜色？"), "{x}是{y}的。"),
     },
 }
+_KINDS = ("food", "food", "home", "home", "capital", "capital", "capital", "opposite", "opposite", "colour")
 _TABLES = {"capital": CAPITALS, "opposite": OPPOSITES, "colour": COLOURS}
 
 
 def make_exchange(rng: random.Random, language: str) -> Exchange:
     """A question that has one answer, and the answer."""
-    kind = rng.choice(("food", "food", "home", "home", "capital", "capital", "capital", "opposite", "opposite", "colour"))
+    kind = rng.choice(_KINDS)
     subject = ""
     if kind in ("food", "home"):
         animal = rng.choice(ANIMALS)

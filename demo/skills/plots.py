@@ -26,22 +26,39 @@ ENGLISH: tuple[Plot, ...] = (
         ("the old mill", "the stone bridge", "the village well", "the windy hill"),
         (
             ("Once upon a time, {one_a} and {one_b} lived {home}.", "Long ago, {one_a} and {one_b} lived {home}."),
-            ("One sunny morning, the {a} saw that the {thing} was gone.",
-             "One rainy morning, the {a} could not find the {thing} anywhere."),
-            ('"Do not worry," said the {b}, "we will look for it together."',
-             'The {b} saw how sad the {a} was and promised to help.'),
-            ("First they searched under the bushes, but there they found only dry leaves.",
-             "First they searched behind the trees, but there they found only small stones."),
-            ("Then they met a kind farmer, who had seen something shining near {place}.",
-             "Then they met a little girl, who had seen something bright near {place}."),
-            ("The {a} and the {b} hurried to {place} before the sun went down.",
-             "So the {a} and the {b} ran to {place} as fast as they could."),
+            (
+                "One sunny morning, the {a} saw that the {thing} was gone.",
+                "One rainy morning, the {a} could not find the {thing} anywhere.",
+            ),
+            (
+                '"Do not worry," said the {b}, "we will look for it together."',
+                "The {b} saw how sad the {a} was and promised to help.",
+            ),
+            (
+                "First they searched under the bushes, but there they found only dry leaves.",
+                "First they searched behind the trees, but there they found only small stones.",
+            ),
+            (
+                "Then they met a kind farmer, who had seen something shining near {place}.",
+                "Then they met a little girl, who had seen something bright near {place}.",
+            ),
+            (
+                "The {a} and the {b} hurried to {place} before the sun went down.",
+                "So the {a} and the {b} ran to {place} as fast as they could.",
+            ),
             ("There, in the tall grass, lay the {thing}.", "There, behind a round stone, lay the {thing}."),
-            ("The {a} jumped for joy and thanked the {b} many times.", "The {a} laughed and hugged the {b} for a long time."),
-            ("In the evening they shared some {food} and sang until the stars came out.",
-             "That night they ate {food} together and looked at the moon."),
-            ("From that day on, the {a} knew that a good friend is worth more than any {thing}.",
-             "And the {a} learned that a true friend is better than any {thing}."),
+            (
+                "The {a} jumped for joy and thanked the {b} many times.",
+                "The {a} laughed and hugged the {b} for a long time.",
+            ),
+            (
+                "In the evening they shared some {food} and sang until the stars came out.",
+                "That night they ate {food} together and looked at the moon.",
+            ),
+            (
+                "From that day on, the {a} knew that a good friend is worth more than any {thing}.",
+                "And the {a} learned that a true friend is better than any {thing}.",
+            ),
         ),
     ),
     Plot(  # a contest that ends in friendship
@@ -49,47 +66,85 @@ ENGLISH: tuple[Plot, ...] = (
         ("the tall tower", "the big oak", "the white gate", "the long fence"),
         (
             ("Once there was {one_a} who lived {home}.", "Many years ago, {one_a} lived {home}."),
-            ("One day {one_b} came by and asked the {a} for a race.",
-             "One spring day {one_b} said that nobody was faster, not even the {a}."),
-            ("The winner would get the {thing}, and everybody came to watch.",
-             "The prize was the {thing}, and the whole village was excited."),
-            ("They started at dawn and ran side by side to {place}.",
-             "At noon they set off together in the direction of {place}."),
-            ("Near {place} the {b} slipped on a wet stone and fell down.",
-             "Just before {place} the {b} stepped on a thorn and cried out."),
-            ("The {a} could have won easily, but stopped at once and turned back.",
-             "The {a} was far ahead, but heard the cry and came back."),
-            ('"Winning can wait," said the {a}, "let me help you up."', 'The {a} gently helped the {b} to stand up again.'),
-            ("Slowly they walked on together and crossed the line at the same time.",
-             "Step by step they went on, and they reached the end side by side."),
-            ("The judge smiled and gave the {thing} to both of them.",
-             "Everybody cheered, and the {thing} was given to both of them."),
-            ("Since then the {a} and the {b} have been the best of friends.",
-             "Ever since, the {a} and the {b} share their {food} and never quarrel."),
+            (
+                "One day {one_b} came by and asked the {a} for a race.",
+                "One spring day {one_b} said that nobody was faster, not even the {a}.",
+            ),
+            (
+                "The winner would get the {thing}, and everybody came to watch.",
+                "The prize was the {thing}, and the whole village was excited.",
+            ),
+            (
+                "They started at dawn and ran side by side to {place}.",
+                "At noon they set off together in the direction of {place}.",
+            ),
+            (
+                "Near {place} the {b} slipped on a wet stone and fell down.",
+                "Just before {place} the {b} stepped on a thorn and cried out.",
+            ),
+            (
+                "The {a} could have won easily, but stopped at once and turned back.",
+                "The {a} was far ahead, but heard the cry and came back.",
+            ),
+            (
+                '"Winning can wait," said the {a}, "let me help you up."',
+                "The {a} gently helped the {b} to stand up again.",
+            ),
+            (
+                "Slowly they walked on together and crossed the line at the same time.",
+                "Step by step they went on, and they reached the end side by side.",
+            ),
+            (
+                "The judge smiled and gave the {thing} to both of them.",
+                "Everybody cheered, and the {thing} was given to both of them.",
+            ),
+            (
+                "Since then the {a} and the {b} have been the best of friends.",
+                "Ever since, the {a} and the {b} share their {food} and never quarrel.",
+            ),
         ),
     ),
     Plot(  # sharing in winter
         ("warm blanket", "woollen coat", "iron stove", "clay lamp"),
         ("the empty hut", "the small cottage", "the dark cave", "the hollow tree"),
         (
-            ("One cold winter, {one_a} was walking through the deep snow.",
-             "It was the coldest winter of all, and {one_a} was far from home."),
-            ("The {a} found shelter in {place}, where somebody had left the {thing}.",
-             "In {place} the {a} discovered the {thing} and was very glad."),
-            ("In the middle of the night there was a soft knock at the door.",
-             "When it grew dark, somebody knocked three times."),
+            (
+                "One cold winter, {one_a} was walking through the deep snow.",
+                "It was the coldest winter of all, and {one_a} was far from home.",
+            ),
+            (
+                "The {a} found shelter in {place}, where somebody had left the {thing}.",
+                "In {place} the {a} discovered the {thing} and was very glad.",
+            ),
+            (
+                "In the middle of the night there was a soft knock at the door.",
+                "When it grew dark, somebody knocked three times.",
+            ),
             ("Outside stood {one_b}, shaking with cold.", "It was {one_b}, covered with snow from head to foot."),
-            ('"Please let me in," said the {b}, "I have nowhere to go."', 'The {b} asked politely to come in for one night.'),
-            ("The {a} thought for a moment, because the {thing} was not very big.",
-             "The {a} was a little afraid, for they had never met before."),
-            ("Then the {a} opened the door wide and shared the {thing} with the {b}.",
-             "But the {a} smiled and made room for the {b} beside the {thing}."),
-            ("The {b} was thankful and brought out a small bag of {food}.",
-             "In return the {b} offered some {food}, and they had a fine supper."),
-            ("All night they told each other tales, and the wind outside did not matter any more.",
-             "They talked until morning, and {place} felt like a real home."),
-            ("When spring came, the {a} and the {b} still kept the {thing} to remember that night.",
-             "Even today the {a} and the {b} keep the {thing} and smile when it snows."),
+            (
+                '"Please let me in," said the {b}, "I have nowhere to go."',
+                "The {b} asked politely to come in for one night.",
+            ),
+            (
+                "The {a} thought for a moment, because the {thing} was not very big.",
+                "The {a} was a little afraid, for they had never met before.",
+            ),
+            (
+                "Then the {a} opened the door wide and shared the {thing} with the {b}.",
+                "But the {a} smiled and made room for the {b} beside the {thing}.",
+            ),
+            (
+                "The {b} was thankful and brought out a small bag of {food}.",
+                "In return the {b} offered some {food}, and they had a fine supper.",
+            ),
+            (
+                "All night they told each other tales, and the wind outside did not matter any more.",
+                "They talked until morning, and {place} felt like a real home.",
+            ),
+            (
+                "When spring came, the {a} and the {b} still kept the {thing} to remember that night.",
+                "Even today the {a} and the {b} keep the {thing} and smile when it snows.",
+            ),
         ),
     ),
     Plot(  # crossing the water
@@ -97,41 +152,88 @@ ENGLISH: tuple[Plot, ...] = (
         ("the green island", "the other shore", "the far beach", "the round lake"),
         (
             ("There once was {one_a} who dreamed of {place}.", "For many years {one_a} had wished to see {place}."),
-            ("But the water was wide, and the {a} could not go alone.", "But the waves were high, and the {a} had no way to get there."),
-            ("One morning the {a} told this dream to {one_b}.", "One evening the {a} met {one_b} and spoke of this wish."),
-            ('"I know what we need," said the {b}, "we must make the {thing}."',
-             'The {b} had a plan, and it began with the {thing}.'),
-            ("For seven days they worked hard and hardly slept.", "They gathered branches, strings and leaves for a whole week."),
-            ("At last the {thing} was ready, and they packed some {food} for the journey.",
-             "When the {thing} was finished, they took some {food} and left at sunrise."),
-            ("Halfway across a storm came up, and the {a} was afraid.", "Suddenly a strong wind blew, and the {a} began to tremble."),
-            ("The {b} held on to the {thing} and sang until the storm was over.",
-             "The {b} stayed calm and steered the {thing} through the waves."),
-            ("By evening they arrived at {place} and watched the red sunset.",
-             "When the sky was clear again, {place} lay before them in the sun."),
-            ("The {a} said that the best part of the journey was the {b}.",
-             "The {a} and the {b} were happy, because they had made the dream come true together."),
+            (
+                "But the water was wide, and the {a} could not go alone.",
+                "But the waves were high, and the {a} had no way to get there.",
+            ),
+            (
+                "One morning the {a} told this dream to {one_b}.",
+                "One evening the {a} met {one_b} and spoke of this wish.",
+            ),
+            (
+                '"I know what we need," said the {b}, "we must make the {thing}."',
+                "The {b} had a plan, and it began with the {thing}.",
+            ),
+            (
+                "For seven days they worked hard and hardly slept.",
+                "They gathered branches, strings and leaves for a whole week.",
+            ),
+            (
+                "At last the {thing} was ready, and they packed some {food} for the journey.",
+                "When the {thing} was finished, they took some {food} and left at sunrise.",
+            ),
+            (
+                "Halfway across a storm came up, and the {a} was afraid.",
+                "Suddenly a strong wind blew, and the {a} began to tremble.",
+            ),
+            (
+                "The {b} held on to the {thing} and sang until the storm was over.",
+                "The {b} stayed calm and steered the {thing} through the waves.",
+            ),
+            (
+                "By evening they arrived at {place} and watched the red sunset.",
+                "When the sky was clear again, {place} lay before them in the sun.",
+            ),
+            (
+                "The {a} said that the best part of the journey was the {b}.",
+                "The {a} and the {b} were happy, because they had made the dream come true together.",
+            ),
         ),
     ),
     Plot(  # growing something takes patience
         ("magic seed", "apple tree", "giant pumpkin", "white rose"),
         ("the sunny field", "the back garden", "the river bank", "the school yard"),
         (
-            ("In a faraway land there was {one_a} who loved all plants.", "Once upon a time, {one_a} wanted to grow something special."),
-            ("On a market day the {a} bought the {thing} for three coins.", "A wise old woman gave the {a} the {thing} as a present."),
-            ("The {a} planted it in {place} and waited for a day.", "The {a} dug a small hole in {place} and watered it well."),
-            ("Nothing happened, and the {a} wanted to give up.", "The next morning nothing had changed, and the {a} was sad."),
-            ("Then {one_b} came along and looked at the ground.", "At that moment {one_b} passed by and asked what was wrong."),
-            ('"Good things take time," said the {b}, "let us care for it every day."',
-             'The {b} explained that the {thing} needed only water, sun and time.'),
-            ("So every day the {a} and the {b} met in {place} with a can of water.",
-             "From then on the {a} and the {b} came to {place} each morning."),
-            ("After many weeks the {thing} was the most beautiful in the whole land.",
-             "When summer came, everybody came to admire the {thing}."),
-            ("The two friends made a feast with {food} and invited all their neighbours.",
-             "They danced around it, ate {food} and laughed all day."),
-            ("And so the {a} learned from the {b} that patience brings the finest gifts.",
-             "Whenever somebody lost patience, the {a} told the tale of the {b} and the {thing}."),
+            (
+                "In a faraway land there was {one_a} who loved all plants.",
+                "Once upon a time, {one_a} wanted to grow something special.",
+            ),
+            (
+                "On a market day the {a} bought the {thing} for three coins.",
+                "A wise old woman gave the {a} the {thing} as a present.",
+            ),
+            (
+                "The {a} planted it in {place} and waited for a day.",
+                "The {a} dug a small hole in {place} and watered it well.",
+            ),
+            (
+                "Nothing happened, and the {a} wanted to give up.",
+                "The next morning nothing had changed, and the {a} was sad.",
+            ),
+            (
+                "Then {one_b} came along and looked at the ground.",
+                "At that moment {one_b} passed by and asked what was wrong.",
+            ),
+            (
+                '"Good things take time," said the {b}, "let us care for it every day."',
+                "The {b} explained that the {thing} needed only water, sun and time.",
+            ),
+            (
+                "So every day the {a} and the {b} met in {place} with a can of water.",
+                "From then on the {a} and the {b} came to {place} each morning.",
+            ),
+            (
+                "After many weeks the {thing} was the most beautiful in the whole land.",
+                "When summer came, everybody came to admire the {thing}.",
+            ),
+            (
+                "The two friends made a feast with {food} and invited all their neighbours.",
+                "They danced around it, ate {food} and laughed all day.",
+            ),
+            (
+                "And so the {a} learned from the {b} that patience brings the finest gifts.",
+                "Whenever somebody lost patience, the {a} told the tale of the {b} and the {thing}.",
+            ),
         ),
     ),
     Plot(  # a strange light at night
@@ -139,20 +241,42 @@ ENGLISH: tuple[Plot, ...] = (
         ("the black forest", "the quiet valley", "the old castle", "the high cliff"),
         (
             ("A long time ago, {one_a} and {one_b} lived {home}.", "Once {one_a} and {one_b} were neighbours {home}."),
-            ("One dark night they saw a strange light over {place}.", "One night a bright light woke them, and it came from {place}."),
-            ("The {b} wanted to hide, but the {a} wanted to know what it was.",
-             "The {b} was scared, but the {a} took a deep breath and stood up."),
-            ('"Stay close to me," said the {a}, "and nothing will happen to us."', 'Together they walked into the night, one step after the other.'),
-            ("The path to {place} was narrow and full of thorns.", "On the way to {place} the wind whistled and the branches creaked."),
-            ("At the end of the path they found the {thing}, all alone and crying.",
-             "There they discovered the {thing}, which was shaking with cold."),
-            ("It had fallen from a cart and did not know the way home.", "It told them that it had been forgotten there many years ago."),
-            ("The {a} carried the {thing} carefully, and the {b} lit the way with a song.",
-             "The {b} wrapped the {thing} in leaves, and the {a} took it home."),
-            ("From then on the {thing} shone in their window every night.",
-             "They put the {thing} on a shelf, and it was never lonely again."),
-            ("And when travellers saw its light, the {a} and the {b} gave them {food} and a bed.",
-             "Thanks to the brave {a} and the {b}, nobody was afraid of the dark any more."),
+            (
+                "One dark night they saw a strange light over {place}.",
+                "One night a bright light woke them, and it came from {place}.",
+            ),
+            (
+                "The {b} wanted to hide, but the {a} wanted to know what it was.",
+                "The {b} was scared, but the {a} took a deep breath and stood up.",
+            ),
+            (
+                '"Stay close to me," said the {a}, "and nothing will happen to us."',
+                "Together they walked into the night, one step after the other.",
+            ),
+            (
+                "The path to {place} was narrow and full of thorns.",
+                "On the way to {place} the wind whistled and the branches creaked.",
+            ),
+            (
+                "At the end of the path they found the {thing}, all alone and crying.",
+                "There they discovered the {thing}, which was shaking with cold.",
+            ),
+            (
+                "It had fallen from a cart and did not know the way home.",
+                "It told them that it had been forgotten there many years ago.",
+            ),
+            (
+                "The {a} carried the {thing} carefully, and the {b} lit the way with a song.",
+                "The {b} wrapped the {thing} in leaves, and the {a} took it home.",
+            ),
+            (
+                "From then on the {thing} shone in their window every night.",
+                "They put the {thing} on a shelf, and it was never lonely again.",
+            ),
+            (
+                "And when travellers saw its light, the {a} and the {b} gave them {food} and a bed.",
+                "Thanks to the brave {a} and the {b}, nobody was afraid of the dark any more.",
+            ),
         ),
     ),
 )
@@ -166,7 +290,10 @@ CHINESE: tuple[Plot, ...] = (
             ("一个晴朗的早晨，{a}发现{thing}不见了。", "一个下雨的早晨，{a}怎么也找不到{thing}。"),
             ("“别担心，”{b}说，“我们一起去找。”", "{b}看到{a}很难过，答应帮忙。"),
             ("他们先在灌木丛下找，可是只找到了干树叶。", "他们先在大树后面找，可是只找到了小石头。"),
-            ("后来他们遇见一位善良的农夫，他在{place}附近看见过发光的东西。", "后来他们遇见一个小女孩，她在{place}附近看见过亮亮的东西。"),
+            (
+                "后来他们遇见一位善良的农夫，他在{place}附近看见过发光的东西。",
+                "后来他们遇见一个小女孩，她在{place}附近看见过亮亮的东西。",
+            ),
             ("太阳下山之前，{a}和{b}赶到了{place}。", "于是{a}和{b}飞快地跑向{place}。"),
             ("在那里，高高的草丛中躺着{thing}。", "在那里，圆石头后面正是{thing}。"),
             ("{a}高兴得跳了起来，一次又一次地感谢{b}。", "{a}笑了，紧紧地抱住了{b}。"),

@@ -30,6 +30,7 @@ class Fact:
 def _any_of(known: list[str] | tuple[str, ...], made_up_share: float = 0.0) -> Callable[[random.Random], str]:
     def draw(rng: random.Random) -> str:
         return made_up_word(rng).capitalize() if chance(rng, made_up_share) else rng.choice(known)
+
     return draw
 
 
@@ -39,11 +40,19 @@ def _number(rng: random.Random) -> str:
 
 def _favourite(word: str, values: Callable[[random.Random], str]) -> Fact:
     return Fact(
-        (f"My favourite {word} is {{v}}.", f"By the way, my favourite {word} is {{v}}.",
-         f"The {word} I like best is {{v}}.", f"Remember that my favourite {word} is {{v}}."),
+        (
+            f"My favourite {word} is {{v}}.",
+            f"By the way, my favourite {word} is {{v}}.",
+            f"The {word} I like best is {{v}}.",
+            f"Remember that my favourite {word} is {{v}}.",
+        ),
         (f"Got it, your favourite {word} is {{v}}.", "I will remember {v}."),
-        (f"What is my favourite {word}?", f"Which {word} do I like best?", f"Do you remember my favourite {word}?",
-         f"Tell me my favourite {word}."),
+        (
+            f"What is my favourite {word}?",
+            f"Which {word} do I like best?",
+            f"Do you remember my favourite {word}?",
+            f"Tell me my favourite {word}.",
+        ),
         (f"Your favourite {word} is {{v}}.",),
         f"You have not told me your favourite {word} yet.",
         values,
@@ -64,21 +73,49 @@ def _favourite_zh(word: str, values: Callable[[random.Random], str]) -> Fact:
 FACTS: dict[str, dict[str, Fact]] = {
     "en": {
         "name": Fact(
-            ("My name is {v}.", "Hello, my name is {v}.", "I am called {v}.", "Hi, I am {v}.", "You can call me {v}.",
-             "Please remember that my name is {v}.", "Hi! My name is {v}. Nice to meet you."),
+            (
+                "My name is {v}.",
+                "Hello, my name is {v}.",
+                "I am called {v}.",
+                "Hi, I am {v}.",
+                "You can call me {v}.",
+                "Please remember that my name is {v}.",
+                "Hi! My name is {v}. Nice to meet you.",
+            ),
             ("Nice to meet you, {v}!", "Hello {v}, nice to meet you!"),
-            ("What is my name?", "Do you remember my name?", "Who am I?", "What am I called?", "Can you tell me my name?",
-             "What's my name?", "Say my name.", "What was my name again?"),
+            (
+                "What is my name?",
+                "Do you remember my name?",
+                "Who am I?",
+                "What am I called?",
+                "Can you tell me my name?",
+                "What's my name?",
+                "Say my name.",
+                "What was my name again?",
+            ),
             ("Your name is {v}.",),
             "You have not told me your name yet.",
             _any_of(words.NAMES, 0.25),
         ),
         "number": Fact(
-            ("My favourite number is {v}.", "My lucky number is {v}.", "Please remember the number {v}.",
-             "The number is {v}.", "Keep the number {v} in mind.", "Remember this number: {v}."),
+            (
+                "My favourite number is {v}.",
+                "My lucky number is {v}.",
+                "Please remember the number {v}.",
+                "The number is {v}.",
+                "Keep the number {v} in mind.",
+                "Remember this number: {v}.",
+            ),
             ("I will remember the number {v}.", "Got it, the number is {v}."),
-            ("What is my favourite number?", "What is my lucky number?", "Which number did I tell you?", "What was the number?",
-             "What number should you remember?", "Do you remember the number?", "What number did I say?"),
+            (
+                "What is my favourite number?",
+                "What is my lucky number?",
+                "Which number did I tell you?",
+                "What was the number?",
+                "What number should you remember?",
+                "Do you remember the number?",
+                "What number did I say?",
+            ),
             ("The number is {v}.",),
             "You have not told me a number yet.",
             _number,
@@ -114,8 +151,13 @@ FACTS: dict[str, dict[str, Fact]] = {
         "code": Fact(
             ("The secret code is {v}.", "Remember the code {v}.", "My password is {v}.", "The secret word is {v}."),
             ("I will remember {v}.", "Got it, the code is {v}."),
-            ("What is the secret code?", "What was the code?", "Do you remember the code?", "What is my password?",
-             "What is the secret word?"),
+            (
+                "What is the secret code?",
+                "What was the code?",
+                "Do you remember the code?",
+                "What is my password?",
+                "What is the secret word?",
+            ),
             ("The code is {v}.",),
             "You have not told me a code yet.",
             lambda rng: made_up_code(rng) if chance(rng, 0.6) else made_up_word(rng),
@@ -131,7 +173,14 @@ FACTS: dict[str, dict[str, Fact]] = {
     },
     "zh": {
         "name": Fact(
-            ("我叫{v}。", "你好，我叫{v}。", "我的名字是{v}。", "请记住，我叫{v}。", "你可以叫我{v}。", "你好，我是{v}。"),
+            (
+                "我叫{v}。",
+                "你好，我叫{v}。",
+                "我的名字是{v}。",
+                "请记住，我叫{v}。",
+                "你可以叫我{v}。",
+                "你好，我是{v}。",
+            ),
             ("很高兴认识你，{v}！", "你好，{v}！很高兴认识你。"),
             ("我叫什么名字？", "你还记得我的名字吗？", "我是谁？", "我的名字是什么？", "我叫什么？"),
             ("你叫{v}。",),
@@ -141,7 +190,13 @@ FACTS: dict[str, dict[str, Fact]] = {
         "number": Fact(
             ("我最喜欢的数字是{v}。", "我的幸运数字是{v}。", "请记住数字{v}。", "数字是{v}。", "记住这个数字：{v}。"),
             ("我会记住数字{v}。", "好的，数字是{v}。"),
-            ("我最喜欢的数字是什么？", "我的幸运数字是多少？", "我说的数字是多少？", "数字是多少？", "你还记得那个数字吗？"),
+            (
+                "我最喜欢的数字是什么？",
+                "我的幸运数字是多少？",
+                "我说的数字是多少？",
+                "数字是多少？",
+                "你还记得那个数字吗？",
+            ),
             ("数字是{v}。",),
             "你还没有告诉我数字。",
             _number,

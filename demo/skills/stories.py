@@ -15,27 +15,56 @@ from demo.skills.plots import CHINESE, ENGLISH, Plot
 
 _ASK_TWO = {
     "en": (
-        "Tell me a story about {a} and {b}.", "Please tell me a story about {a} and {b}.",
-        "Tell a short story about {a} and {b}.", "Can you tell me a story about {a} and {b}?",
-        "Tell me a ten-sentence story about {a} and {b}.", "I would like to hear a story about {a} and {b}.",
-        "Write a story about {a} and {b}.", "Do you know a story with {a} and {b}?",
-        "Tell me a bedtime story about {a} and {b}, please.", "A story about {a} and {b}, please.",
-        "Write a short story of ten sentences about {a} and {b}.", "Story: {a} and {b}.",
+        "Tell me a story about {a} and {b}.",
+        "Please tell me a story about {a} and {b}.",
+        "Tell a short story about {a} and {b}.",
+        "Can you tell me a story about {a} and {b}?",
+        "Tell me a ten-sentence story about {a} and {b}.",
+        "I would like to hear a story about {a} and {b}.",
+        "Write a story about {a} and {b}.",
+        "Do you know a story with {a} and {b}?",
+        "Tell me a bedtime story about {a} and {b}, please.",
+        "A story about {a} and {b}, please.",
+        "Write a short story of ten sentences about {a} and {b}.",
+        "Story: {a} and {b}.",
     ),
     "zh": (
-        "讲一个{a}和{b}的故事。", "请讲一个关于{a}和{b}的故事。", "给我讲个{a}和{b}的故事吧。", "你能讲一个{a}和{b}的故事吗？",
-        "我想听{a}和{b}的故事。", "写一个关于{a}和{b}的故事。", "用十句话讲一个{a}和{b}的故事。", "请用中文讲一个{a}和{b}的故事。",
-        "说一个{a}和{b}的小故事。", "你知道{a}和{b}的故事吗？",
+        "讲一个{a}和{b}的故事。",
+        "请讲一个关于{a}和{b}的故事。",
+        "给我讲个{a}和{b}的故事吧。",
+        "你能讲一个{a}和{b}的故事吗？",
+        "我想听{a}和{b}的故事。",
+        "写一个关于{a}和{b}的故事。",
+        "用十句话讲一个{a}和{b}的故事。",
+        "请用中文讲一个{a}和{b}的故事。",
+        "说一个{a}和{b}的小故事。",
+        "你知道{a}和{b}的故事吗？",
     ),
 }
 _ASK_ONE = {
-    "en": ("Tell me a story about {a}.", "Please tell a story about {a}.", "Can you tell me a short story about {a}?",
-           "Write a story about {a}.", "I want a story with {a}."),
-    "zh": ("讲一个{a}的故事。", "请讲一个关于{a}的故事。", "给我讲个{a}的故事吧。", "写一个关于{a}的故事。", "我想听{a}的故事。"),
+    "en": (
+        "Tell me a story about {a}.",
+        "Please tell a story about {a}.",
+        "Can you tell me a short story about {a}?",
+        "Write a story about {a}.",
+        "I want a story with {a}.",
+    ),
+    "zh": (
+        "讲一个{a}的故事。",
+        "请讲一个关于{a}的故事。",
+        "给我讲个{a}的故事吧。",
+        "写一个关于{a}的故事。",
+        "我想听{a}的故事。",
+    ),
 }
 _ASK_ANY = {
-    "en": ("Tell me a story.", "Please tell me a story.", "Can you tell me a story?", "I want to hear a story.",
-           "Tell me a bedtime story."),
+    "en": (
+        "Tell me a story.",
+        "Please tell me a story.",
+        "Can you tell me a story?",
+        "I want to hear a story.",
+        "Tell me a bedtime story.",
+    ),
     "zh": ("讲一个故事。", "请给我讲个故事。", "你能讲个故事吗？", "我想听故事。", "讲个睡前故事吧。"),
 }
 _ASK_ANOTHER = {
@@ -43,7 +72,10 @@ _ASK_ANOTHER = {
     "zh": ("再讲一个故事。", "请再讲一个故事。", "换一个故事。", "再来一个故事吧。"),
 }
 _WITH_THING = {
-    "en": ("Tell me a story about {a}, {b} and the {thing}.", "Write a story about {a} and {b} with the {thing} in it."),
+    "en": (
+        "Tell me a story about {a}, {b} and the {thing}.",
+        "Write a story about {a} and {b} with the {thing} in it.",
+    ),
     "zh": ("讲一个{a}、{b}和{thing}的故事。", "写一个{a}和{b}的故事，里面要有{thing}。"),
 }
 _PLOTS = {"en": ENGLISH, "zh": CHINESE}
@@ -73,7 +105,9 @@ def make_exchange(rng: random.Random, language: str) -> Exchange:
         first, second, asks, named = BY_NAME["bear"], BY_NAME["owl"], _ASK_ANOTHER, ()
     question = rng.choice(asks[language]).format(a=_named(first, language), b=_named(second, language), thing=thing)
     check = {
-        "kind": "story", "language": language, "thing": thing,
+        "kind": "story",
+        "language": language,
+        "thing": thing,
         "animals": [animal.name if language == "en" else animal.name_zh for animal in named],
     }
     return exchange(roughen(rng, question), tell(rng, language, first, second, thing), check)

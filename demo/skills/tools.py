@@ -12,12 +12,16 @@ from typing import Any
 from demo.chance import chance, lean, number, roughen
 from demo.conversation import Exchange, Message
 from demo.skills.arithmetic import in_words
-from demo.skills.tool_catalogue import ADD, MUL, DeclaredTool, any_kind, declare
+from demo.skills.tool_catalogue import ADD, MUL, any_kind
+from demo.skills.tool_declaration import DeclaredTool, declare
 
 CALL_START = "<|action_start|><|plugin|>\n"
 CALL_END = "<|action_end|>"
 
-_THOUGHTS = {"en": ("I will use {name} for this.", "Let me call {name}."), "zh": ("我来使用{name}。", "让我调用{name}。")}
+_THOUGHTS = {
+    "en": ("I will use {name} for this.", "Let me call {name}."),
+    "zh": ("我来使用{name}。", "让我调用{name}。"),
+}
 _EXPLICIT = {"en": "Call {name} with {arguments}.", "zh": "请用{arguments}调用{name}。"}
 _CHAIN_ASKS = {
     "en": ("Compute {x}", "What is {x}?", "Calculate {x}.", "{x} = ?", "How much is {x}?", "Please compute {x}"),
@@ -86,7 +90,9 @@ def up_to_call(exchange: Exchange, index: int) -> Exchange:
     return Exchange(messages, {"kind": "tool_call", "call": parse_call(messages[-1].content)})
 
 
-def _question(rng: random.Random, language: str, tool: DeclaredTool, arguments: dict[str, Any]) -> tuple[str, list[str]]:
+def _question(
+    rng: random.Random, language: str, tool: DeclaredTool, arguments: dict[str, Any]
+) -> tuple[str, list[str]]:
     """The user's text, and the arguments as the answer says them."""
     said = [str(value) for value in arguments.values()]
     if chance(rng, 0.08):
@@ -132,8 +138,10 @@ def _chain(rng: random.Random, language: str, add: DeclaredTool, mul: DeclaredTo
 
     def turn(tool: DeclaredTool, values: tuple[int, int], result: int) -> list[Message]:
         arguments = dict(zip([name for name, _ in tool.parameters], values, strict=True))
-        return [_call(rng, language, tool.name, arguments),
-                Message("environment", _result_text(rng, tool, arguments, {"result": result}))]
+        return [
+            _call(rng, language, tool.name, arguments),
+            Message("environment", _result_text(rng, tool, arguments, {"result": result})),
+        ]
 
     answer = _CHAIN_ANSWERS[language].format(x=expression, result=outer)
     messages = [Message("user", rng.choice(_CHAIN_ASKS[language]).format(x=expression))]
