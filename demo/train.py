@@ -1,6 +1,6 @@
 """Train: the demo checkpoint from nothing, in minutes on one data-centre GPU.
 
-Worker processes generate and tokenise conversations while the GPU trains, so no conversation is seen twice.
+Worker processes generate and tokenise new conversations while the GPU trains, so there are no epochs.
 Conversations of similar length form a batch of one conversation per row, each from position zero as at inference,
 padded on the right. Needs demo/checkpoint/tokenizer*, which demo/tokenizer.py writes.
 
