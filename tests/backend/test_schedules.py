@@ -79,28 +79,22 @@ def test_any_chunk_and_batch_size_gives_the_same_text(dtype, texts, max_prefill_
 def test_a_sequence_preempted_at_any_step_gives_the_same_text(dtype, preempted_at):
     texts = TEXTS[:2] + TEXTS[8:10]
     with make_llm(dtype=dtype, enable_prefix_caching=False) as llm:
-        streams = [llm.stream([{"role": "user", "content": text}], GREEDY) for text in texts]
-        scheduler, step, launch = llm.engine.scheduler, 0, llm.engine.executor.launch
-
-        def preempting_launch(plan):
-            nonlocal step
-            step += 1
-            return launch(plan)
-
-        llm.engine.executor.launch = preempting_launch
+        num_steps = 0
+        open_streams = {index: llm.stream([{"role": "user", "content": text}], GREEDY) for index, text in enumerate(texts)}
         answers = ["" for _ in texts]
-        open_streams = dict(enumerate(streams))
+        scheduler, left = llm.engine.scheduler, sorted(preempted_at)
         while open_streams:
-            for when, which in preempted_at:
-                if when == step and which < len(scheduler.running):
-                    scheduler.preempt(scheduler.running[which])
             for index in list(open_streams):
                 part = next(open_streams[index], None)
                 if part is None:
                     del open_streams[index]
                 else:
                     answers[index] += part.text
-        assert scheduler.num_preemptions > 0 or min(when for when, _ in preempted_at) > step
+            num_steps += 1
+            while left and left[0][0] <= num_steps and scheduler.running:
+                _, which = left.pop(0)
+                scheduler.preempt(scheduler.running[which % len(scheduler.running)])
+        assert scheduler.num_preemptions == len(preempted_at) - len(left) > 0
     assert answers == [alone(dtype)[text] for text in texts]
 
 
