@@ -19,7 +19,7 @@ demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace and str
 	'  python -m backend.chat internlm2 ./workspace             talk to it' \
 	'  python -m backend.show_prompt internlm2 ./workspace hi   see what a conversation becomes' \
 	'  convert internlm2 /path/to/internlm2-chat-7b hf          convert a model of your own' \
-	'  python -m benchmarks.cpu                                 time it against transformers'
+	'  make test                                                run the whole test suite'
 
 test: $(VENV)/.tested ## the whole test suite, without a GPU
 	$(VENV)/bin/ruff check .
@@ -40,10 +40,12 @@ help: ## this list
 $(VENV)/.installed: setup.py constraints.txt
 	@test -n '$(PYTHON)' || { echo 'error: Millrace needs Python 3.10 or newer; install one, or name it: make demo PYTHON=/path/to/python'; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo 'error: python has no venv module; on Debian: apt-get install python3-venv'; exit 1; }
-	$(PIP) install --quiet -c constraints.txt torch==2.13.0
-	$(PIP) install --quiet -c constraints.txt -e .
+	@echo 'setting up $(VENV) (once; torch is the large part)'
+	@$(PIP) install --quiet -c constraints.txt torch==2.13.0
+	@$(PIP) install --quiet -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,serve]'
+	@echo 'adding what the tests need to $(VENV) (once)'
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev,serve]'
 	@touch $@

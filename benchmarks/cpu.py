@@ -73,8 +73,10 @@ def theirs(model: torch.nn.Module, prompts: list[list[int]], new_tokens: int) ->
 
 def transformers_model(llm: LLM) -> torch.nn.Module:
     """transformers' LLaMA with the weights that the engine has loaded."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        raise click.ClickException("this compares with transformers: pip install -e '.[bench]'") from None
     config = llm.front_end.model
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,

@@ -80,7 +80,8 @@ def test_a_sequence_preempted_at_any_step_gives_the_same_text(dtype, preempted_a
     texts = TEXTS[:2] + TEXTS[8:10]
     with make_llm(dtype=dtype, enable_prefix_caching=False) as llm:
         num_steps = 0
-        open_streams = {index: llm.stream([{"role": "user", "content": text}], GREEDY) for index, text in enumerate(texts)}
+        open_streams = {index: llm.stream(conversation, GREEDY)
+                        for index, conversation in enumerate(conversations(texts))}
         answers = ["" for _ in texts]
         scheduler, left = llm.engine.scheduler, sorted(preempted_at)
         while open_streams:
