@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "ruff", "transformers>=5.0"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "psutil", "ruff", "transformers>=5.0"]
 
 setup(
     name="millrace",

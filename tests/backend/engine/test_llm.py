@@ -1,0 +1,170 @@
+"""LLM on the demo model: texts in, texts out; stops, logprobs, bad words, tools, sessions, and wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from backend import LLM, SamplingParams
+from backend.errors import CapacityError, ConfigError, RequestError, SessionError, WorkspaceError
+from backend.requests import FinishReason
+
+CHECKPOINT = Path(__file__).parents[3] / "demo" / "checkpoint"
+STORY = [{"role": "user", "content": "Tell me a story about a fox and a rabbit."}]
+ADD = {"name": "add", "description": "Add two numbers.", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"]}}
+
+
+def greedy(**options: object) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0, "max_new_tokens": 64, **options})
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(CHECKPOINT, "internlm2", dtype="float32", session_len=512, max_batch_size=16,
+             cache_max_entry_count=64) as model:
+        yield model
+        model.engine.check_integrity()
+        assert not model.engine.has_work
+
+
+def test_stream_joined_is_the_completion(llm):
+    parts = list(llm.stream(STORY, greedy()))
+    whole = llm.chat(STORY, greedy())
+    assert "".join(part.text for part in parts) == whole.text
+    assert [part.finish_reason for part in parts[:-1]] == [None] * (len(parts) - 1)
+    assert parts[-1].finish_reason is whole.finish_reason is FinishReason.LENGTH
+    assert whole.num_prompt_tokens == len(llm.front_end.chat_ids(STORY))
+
+
+def test_an_answer_ends_at_the_models_end_and_does_not_show_it(llm):
+    answer = llm.chat([{"role": "user", "content": "What is seven plus twelve?"}], greedy())
+    assert answer.finish_reason is FinishReason.STOP
+    assert "im_end" not in answer.text and answer.text == answer.text.strip()
+    assert answer.token_ids[-1] in llm.front_end.model.eos_token_ids
+
+
+@pytest.mark.parametrize("stop", [" quiet forest", "quiet", "t fo", "lived in a quiet forest. One"])
+def test_a_stop_text_ends_the_answer_and_is_cut_from_it(llm, stop):
+    free = llm.chat(STORY, greedy()).text
+    answer = llm.chat(STORY, greedy(stop=(stop,)))
+    assert stop in free
+    assert answer.text == free[:free.index(stop)]
+    assert answer.finish_reason is FinishReason.STOP
+
+
+def test_the_turn_after_a_stop_text_continues_from_the_shown_text(llm):
+    stopped = "".join(part.text for part in llm.stream(STORY, greedy(stop=("forest",)), session_id=5))
+    question = {"role": "user", "content": "What is seven plus twelve?"}
+    in_session = "".join(part.text for part in llm.stream([question], greedy(), session_id=5))
+    llm.end_session(5)
+    whole = llm.chat([*STORY, {"role": "assistant", "content": stopped}, question], greedy())
+    assert in_session == whole.text
+
+
+def test_a_stop_id_ends_the_answer(llm):
+    free = llm.chat(STORY, greedy())
+    stopped = llm.chat(STORY, greedy(stop_ids=(free.token_ids[10],)))
+    assert stopped.token_ids == free.token_ids[:free.token_ids.index(free.token_ids[10]) + 1]
+    assert stopped.finish_reason is FinishReason.STOP
+
+
+def test_bad_words_never_appear(llm):
+    free = llm.chat(STORY, greedy()).text
+    answer = llm.chat(STORY, greedy(bad_words=("fox", "forest"))).text
+    assert "fox" in free and "forest" in free
+    assert "fox" not in answer and "forest" not in answer
+
+
+def test_min_new_tokens_and_ignore_eos_pass_the_models_end(llm):
+    question = [{"role": "user", "content": "What is seven plus twelve?"}]
+    free = llm.chat(question, greedy())
+    assert len(free.token_ids) < 30
+    assert len(llm.chat(question, greedy(min_new_tokens=30)).token_ids) >= 30
+    assert len(llm.chat(question, greedy(ignore_eos=True)).token_ids) == 64
+
+
+def test_logprobs_come_with_every_token_and_greedy_takes_the_likeliest(llm):
+    answer = llm.chat(STORY, greedy(logprobs=3, max_new_tokens=8))
+    assert len(answer.logprobs) == len(answer.token_ids) == 8
+    for token_id, entry in zip(answer.token_ids, answer.logprobs, strict=True):
+        assert entry.token_id == token_id == entry.top[0][0]
+        assert entry.logprob == entry.top[0][1] >= entry.top[1][1] >= entry.top[2][1]
+
+
+def test_a_seed_repeats_and_another_differs(llm):
+    def sampled(seed: int) -> str:
+        return llm.chat(STORY, SamplingParams(temperature=1.5, top_p=1.0, seed=seed, max_new_tokens=40)).text
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_a_tool_call_is_made_and_its_result_used(llm):
+    messages = [{"role": "user", "content": "What is 1234 plus 4321? Use the tool."}]
+    sampling = greedy(skip_special_tokens=False)
+    call = llm.chat(messages, sampling, tools=[ADD]).text
+    thought, _, body = call.partition("<|action_start|><|plugin|>")
+    assert json.loads(body.partition("<|action_end|>")[0]) == {"name": "add", "parameters": {"a": 1234, "b": 4321}}
+    messages += [{"role": "assistant", "content": call},
+                 {"role": "environment", "name": "plugin", "content": "5555"}]
+    assert "5555" in llm.chat(messages, sampling, tools=[ADD]).text
+
+
+def test_many_prompts_answer_in_their_order(llm):
+    conversations = [[{"role": "user", "content": f"Count from 1 to {count}."}] for count in range(3, 25)]
+    answers = llm.chat(conversations, greedy(max_new_tokens=200), show_progress=False)
+    for count, answer in zip(range(3, 25), answers, strict=True):
+        assert str(count) in answer.text and str(count + 1) not in answer.text.split(str(count))[-1]
+
+
+def test_an_empty_text_begins_at_the_models_start(llm):
+    assert llm.generate("", greedy(max_new_tokens=4)).num_prompt_tokens == 1
+
+
+def test_each_prompt_may_have_its_own_sampling(llm):
+    short, long = llm.generate(["Once", "Once"], [greedy(max_new_tokens=3), greedy(max_new_tokens=9, ignore_eos=True)],
+                               show_progress=False)
+    assert (len(short.token_ids), len(long.token_ids)) == (3, 9)
+
+
+def test_streams_may_be_read_in_turns_and_left_early(llm):
+    one, other = llm.stream(STORY, greedy()), llm.stream("Once upon a time", greedy(ignore_eos=True))
+    texts = [next(one).text + next(one).text, next(other).text]
+    one.close()
+    texts[1] += "".join(part.text for part in other)
+    assert texts[1] == llm.generate("Once upon a time", greedy(ignore_eos=True)).text
+    assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda llm: llm.generate([[]]), RequestError, "the prompt is empty"),
+    (lambda llm: llm.generate([[5, 10**6]]), RequestError, "token id 1000000, but the vocabulary ends at 3071"),
+    (lambda llm: llm.generate("fox " * 600), RequestError, "exceed session_len=512"),
+    (lambda llm: llm.generate(["a", "b"], [greedy()]), RequestError, "1 SamplingParams for 2 prompts"),
+    (lambda llm: llm.end_session(99), SessionError, "session 99 is not known"),
+    (lambda llm: SamplingParams(top_p=0), RequestError, r"top_p=0 is out of range; use in \(0, 1\]"),
+    (lambda llm: SamplingParams(min_new_tokens=5, max_new_tokens=4), RequestError, "min_new_tokens=5"),
+    (lambda llm: SamplingParams(logit_bias=((3, float("nan")),)), RequestError, "finite"),
+])
+def test_wrong_input_is_refused_in_words_and_harms_nothing(llm, call, error, message):
+    with pytest.raises(error, match=message):
+        call(llm)
+    assert not llm.engine.has_work
+    assert llm.generate("Once", greedy(max_new_tokens=2)).token_ids
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"sesion_len": 5}, ConfigError, "unknown engine option 'sesion_len'; did you mean 'session_len'"),
+    ({"cache_max_entry_count": 3}, CapacityError, "session_len=2048 needs 32 KV blocks"),
+    ({"device": "tpu"}, ConfigError, "device='tpu' is not supported"),
+    ({"dtype": "int3"}, ConfigError, "dtype='int3' is not supported"),
+])
+def test_a_wrong_option_is_refused_in_words(options, error, message):
+    with pytest.raises(error, match=message):
+        LLM(CHECKPOINT, "internlm2", **options)
+
+
+def test_a_folder_that_is_no_model_is_refused_in_words(tmp_path):
+    with pytest.raises(WorkspaceError, match="is not a folder"):
+        LLM(tmp_path / "nothing")
