@@ -18,7 +18,7 @@ import zmq.asyncio
 
 from backend import errors
 from backend.config import EngineConfig
-from backend.engine.engine_process import Command, Event, run_engine_process
+from backend.engine.engine_process import Command, Event, run_engine_process, unlimited_queues
 from backend.errors import EngineDeadError, MillraceError
 from backend.model_source import ModelSource
 from backend.requests import GenerateOutput, GenerateRequest
@@ -46,10 +46,16 @@ class AsyncEngine:
         self.process.start()
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        unlimited_queues(self._socket)
         self._socket.connect(address)
-        await self._send(Command("hello"))
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch_process())]
-        await self._ready.wait()
+        try:
+            await self._send(Command("hello"))
+            await self._ready.wait()
+        except BaseException:  # Ctrl-C while the model loads: nobody else would end the process
+            self.process.kill()
+            await self.__aexit__()
+            raise
         if self._dead is not None:
             await self.__aexit__()
             raise self._dead
@@ -101,10 +107,16 @@ class AsyncEngine:
         await self._send(Command("finish", request_id=request_id, num_completion_tokens=num_completion_tokens))
 
     async def end_session(self, session_id: int) -> None:
+        """Forgets a session; a running turn is not disturbed. An unknown id is no error here, unlike Engine's."""
         await self._send(Command("end_session", session_id=session_id))
 
     async def _send(self, command: Command) -> None:
-        await self._socket.send(self._encode(command))
+        try:
+            payload = self._encode(command)
+        except (TypeError, OverflowError) as error:
+            raise errors.RequestError(f"a request that cannot be sent: {error}; use Python integers of 64 bits, "
+                                      "floats and strings") from None
+        await self._socket.send(payload)
 
     async def _receive(self) -> None:
         decode = msgspec.msgpack.Decoder(Event).decode

@@ -15,7 +15,7 @@ import zmq
 
 from backend.config import EngineConfig
 from backend.engine.engine import Engine, start_engine
-from backend.errors import MillraceError
+from backend.errors import MillraceError, RequestError
 from backend.logs import configure_logging
 from backend.model_source import ModelSource
 from backend.requests import GenerateOutput, GenerateRequest
@@ -57,6 +57,7 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
     configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front end, which then says stop
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        unlimited_queues(router)
         router.bind(address)
         loop = _EngineLoop(router)
         if not loop.wait_for_peer():
@@ -67,6 +68,7 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
                 loop.run(engine)
             finally:
                 engine.close()
+            loop.tell_all(Event(dead="EngineDeadError: the engine was stopped"))
         except MillraceError as error:
             loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
         except Exception as error:
@@ -74,6 +76,11 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
             loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
         finally:
             router.close(linger=2000)
+
+
+def unlimited_queues(socket: zmq.Socket) -> None:
+    """For a peer that does not read for a while: at ZeroMQ's default of 1,000 messages a ROUTER drops the next ones."""
+    socket.sndhwm = socket.rcvhwm = 0
 
 
 class _EngineLoop:
@@ -95,7 +102,12 @@ class _EngineLoop:
         while _parent_is_alive():
             while self._router.poll(0 if engine.has_work else IDLE_POLL_MS):
                 peer, payload = self._router.recv_multipart()
-                command = self._decode(payload)
+                self._peers.add(peer)
+                try:
+                    command = self._decode(payload)
+                except (msgspec.MsgspecError, MillraceError) as error:
+                    self._refuse(peer, _request_id(payload), RequestError(f"a command that does not work: {error}"))
+                    continue
                 if command.kind == "stop":
                     return
                 self._apply(engine, peer, command)
@@ -110,7 +122,6 @@ class _EngineLoop:
             self._send(peer, event)
 
     def _apply(self, engine: Engine, peer: bytes, command: Command) -> None:
-        self._peers.add(peer)
         try:
             if command.kind == "hello":
                 self._send(peer, Event(ready=True))
@@ -126,7 +137,10 @@ class _EngineLoop:
                 engine.end_session(command.session_id)
         except MillraceError as error:
             request_id = command.request.request_id if command.request else command.request_id
-            self._send(peer, Event(refused=Refusal(request_id, type(error).__name__, str(error))))
+            self._refuse(peer, request_id, error)
+
+    def _refuse(self, peer: bytes, request_id: str, error: MillraceError) -> None:
+        self._send(peer, Event(refused=Refusal(request_id, type(error).__name__, str(error))))
 
     def _deliver(self, outputs: list[GenerateOutput]) -> None:
         by_peer: dict[bytes, list[GenerateOutput]] = {}
@@ -141,6 +155,15 @@ class _EngineLoop:
 
     def _send(self, peer: bytes, event: Event) -> None:
         self._router.send_multipart([peer, self._encode(event)])
+
+
+def _request_id(payload: bytes) -> str:
+    """Whom a command that cannot be decoded is about, as far as that can be told."""
+    try:
+        command = msgspec.msgpack.decode(payload)
+        return str(command["request"]["request_id"])
+    except (msgspec.MsgspecError, LookupError, TypeError):
+        return ""
 
 
 def _parent_is_alive() -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -150,3 +153,51 @@ def test_stopping_tells_what_still_runs():
 
     error = asyncio.run(asyncio.wait_for(main(), 60))
     assert isinstance(error, EngineDeadError) and str(error) == "the engine was stopped"
+
+
+def test_a_command_that_cannot_be_decoded_is_refused_and_harms_no_other():
+    async def play(engine: AsyncEngine) -> list[GenerateOutput]:
+        good = asyncio.create_task(collect(engine, request("good")))
+        for wrong in ({"token_ids": ("three",)}, {"session_id": "seven"}, {"token_ids": (2**70,)}):
+            with pytest.raises(RequestError, match="a (command|request) that"):
+                await collect(engine, dataclasses.replace(request("bad"), **wrong))
+        return await good
+
+    assert tokens(with_engine(play)) == alone(request("good"))
+
+
+def test_outputs_wait_for_a_front_end_that_does_not_read():
+    """ZeroMQ drops what is beyond 1,000 unread messages unless told otherwise; a lost one would hang its reader."""
+    tiny = tiny_source(session_len=2600, max_position_embeddings=2600, cache_max_entry_count=200)
+    endless = SamplingParams(temperature=0, max_new_tokens=2500, ignore_eos=True)
+
+    async def play(engine: AsyncEngine) -> list[GenerateOutput]:
+        stream = engine.generate(request("1", sampling=endless))
+        outputs = [await anext(stream)]
+        stalled_since = time.monotonic()
+        while time.monotonic() - stalled_since < 30 and process_is_busy(engine.process.pid):
+            time.sleep(0.1)  # the whole front end stands still, its event loop too
+        return outputs + [output async for output in stream]
+
+    assert len(tokens(with_engine(play, tiny))) == 2500
+
+
+def process_is_busy(pid: int) -> bool:
+    """Whether a process uses the CPU: an engine polls when it has no work."""
+    def used_ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    before = used_ticks()
+    time.sleep(0.3)
+    return used_ticks() - before > 3
+
+
+def test_a_start_that_is_cancelled_leaves_no_process():
+    async def main() -> AsyncEngine:
+        tiny = tiny_source()
+        engine = AsyncEngine(tiny, tiny.engine)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(engine.__aenter__(), 0.1)
+        return engine
+
+    assert not asyncio.run(main()).process.is_alive()
