@@ -39,6 +39,10 @@ class CapacityError(MillraceError):
     """Not enough memory, blocks or queue for what was asked."""
 
 
+class DeadlineError(MillraceError):
+    """A request that was not complete in the time its caller gave it."""
+
+
 class ShapeError(MillraceError):
     """Tensors or head counts that do not fit one another."""
 
