@@ -14,7 +14,7 @@ from collections import deque
 from backend.config import EngineConfig, ModelConfig
 from backend.engine.scheduler import ScheduledStep, Scheduler
 from backend.engine.sequence import Sequence
-from backend.errors import RequestError
+from backend.errors import EngineDeadError, RequestError
 from backend.model_source import ModelSource
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest
 from backend.steps import SampledToken
@@ -36,6 +36,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._in_flight: deque[tuple[ScheduledStep, StepHandle]] = deque()
         self._outputs: list[GenerateOutput] = []
+        self._has_failed = False
         self._warned_at_s, self._warned_preemptions = time.monotonic(), 0
 
     @property
@@ -85,12 +86,22 @@ class Engine:
         self.scheduler.sessions.end(session_id)
 
     def step(self) -> list[GenerateOutput]:
-        """Plans and launches the next step, then finishes the oldest launched one if enough are in flight."""
-        scheduled = self.scheduler.schedule()
-        if scheduled is not None:
-            self._in_flight.append((scheduled, self.executor.launch(scheduled.plan)))
-        if self._in_flight and (scheduled is None or len(self._in_flight) >= self.executor.max_in_flight):
-            self._read_oldest()
+        """Plans and launches the next step, then finishes the oldest launched one if enough are in flight.
+
+        Raises EngineDeadError. A step that did not end, Ctrl-C included, ends the engine: blocks that it was to fill
+        are already marked as filled, and would be read as if they were."""
+        if self._has_failed:
+            raise EngineDeadError("the engine ended in the middle of a step; load the model again")
+        try:
+            scheduled = self.scheduler.schedule()
+            if scheduled is not None:
+                self._in_flight.append((scheduled, self.executor.launch(scheduled.plan)))
+            if self._in_flight and (scheduled is None or len(self._in_flight) >= self.executor.max_in_flight):
+                self._read_oldest()
+        except BaseException:
+            self._has_failed = True
+            self.executor.close()
+            raise
         self._warn_of_preemptions()
         outputs, self._outputs = self._outputs, []
         return outputs

@@ -9,10 +9,14 @@ Owns an engine and a text front end. Used by chat.py, benchmarks and users. Not 
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
@@ -167,6 +171,10 @@ class LLM:
 
     def _step(self) -> list[TextOutput]:
         """One engine step; its increments are returned and, those of streams, queued for their readers."""
+        with _interrupt_held():
+            return self._undisturbed_step()
+
+    def _undisturbed_step(self) -> list[TextOutput]:
         if not self.engine.has_work:
             raise EngineDeadError("an answer is awaited, but the engine has no work left")
         increments = []
@@ -188,6 +196,30 @@ class LLM:
         """Aborts the request if it still runs; what it would still say is not wanted."""
         if self._answers.pop(request_id, None) is not None:
             self.engine.abort(request_id)
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """A first Ctrl-C is raised at the end, so that it never leaves a step half done; a second one at once.
+
+    Only where Ctrl-C would raise KeyboardInterrupt here: in the main thread, under Python's own handler."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:

@@ -159,7 +159,7 @@ def test_a_command_that_cannot_be_decoded_is_refused_and_harms_no_other():
     async def play(engine: AsyncEngine) -> list[GenerateOutput]:
         good = asyncio.create_task(collect(engine, request("good")))
         for wrong in ({"token_ids": ("three",)}, {"session_id": "seven"}, {"token_ids": (2**70,)}):
-            with pytest.raises(RequestError, match="a (command|request) that"):
+            with pytest.raises(RequestError, match=r"a (command|request) that"):
                 await collect(engine, dataclasses.replace(request("bad"), **wrong))
         return await good
 

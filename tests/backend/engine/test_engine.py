@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backend.config import EngineConfig, ModelConfig, RopeConfig
 from backend.engine.engine import Engine
-from backend.errors import RequestError, SessionError
+from backend.errors import EngineDeadError, RequestError, SessionError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
 from tests.backend.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, completion
 
@@ -264,3 +264,19 @@ def test_a_request_id_in_use_is_refused():
     engine.add_request(request("a", prompt(1, 5)))
     with pytest.raises(RequestError, match="request id 'a' is in use"):
         engine.add_request(request("a", prompt(1, 5)))
+
+
+def test_a_step_that_is_interrupted_ends_the_engine_instead_of_sharing_blocks_that_were_never_filled():
+    engine = make_engine(max_in_flight=1)
+    engine.add_request(request("a", prompt(1, 60)))
+
+    def interrupted(plan: object) -> None:
+        raise KeyboardInterrupt
+
+    engine.executor.launch = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.abort("a")
+    engine.add_request(request("b", prompt(1, 60)))
+    with pytest.raises(EngineDeadError, match="ended in the middle of a step"):
+        engine.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,24 @@ def test_a_wrong_option_is_refused_in_words(options, error, message):
 def test_a_folder_that_is_no_model_is_refused_in_words(tmp_path):
     with pytest.raises(WorkspaceError, match="is not a folder"):
         LLM(tmp_path / "nothing")
+
+
+def test_an_interrupt_waits_for_the_end_of_its_step_and_leaves_the_model_usable(llm, monkeypatch):
+    prompt = list(range(100, 300))  # blocks of its own, so that none is cached yet
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    launch = llm.engine.executor.launch
+
+    def interrupted(plan: object) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return launch(plan)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(llm.engine.executor, "launch", interrupted)
+            llm.generate(prompt, greedy())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    warm = llm.generate(prompt, greedy(max_new_tokens=8))
+    assert warm.num_cached_tokens > 0
+    with LLM(CHECKPOINT, "internlm2", dtype="float32", session_len=512, max_batch_size=1) as fresh:
+        assert warm.token_ids == fresh.generate(prompt, greedy(max_new_tokens=8)).token_ids
