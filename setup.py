@@ -2,7 +2,10 @@
 
 from setuptools import find_packages, setup
 
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "psutil", "ruff", "transformers>=5.0"]
+# tritonclient carries the KServe v2 stubs; its generated code refuses a protobuf older than 6.33.5, whatever it declares.
+GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "psutil", "ruff", "transformers>=5.0",
+       "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
@@ -26,7 +29,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "serve": ["pyzmq>=26", "msgspec>=0.19"],
+        "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
         "bench": ["transformers>=5.0"],
         "dev": DEV,
     },
