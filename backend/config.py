@@ -40,6 +40,11 @@ class RopeConfig:
         if self.scaling_type not in ROPE_SCALING_TYPES:
             raise ConfigError(f"rope_scaling_type={self.scaling_type!r} is not supported; "
                               f"use one of {', '.join(ROPE_SCALING_TYPES)}")
+        if self.dim < 2 or self.dim % 2:
+            raise ConfigError(f"rotary_embedding={self.dim} does not work; use an even number >= 2")
+        for key, value in (("rope_theta", self.theta), ("rope_scaling_factor", self.factor)):
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{key}={value} does not work; use a number > 0")
         if self.scaling_type == "llama3" and self.original_max_position_embeddings <= 0:
             raise ConfigError("rope_scaling_type=llama3 needs rope_scaling_original_max_position_embeddings > 0")
 
@@ -71,6 +76,11 @@ class ModelConfig:
     sliding_window: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+                     "intermediate_size", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                key = next(key for key, (_, field) in _KEYS.items() if field == name)
+                raise ConfigError(f"{key}={getattr(self, name)} is too small; use at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"head_num={self.num_heads} is not a multiple of kv_head_num={self.num_kv_heads}")
         if self.dtype not in DTYPES.values():
@@ -86,6 +96,8 @@ class EngineConfig:
     cache_max_entry_count  a share in (0, 1) of the memory free after the weights, or a number >= 1 of KV blocks
     block_size             tokens per KV block
     quant_policy           0: KV in the model's dtype; 4, 8: quantised (a later issue)
+    max_queued             requests that may wait for a place in the batch; one more is refused
+    session_ttl_s          seconds after which an idle session is forgotten
     use_context_fmha       1: fused prefill attention; 0: plain attention that materialises scores
     device, dtype          "auto": CUDA if there is one; the checkpoint's dtype on CUDA, float32 on the CPU"""
 
@@ -97,18 +109,20 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     use_context_fmha: bool = True
     quant_policy: int = 0
+    max_queued: int = 100_000
+    session_ttl_s: int = 86_400
     tp: int = 1
     device: str = "auto"
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("session_len", "max_batch_size", "max_prefill_tokens", "tp"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is too small; use an integer >= 1")
+        for name in ("session_len", "max_batch_size", "max_prefill_tokens", "max_queued", "session_ttl_s", "tp"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r} does not work; use an integer >= 1")
         if self.block_size < 16 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"cache_block_seq_len={self.block_size} does not work; use a power of two >= 16, like 64")
         share = self.cache_max_entry_count
-        if share <= 0 or (share >= 1 and share != int(share)):
+        if not 0 < share < math.inf or (share >= 1 and share != int(share)):
             raise ConfigError(f"cache_max_entry_count={share} does not work; "
                               "use a share in (0, 1) of the free memory, or a whole number >= 1 of KV blocks")
         if self.quant_policy != 0:
@@ -178,6 +192,8 @@ _KEYS: dict[str, tuple[str, str]] = {
     "enable_prefix_caching": ("engine", "enable_prefix_caching"),
     "use_context_fmha": ("engine", "use_context_fmha"),
     "quant_policy": ("engine", "quant_policy"),
+    "max_queued": ("engine", "max_queued"),
+    "session_ttl_s": ("engine", "session_ttl_s"),
     "tp": ("engine", "tp"),
 }
 _ALIASES = {"tensor_para_size": "tp"}
@@ -246,7 +262,8 @@ def _to_toml(key: str, value: Any) -> str:
 
 _INTEGERS = {"num_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size", "num_layers", "intermediate_size",
              "max_position_embeddings", "bos_token_id", "dim", "original_max_position_embeddings", "session_len",
-             "max_batch_size", "max_prefill_tokens", "block_size", "quant_policy", "tp", "sliding_window"}
+             "max_batch_size", "max_prefill_tokens", "block_size", "quant_policy", "max_queued", "session_ttl_s", "tp",
+             "sliding_window"}
 _FLAGS = {"attention_bias", "output_bias", "qk_norm", "enable_prefix_caching", "use_context_fmha"}
 _FLOATS = {"norm_eps", "theta", "factor", "low_freq_factor", "high_freq_factor", "cache_max_entry_count"}
 

@@ -86,15 +86,19 @@ class GenerateRequest:
 
     token_ids      the prompt; in a session only the new turn's tokens
     session_id     None: no session, the KV goes when the request ends (blocks stay as prefix cache)
+    session_start  True: begin the session afresh, whatever it held; False: it has to exist; None: either
     session_step   keep only the session's first so many tokens before this turn; None keeps all
-    end_session    forget the session after this request"""
+    end_session    forget the session after this request
+    echo_prompt    the first output brings the whole prompt's ids, the session's history included"""
 
     request_id: str
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     session_id: int | None = None
+    session_start: bool | None = None
     session_step: int | None = None
     end_session: bool = False
+    echo_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,8 @@ class GenerateOutput:
     num_prompt_tokens      session history included
     num_cached_tokens      prompt tokens that did not have to be computed
     num_completion_tokens  tokens generated so far
-    logprobs               one per new token when asked for"""
+    logprobs               one per new token when asked for
+    prompt_ids             with the first output of a request that asked to have its prompt echoed"""
 
     request_id: str
     token_ids: tuple[int, ...] = ()
@@ -124,6 +129,7 @@ class GenerateOutput:
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
     error: str | None = None
 
 

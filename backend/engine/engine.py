@@ -14,7 +14,7 @@ from collections import deque
 from backend.config import EngineConfig, ModelConfig
 from backend.engine.scheduler import ScheduledStep, Scheduler
 from backend.engine.sequence import Sequence
-from backend.errors import EngineDeadError, RequestError
+from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.model_source import ModelSource
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest
 from backend.steps import SampledToken
@@ -45,6 +45,10 @@ class Engine:
 
     def add_request(self, request: GenerateRequest) -> None:
         """Queues a request. Raises RequestError or SessionError, and then nothing has changed."""
+        if len(self.scheduler.waiting) >= self.config.max_queued:
+            raise CapacityError(f"{len(self.scheduler.waiting)} requests are waiting, as many as max_queued allows; "
+                                "try again later")
+        self.expire_sessions()
         if request.request_id in self._sequences:
             raise RequestError(f"request id {request.request_id!r} is in use; give each request an id of its own")
         sessions = self.scheduler.sessions
@@ -80,6 +84,22 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._finish(sequence, (), FinishReason.STOP, num_completion_tokens)
+
+    def stop_session(self, session_id: int, forget: bool = False) -> None:
+        """Interrupts a session's running turn; what it generated so far stays. `forget` ends the session as well.
+
+        Raises SessionError if it is unknown, or idle and not to be forgotten: then there is nothing to stop."""
+        running = self.scheduler.sessions.running_request(session_id)
+        if running is None and not forget:
+            raise SessionError(f"session {session_id} is idle, so there is nothing to stop")
+        if forget:
+            self.end_session(session_id)
+        if running is not None:
+            self.abort(running)
+
+    def expire_sessions(self) -> None:
+        """Forgets sessions that have been idle for longer than session_ttl_s."""
+        self.scheduler.sessions.expire(self.config.session_ttl_s)
 
     def end_session(self, session_id: int) -> None:
         """Forgets a session; a running turn is not disturbed. Raises SessionError if the id is unknown."""
@@ -163,7 +183,8 @@ def start_engine(source: ModelSource, config: EngineConfig) -> Engine:
 
 
 def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason | None) -> GenerateOutput:
+    prompt_ids, sequence.prompt_to_echo = sequence.prompt_to_echo, ()
     return GenerateOutput(
         sequence.request_id, tuple(token.token_id for token in tokens), reason, sequence.num_prompt_tokens,
         sequence.num_cached_prompt_tokens or 0, sequence.num_completion_tokens,
-        tuple(token.logprobs for token in tokens if token.logprobs is not None))
+        tuple(token.logprobs for token in tokens if token.logprobs is not None), prompt_ids)

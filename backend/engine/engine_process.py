@@ -1,55 +1,28 @@
 """Engine process: the engine's loop in a process of its own, reached over ZeroMQ, so that no front end can stall it.
 
-Speaks msgpack: `Command` in, `Event` out, to the peer that a request came from. When the engine cannot go on it says
-why, once, to every peer, and ends. Used by async_engine.py, and by any front end that connects to its address."""
+Speaks messages.py: `Command` in, `Event` out, to the peer that a request came from. When the engine cannot go on it
+says why, once, to every peer, and ends. Used by async_engine.py; any EngineClient can connect to its address."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import signal
-from typing import Literal
 
 import msgspec
 import zmq
 
 from backend.config import EngineConfig
 from backend.engine.engine import Engine, start_engine
+from backend.engine.messages import Command, Event, Refusal, unlimited_queues
 from backend.errors import MillraceError, RequestError
 from backend.logs import configure_logging
 from backend.model_source import ModelSource
-from backend.requests import GenerateOutput, GenerateRequest
+from backend.requests import GenerateOutput
 
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500  # how soon an idle engine notices that its parent is gone
-
-
-class Command(msgspec.Struct, frozen=True, omit_defaults=True):
-    """add: request; abort: request_id; finish: request_id, num_completion_tokens; end_session: session_id; stop."""
-
-    kind: Literal["hello", "add", "abort", "finish", "end_session", "stop"]
-    request: GenerateRequest | None = None
-    request_id: str = ""
-    num_completion_tokens: int = 0
-    session_id: int = 0
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """A command that could not be carried out: the class name in backend.errors, and its message."""
-
-    request_id: str
-    error: str
-    message: str
-
-
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """ready: answer to hello. dead: why the engine ended; nothing follows."""
-
-    outputs: list[GenerateOutput] = []
-    refused: Refusal | None = None
-    ready: bool = False
-    dead: str = ""
 
 
 def run_engine_process(source: ModelSource, config: EngineConfig, address: str) -> None:
@@ -76,11 +49,6 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
             loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
         finally:
             router.close(linger=2000)
-
-
-def unlimited_queues(socket: zmq.Socket) -> None:
-    """For a peer that does not read for a while: at ZeroMQ's default of 1,000 messages a ROUTER drops the next ones."""
-    socket.sndhwm = socket.rcvhwm = 0
 
 
 class _EngineLoop:
@@ -113,6 +81,8 @@ class _EngineLoop:
                 self._apply(engine, peer, command)
             if engine.has_work:
                 self._deliver(engine.step())
+            else:
+                engine.expire_sessions()
 
     def tell_all(self, event: Event) -> None:
         """To every peer that has spoken, including those whose first words are still unread."""
@@ -133,14 +103,17 @@ class _EngineLoop:
             elif command.kind == "finish":
                 engine.finish(command.request_id, command.num_completion_tokens)
                 self._owner.pop(command.request_id, None)
+            elif command.kind == "stop_session":
+                engine.stop_session(command.session_id, command.forget)
+                self._send(peer, Event(done=command.call_id))
             elif command.kind == "end_session":
                 engine.end_session(command.session_id)
+                self._send(peer, Event(done=command.call_id))
         except MillraceError as error:
-            request_id = command.request.request_id if command.request else command.request_id
-            self._refuse(peer, request_id, error)
+            self._refuse(peer, command.request.request_id if command.request else command.call_id, error)
 
-    def _refuse(self, peer: bytes, request_id: str, error: MillraceError) -> None:
-        self._send(peer, Event(refused=Refusal(request_id, type(error).__name__, str(error))))
+    def _refuse(self, peer: bytes, about: str, error: MillraceError) -> None:
+        self._send(peer, Event(refused=Refusal(about, type(error).__name__, str(error))))
 
     def _deliver(self, outputs: list[GenerateOutput]) -> None:
         by_peer: dict[bytes, list[GenerateOutput]] = {}

@@ -32,6 +32,7 @@ class Sequence:
         self.token_ids = [*history, *request.token_ids]
         self.num_history_tokens = len(history)
         self.num_prompt_tokens = len(self.token_ids)
+        self.prompt_to_echo = tuple(self.token_ids) if request.echo_prompt else ()  # until the first output
         self.end_ids = end_ids
         self.max_new_tokens = max_new_tokens
         self.seed = seed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from time import monotonic
 
 from backend.engine.block_manager import BlockManager
 from backend.engine.sequence import Sequence
@@ -25,10 +26,14 @@ class Session:
     num_cached: int = 0
     running: str | None = None
     is_ended: bool = False
+    idle_since_s: float = 0.0
 
 
 class SessionTable:
-    """All sessions by id; idle ones are evicted least recently used first."""
+    """All sessions by id; idle ones are evicted least recently used first.
+
+    States and what each allows (docs/serving.md has the table): idle (a turn, a stop that forgets, an end), running
+    (a stop, an end after the turn), evicted (like idle; its blocks are gone, its tokens not), unknown (a start)."""
 
     def __init__(self, blocks: BlockManager) -> None:
         self._blocks = blocks
@@ -43,21 +48,21 @@ class SessionTable:
     def history(self, request: GenerateRequest) -> list[int]:
         """The tokens before this request's turn. Changes nothing.
 
-        Raises SessionError while another turn runs, or where session_step is beyond the session's end."""
-        session = self._sessions.get(request.session_id) if request.session_id is not None else None
-        if session is None:
-            if request.session_step:
-                raise SessionError(f"session {request.session_id} holds no tokens, so step={request.session_step} "
-                                   "cannot be reached; start it with step 0")
+        Raises SessionError while another turn runs, for a session that has to exist and does not, or where
+        session_step is beyond its end."""
+        if request.session_id is None:
             return []
-        if session.running is not None:
-            raise SessionError(f"session {request.session_id} is busy with request {session.running}; "
-                               "wait for its end or abort it")
+        session = self._sessions.get(request.session_id)
+        if session is not None and session.running is not None:
+            raise SessionError(f"session {request.session_id} is busy with another turn; wait for its end or stop it")
+        if session is None and request.session_start is False:
+            raise _unknown(request.session_id)
+        token_ids = session.token_ids if session is not None and not request.session_start else []
         step = request.session_step
-        if step is not None and not 0 <= step <= len(session.token_ids):
-            raise SessionError(f"session {request.session_id} holds {len(session.token_ids)} tokens, "
-                               f"so step={step} cannot be reached; use 0..{len(session.token_ids)}")
-        return session.token_ids[:step]
+        if step is not None and not 0 <= step <= len(token_ids):
+            raise SessionError(f"session {request.session_id} holds {len(token_ids)} tokens, "
+                               f"so step={step} cannot be reached; use 0..{len(token_ids)}")
+        return token_ids[:step]
 
     def begin_turn(self, request: GenerateRequest) -> None:
         """The request has the session's turn from now on; its blocks stay here, and evictable, until it runs."""
@@ -65,6 +70,13 @@ class SessionTable:
         self._sessions.move_to_end(request.session_id)
         session.running = request.request_id
         session.is_ended = request.end_session
+
+    def running_request(self, session_id: int) -> str | None:
+        """The request that has the turn; None for an idle session. Raises SessionError for an unknown one."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise _unknown(session_id)
+        return session.running
 
     def lend_blocks(self, sequence: Sequence, num_history_tokens: int) -> None:
         """Hands the session's blocks to the sequence that is about to run, as far as its history agrees with them."""
@@ -88,7 +100,7 @@ class SessionTable:
         num_completion_tokens  remember only so many (the answer ended on text); None: all but the id that ended it.
         A turn that never ran leaves the session as it was."""
         session = self._sessions[sequence.session_id]
-        session.running = None
+        session.running, session.idle_since_s = None, monotonic()
         if sequence.was_admitted:
             end = len(sequence.token_ids) - sequence.ended_by_id
             if num_completion_tokens is not None:
@@ -102,13 +114,19 @@ class SessionTable:
 
     def end(self, session_id: int) -> None:
         """Forgets an idle session; one that runs is forgotten when its turn ends. Raises SessionError if unknown."""
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise SessionError(f"session {session_id} is not known; it may have ended already")
-        session.is_ended = True
-        if session.running is None:
-            del self._sessions[session_id]
-            self._blocks.release(session.block_table)
+        if self.running_request(session_id) is None:
+            self._blocks.release(self._sessions.pop(session_id).block_table)
+        else:
+            self._sessions[session_id].is_ended = True
+
+    def expire(self, ttl_s: float) -> None:
+        """Forgets the sessions that have been idle for longer, the least recently used first."""
+        deadline = monotonic() - ttl_s
+        while self._sessions:
+            session_id, session = next(iter(self._sessions.items()))
+            if session.running is not None or session.idle_since_s > deadline:
+                return  # younger ones may have expired too; they wait for their turn
+            self.end(session_id)
 
     def evict_one(self) -> bool:
         """Gives up the blocks of the session that was used longest ago; its tokens stay. False if none holds any."""
@@ -121,6 +139,10 @@ class SessionTable:
 
     def block_tables(self) -> list[list[int]]:
         return [session.block_table for session in self._sessions.values()]
+
+
+def _unknown(session_id: int) -> SessionError:
+    return SessionError(f"session {session_id} is not known: it was never started, or has ended or expired; start it")
 
 
 def keep_first(sequence: Sequence, num_tokens: int, blocks: BlockManager) -> None:

@@ -1,9 +1,10 @@
 """Served model: what both servers, the embedded one and Triton Inference Server, see of a model.
 
 A dict of arrays in, an async stream of dicts of arrays out. Arrays carry the leading batch axis of size 1 that
-`max_batch_size: 1` gives them on the wire, after the `reshape` of config.pbtxt (a scalar arrives as [1]); STRING tensors are numpy object arrays of bytes. A model that is not
-decoupled yields exactly once. Errors are MillraceErrors; each server maps them to its status by `status_of`.
-Implemented by served_models.py, called by kserve_grpc.py, kserve_http.py and tritonserver.py. Imports no torch."""
+`max_batch_size: 1` gives them on the wire, after the `reshape` of config.pbtxt (a scalar arrives as [1]); STRING
+tensors are numpy object arrays of bytes. A model that is not decoupled yields exactly once. Errors are MillraceErrors;
+each server maps them to its status by `status_of`. Implemented by served_models.py, called by kserve_grpc.py,
+kserve_http.py and tritonserver.py. Imports no torch."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from backend.config import EngineConfig, ModelConfig, RopeConfig
 from backend.engine.engine import Engine
-from backend.errors import EngineDeadError, RequestError, SessionError
+from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
-from tests.backend.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, completion
+from tests.backend.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, completion, next_token
 
 BLOCK = 16
 MODEL = ModelConfig("fake", VOCAB_SIZE, 8, 1, 1, 1, 8, 8, 1e-5, RopeConfig(8), 4096, 0, (EOS,))
@@ -30,7 +30,8 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 
 def request(name: str, token_ids: tuple[int, ...], **sampling: object) -> GenerateRequest:
-    turn = {key: sampling.pop(key) for key in ("session_id", "session_step", "end_session") if key in sampling}
+    turn = {key: sampling.pop(key) for key in ("session_id", "session_start", "session_step", "end_session",
+                                               "echo_prompt") if key in sampling}
     return GenerateRequest(name, token_ids, SamplingParams(**{"max_new_tokens": 40, **sampling}), **turn)
 
 
@@ -201,7 +202,7 @@ def test_text_stop_leaves_only_the_kept_tokens_in_the_session():
 def test_two_turns_at_once_on_one_session_are_refused_and_the_first_goes_on():
     engine = make_engine()
     engine.add_request(request("1", prompt(1, 50), session_id=7))
-    with pytest.raises(SessionError, match="session 7 is busy with request 1"):
+    with pytest.raises(SessionError, match="session 7 is busy with another turn"):
         engine.add_request(request("2", prompt(2, 5), session_id=7))
     assert tokens(run(engine)["1"]) == completion(list(prompt(1, 50)), 40)
 
@@ -280,3 +281,112 @@ def test_a_step_that_is_interrupted_ends_the_engine_instead_of_sharing_blocks_th
     engine.add_request(request("b", prompt(1, 60)))
     with pytest.raises(EngineDeadError, match="ended in the middle of a step"):
         engine.step()
+
+
+def run_turn(engine: Engine, name: str, seed: int, **options: object) -> list[int]:
+    """A turn of session 7 with a prompt of its own; returns the prompt and its completion."""
+    options = {"ignore_eos": True, "max_new_tokens": 8, **options}
+    engine.add_request(request(name, prompt(seed, 20), session_id=7, **options))
+    return [*prompt(seed, 20), *tokens(run(engine)[name])]
+
+
+def test_start_begins_a_session_afresh():
+    engine = make_engine()
+    run_turn(engine, "1", 1)
+    assert run_turn(engine, "2", 2, session_start=True)[20:] == completion_of(prompt(2, 20))
+
+
+def test_a_turn_that_must_find_its_session_is_refused_without_it():
+    engine = make_engine()
+    with pytest.raises(SessionError, match="session 7 is not known: it was never started, or has ended or expired"):
+        run_turn(engine, "1", 1, session_start=False)
+    run_turn(engine, "2", 1, end_session=True)
+    with pytest.raises(SessionError, match="session 7 is not known"):
+        run_turn(engine, "3", 1, session_start=False)
+
+
+def test_start_while_the_session_runs_is_refused():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 20), session_id=7))
+    with pytest.raises(SessionError, match="session 7 is busy"):
+        engine.add_request(request("2", prompt(2, 20), session_id=7, session_start=True))
+    with pytest.raises(SessionError, match="session 7 is busy"):
+        engine.add_request(request("3", prompt(2, 20), session_id=7, end_session=True))
+
+
+def test_stop_interrupts_the_turn_and_keeps_what_it_generated():
+    engine = make_engine(max_in_flight=2)
+    engine.add_request(request("1", prompt(1, 20), session_id=7, ignore_eos=True))
+    got: list[int] = []
+    while len(got) < 5:
+        got += tokens(engine.step())
+    engine.stop_session(7)
+    (last,) = run(engine)["1"]
+    assert (last.finish_reason, last.token_ids) == (FinishReason.ABORT, ())
+    engine.add_request(request("2", prompt(2, 5), session_id=7, session_start=False))
+    assert tokens(run(engine)["2"]) == completion([*prompt(1, 20), *got, *prompt(2, 5)], 40)
+
+
+def test_stop_that_forgets_ends_a_running_and_an_idle_session():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 20), session_id=7))
+    engine.step()
+    engine.stop_session(7, forget=True)
+    run(engine)
+    assert 7 not in engine.scheduler.sessions
+    run_turn(engine, "2", 2)
+    engine.stop_session(7, forget=True)
+    assert 7 not in engine.scheduler.sessions
+    assert engine.scheduler.blocks.num_free == 64
+
+
+def test_stop_on_an_idle_or_unknown_session_is_refused():
+    engine = make_engine()
+    with pytest.raises(SessionError, match="session 7 is not known"):
+        engine.stop_session(7)
+    run_turn(engine, "1", 1)
+    with pytest.raises(SessionError, match="session 7 is idle, so there is nothing to stop"):
+        engine.stop_session(7)
+
+
+def test_end_while_a_turn_runs_takes_effect_after_it():
+    engine = make_engine()
+    engine.add_request(request("1", prompt(1, 20), session_id=7))
+    engine.end_session(7)
+    assert tokens(run(engine)["1"]) == completion(list(prompt(1, 20)), 40)
+    assert 7 not in engine.scheduler.sessions
+
+
+def test_a_session_expires_when_it_is_idle_for_too_long():
+    engine = make_engine(session_ttl_s=10)
+    run_turn(engine, "1", 1)
+    engine.scheduler.sessions._sessions[7].idle_since_s -= 11
+    engine.expire_sessions()
+    assert 7 not in engine.scheduler.sessions
+    assert engine.scheduler.blocks.num_free == 64
+
+
+def test_a_full_queue_refuses_the_next_request():
+    engine = make_engine(max_queued=2)
+    for name in "ab":
+        engine.add_request(request(name, prompt(1, 5)))
+    with pytest.raises(CapacityError, match="2 requests are waiting, as many as max_queued allows; try again later"):
+        engine.add_request(request("c", prompt(1, 5)))
+    assert set(run(engine)) == {"a", "b"}
+
+
+def test_echo_brings_the_whole_prompt_with_the_first_output_only():
+    engine = make_engine()
+    first = run_turn(engine, "1", 1)
+    engine.add_request(request("2", prompt(2, 5), session_id=7, echo_prompt=True))
+    outputs = run(engine)["2"]
+    assert list(outputs[0].prompt_ids) == [*first, *prompt(2, 5)]
+    assert not any(output.prompt_ids for output in outputs[1:])
+
+
+def completion_of(token_ids: tuple[int, ...]) -> list[int]:
+    """Eight tokens after token_ids, whatever they are."""
+    text = list(token_ids)
+    for _ in range(8):
+        text.append(next_token(text))
+    return text[len(token_ids):]

@@ -105,7 +105,7 @@ def test_a_tool_call_is_made_and_its_result_used(llm):
     messages = [{"role": "user", "content": "What is 1234 plus 4321? Use the tool."}]
     sampling = greedy(skip_special_tokens=False)
     call = llm.chat(messages, sampling, tools=[ADD]).text
-    thought, _, body = call.partition("<|action_start|><|plugin|>")
+    body = call.partition("<|action_start|><|plugin|>")[2]
     assert json.loads(body.partition("<|action_end|>")[0]) == {"name": "add", "parameters": {"a": 1234, "b": 4321}}
     messages += [{"role": "assistant", "content": call},
                  {"role": "environment", "name": "plugin", "content": "5555"}]

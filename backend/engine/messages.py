@@ -1,0 +1,54 @@
+"""Messages: what a front end and the engine's process say to each other, as msgpack over ZeroMQ.
+
+A front end sends Commands, the engine answers with Events. Used by engine_client.py and engine_process.py.
+Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import zmq
+
+from backend.requests import GenerateOutput, GenerateRequest
+
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What each kind uses besides it:
+
+    hello                      nothing; answered by `ready`
+    add                        request
+    abort, finish              request_id; finish also num_completion_tokens
+    stop_session, end_session  call_id, session_id; stop_session also forget; answered by `done` or `refused`
+    stop                       nothing; ends the engine"""
+
+    kind: Literal["hello", "add", "abort", "finish", "stop_session", "end_session", "stop"]
+    request: GenerateRequest | None = None
+    request_id: str = ""
+    num_completion_tokens: int = 0
+    call_id: str = ""
+    session_id: int = 0
+    forget: bool = False
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A command that could not be carried out: its request_id or call_id, the class name in backend.errors, the line."""
+
+    about: str
+    error: str
+    message: str
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """done: call_id of a command that was carried out. dead: why the engine ended; nothing follows."""
+
+    outputs: list[GenerateOutput] = []
+    refused: Refusal | None = None
+    done: str = ""
+    ready: bool = False
+    dead: str = ""
+
+
+def unlimited_queues(socket: zmq.Socket) -> None:
+    """For a peer that does not read for a while: beyond ZeroMQ's default of 1,000 messages a ROUTER drops them."""
+    socket.sndhwm = socket.rcvhwm = 0
