@@ -120,7 +120,7 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(written, str):
         return {"default": written}
     if isinstance(written, list):
-        written = {entry.get("name"): entry.get("template") for entry in written if isinstance(entry, dict)}
+        written = {str(entry.get("name")): entry.get("template") for entry in written if isinstance(entry, dict)}
     named = written if isinstance(written, dict) else {}
     return {name: source for name, source in named.items() if isinstance(name, str) and isinstance(source, str)}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from backend.config import DTYPES, ModelConfig
 from backend.errors import CheckpointError
 from converter.checkpoint import Checkpoint
-from converter.families.base import Family, SourceTensors
+from converter.families.base import Family, SourceTensors, check_kinds
 from converter.families.internlm2 import INTERNLM2
 from converter.families.llama import INTERNLM, LLAMA, MISTRAL
 from converter.families.meta import META
@@ -35,6 +35,7 @@ def canonicalise(checkpoint: Checkpoint, model_name: str, dtype: str | None = No
     """dtype: torch's name of the dtype to convert to; None keeps the checkpoint's.
 
     Raises CheckpointError for an unsupported architecture and for tensors that are missing, unknown or misshapen."""
+    check_kinds(checkpoint)
     family = _family(checkpoint)
     model = family.model_config(checkpoint, model_name, dtype or _stored_dtype(checkpoint, family))
     source = SourceTensors(checkpoint, model.dtype)

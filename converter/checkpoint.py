@@ -20,6 +20,7 @@ from converter.torch_file import read_torch_file
 
 HF_CONFIG = "config.json"
 META_CONFIG = "params.json"
+GENERATION_CONFIG = "generation_config.json"
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -82,7 +83,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _checkpoint(config_file: Path, tensors: Mapping[str, LazyTensor]) -> Checkpoint:
-    generation_file = config_file.parent / "generation_config.json"
+    generation_file = config_file.parent / GENERATION_CONFIG
     generation_config = read_json(generation_file) if generation_file.is_file() else {}
     return Checkpoint(config_file.parent, config_file, read_json(config_file), generation_config, tensors)
 

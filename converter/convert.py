@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from backend.config import DTYPES, EngineConfig, ModelConfig, check_engine
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, TokenizerError
 from backend.workspace import TOKENIZER
 from converter.canonical import canonicalise
 from converter.checkpoint import Checkpoint, open_hf, open_meta
@@ -71,10 +71,15 @@ def default_engine(model: ModelConfig) -> EngineConfig:
 
 
 def tokenizer_folder(model_path: Path, tokenizer_path: Path | None = None) -> Path:
-    """Where the tokenizer is: as told, else with the model, else beside it, as in Meta's downloads."""
+    """Where the tokenizer is: as told, else with the model, else beside it, as in Meta's downloads.
+
+    Raises TokenizerError for a file whose name says that it would not be the one read."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if tokenizer_path is not None:
+        if not tokenizer_path.is_dir() and tokenizer_path.name not in names:
+            raise TokenizerError(f"{tokenizer_path} is no tokenizer's file by its name; give a folder, or a file "
+                                 f"that is called {' or '.join(names)}")
         return tokenizer_path if tokenizer_path.is_dir() else tokenizer_path.parent
-    names = ("tokenizer.json", "tokenizer.model")
     beside = not any((model_path / name).is_file() for name in names) and (
         any((model_path.parent / name).is_file() for name in names))
     return model_path.parent if beside else model_path

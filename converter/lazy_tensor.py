@@ -74,7 +74,9 @@ class FileTensor(LazyTensor):
                 for first in range(0, values.numel(), chunk):
                     part = values[first : first + chunk]
                     self._read(descriptor, self.offset + start * row_bytes + first * self.dtype.itemsize, part)
-                    self._check_finite(part)
+                    if self.dtype.is_floating_point and not _is_finite(part):
+                        raise CheckpointError(f"{self.where} holds NaN or infinite values; the checkpoint is damaged, "
+                                              "download it again")
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -89,92 +91,12 @@ class FileTensor(LazyTensor):
                 raise CheckpointError(f"{self.where} is cut off: the file ends early; download the file again")
             view, position = view[count:], position + count
 
-    def _check_finite(self, part: Tensor) -> None:
-        # One NaN or infinity makes the sum one; the sum alone can overflow too, and only then is each value looked at.
-        if self.dtype.is_floating_point and not part.sum().isfinite() and not part.isfinite().all():
-            raise CheckpointError(f"{self.where} holds NaN or infinite values; the checkpoint is damaged, "
-                                  "download it again")
 
+class _OfOne(LazyTensor):
+    """Like `tensor` but for what a subclass says."""
 
-@dataclass(frozen=True, slots=True)
-class RowBlock(LazyTensor):
-    """Rows start..stop of another tensor."""
-
+    __slots__ = ()
     tensor: LazyTensor
-    start: int
-    stop: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.stop - self.start, *self.tensor.shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensor.dtype
-
-    @property
-    def where(self) -> str:
-        return self.tensor.where
-
-    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
-        self.tensor.read_rows(self.start + start, self.start + stop, out)
-
-
-@dataclass(frozen=True, slots=True)
-class StackedRows(LazyTensor):
-    """Tensors of one width and dtype, one below the other: how q | k | v and gate | up are fused."""
-
-    parts: tuple[LazyTensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
-
-    @property
-    def where(self) -> str:
-        return self.parts[0].where
-
-    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
-        first = 0  # the part's first row in this tensor
-        for part in self.parts:
-            begin, end = max(start, first), min(stop, first + part.shape[0])
-            if begin < end:
-                part.read_rows(begin - first, end - first, out[begin - start : end - start])
-            first += part.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedColumns(LazyTensor):
-    """Tensors of one height and dtype, side by side: Meta's shards of a row-parallel weight."""
-
-    parts: tuple[LazyTensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (*self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
-
-    @property
-    def where(self) -> str:
-        return self.parts[0].where
-
-    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
-        torch.cat([part[start:stop] for part in self.parts], dim=-1, out=out)
-
-
-@dataclass(frozen=True, slots=True)
-class HalfSplitHeads(LazyTensor):
-    """Rows of q or k in Meta's rotary order (pairs 2j, 2j+1), given in Hugging Face's (j, j + head_dim / 2)."""
-
-    tensor: LazyTensor
-    head_dim: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -187,6 +109,78 @@ class HalfSplitHeads(LazyTensor):
     @property
     def where(self) -> str:
         return self.tensor.where
+
+
+class _OfParts(LazyTensor):
+    """Made of `parts` of one dtype; messages name the first."""
+
+    __slots__ = ()
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def where(self) -> str:
+        return self.parts[0].where
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock(_OfOne):
+    """Rows start..stop of another tensor."""
+
+    tensor: LazyTensor
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *self.tensor.shape[1:])
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        self.tensor.read_rows(self.start + start, self.start + stop, out)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedRows(_OfParts):
+    """Tensors of one width and dtype, one below the other: how q | k | v and gate | up are fused."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0  # the part's first row in this tensor
+        for part in self.parts:
+            begin, end = max(start, first), min(stop, first + part.shape[0])
+            if begin < end:
+                part.read_rows(begin - first, end - first, out[begin - start : end - start])
+            first += part.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedColumns(_OfParts):
+    """Tensors of one height and dtype, side by side: Meta's shards of a row-parallel weight."""
+
+    parts: tuple[LazyTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.parts[0].shape[:-1], sum(part.shape[-1] for part in self.parts))
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        torch.cat([part[start:stop] for part in self.parts], dim=-1, out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfSplitHeads(_OfOne):
+    """Rows of q or k in Meta's rotary order (pairs 2j, 2j+1), given in Hugging Face's (j, j + head_dim / 2)."""
+
+    tensor: LazyTensor
+    head_dim: int
 
     def read_rows(self, start: int, stop: int, out: Tensor) -> None:
         first = start // self.head_dim * self.head_dim  # whole heads are read, since their rows change places
@@ -212,9 +206,16 @@ class Cast(LazyTensor):
 
     def read_rows(self, start: int, stop: int, out: Tensor) -> None:
         out.copy_(self.tensor[start:stop])
-        if not out.sum().isfinite() and not out.isfinite().all():
+        if not _is_finite(out):
             dtype = str(self.dtype).removeprefix("torch.")
             raise CheckpointError(f"{self.where} has values beyond the range of {dtype}; use --dtype bf16 or fp32")
+
+
+def _is_finite(values: Tensor) -> bool:
+    if values.dtype.itemsize == 1:  # torch has no arithmetic for float8
+        values = values.float()
+    # One NaN or infinity makes the sum one; the sum alone can overflow too, and only then is each value looked at.
+    return bool(values.sum().isfinite() or values.isfinite().all())
 
 
 def stack_rows(parts: Sequence[LazyTensor]) -> LazyTensor:

@@ -36,9 +36,10 @@ def read_safetensors(file: Path) -> dict[str, FileTensor]:
             header = json.loads(stream.read(header_bytes))
         header.pop("__metadata__", None)
         data = 8 + header_bytes
-        tensors = {name: FileTensor(file, name, data + entry["data_offsets"][0], tuple(entry["shape"]),
-                                    _DTYPES[entry["dtype"]]) for name, entry in header.items()}
-        ends = {name: data + entry["data_offsets"][1] for name, entry in header.items()}
+        tensors, ends = {}, {}
+        for name, entry in header.items():
+            begin, ends[name] = (data + offset for offset in _whole_numbers(entry["data_offsets"]))
+            tensors[name] = FileTensor(file, name, begin, _whole_numbers(entry["shape"]), _DTYPES[entry["dtype"]])
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}; download it again") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -74,6 +75,13 @@ def write_safetensors(file: Path, tensors: Mapping[str, LazyTensor], progress: C
                 tensor.read_rows(start, start + len(block), block)
                 _write_all(stream, memoryview(block.view(-1).view(torch.uint8).numpy()))
                 progress(block.nbytes)
+
+
+def _whole_numbers(values: list[object]) -> tuple[int, ...]:
+    for value in values:
+        if not isinstance(value, int) or not 0 <= value < 1 << 63:
+            raise ValueError(f"{value!r} is no size or place")
+    return tuple(values)
 
 
 def _write_all(stream: FileIO, view: memoryview) -> None:

@@ -59,7 +59,7 @@ def prepare_tokenizer(source_dir: Path, target_dir: Path, model_name: str | None
     tokenizer, own_special_tokens, origin = _build(source_dir, settings)
     special_tokens = {**own_special_tokens, **settings.special_tokens}
     info = TokenizerInfo(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        vocab_size=max(tokenizer.get_vocab().values(), default=-1) + 1,
         bos_token_id=_special_id(tokenizer, special_tokens.get("bos_token"), source_dir),
         eos_token_id=_special_id(tokenizer, special_tokens.get("eos_token"), source_dir),
         origin=origin,

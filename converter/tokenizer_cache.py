@@ -14,11 +14,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from backend import tokenizer_files
 from backend.errors import TokenizerError
-from converter import tokenizer
+from converter import byte_level_tokenizer, sentencepiece_model, sentencepiece_tokenizer, tokenizer
 from converter.tokenizer import TokenizerInfo
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")
+_PREPARING_MODULES = (tokenizer, sentencepiece_tokenizer, sentencepiece_model, byte_level_tokenizer, tokenizer_files)
 _LARGEST_BYTES = 256 << 20  # no tokenizer's file is larger
 _INFO = "millrace_tokenizer.json"
 
@@ -51,8 +53,10 @@ def _fill(folder: Path, source_dir: Path, model_name: str | None) -> None:
 
 
 def _key(source_dir: Path, model_name: str | None) -> str:
-    digest = hashlib.sha256(f"{model_name}\0".encode() + Path(tokenizer.__file__).read_bytes())
+    digest = hashlib.sha256(f"{model_name}\0".encode())
+    for module in _PREPARING_MODULES:
+        digest.update(Path(module.__file__).read_bytes())
     for file in sorted(file for pattern in _PATTERNS for file in source_dir.glob(pattern)):
-        if file.stat().st_size <= _LARGEST_BYTES:
+        if file.is_file() and file.stat().st_size <= _LARGEST_BYTES:
             digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:32]

@@ -37,13 +37,13 @@ def read_torch_file(file: Path) -> dict[str, FileTensor]:
         raise CheckpointError(f"{file} is damaged ({reason}); download it again") from None
     if not isinstance(table, dict):
         raise CheckpointError(f"{file} holds a {type(table).__name__}, not a table of tensors; it is no checkpoint")
-    return {name: _file_tensor(file, name, value) for name, value in table.items()}
+    return {str(name): _file_tensor(file, str(name), value) for name, value in table.items()}
 
 
 def _file_tensor(file: Path, name: str, value: object) -> FileTensor:
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{file}: {name} is a {type(value).__name__}, not a tensor; it is no checkpoint")
-    if not value.is_contiguous():
+    if value.layout is not torch.strided or not value.is_contiguous():
         raise CheckpointError(f"{file}: tensor {name} is not stored in order; save the checkpoint as safetensors")
     offset = value.untyped_storage()._checkpoint_offset + value.storage_offset() * value.element_size()
     return FileTensor(file, name, offset, tuple(value.shape), value.dtype)

@@ -14,8 +14,8 @@ import torch
 
 from backend.config import ModelConfig
 from backend.errors import CheckpointError
-from converter.checkpoint import Checkpoint
-from converter.families.rope import rope_config
+from converter.checkpoint import GENERATION_CONFIG, Checkpoint
+from converter.families.rope import is_number_or_none, rope_config
 from converter.lazy_tensor import Cast, LazyTensor
 
 CanonicalTensors = Iterator[tuple[str, LazyTensor]]
@@ -40,7 +40,7 @@ class Family:
     ignored_suffixes: tuple[str, ...] = ("rotary_emb.inv_freq",)
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        return bool(set(self.architectures) & set(config.get("architectures") or ()))
+        return any(name in self.architectures for name in config.get("architectures") or ())
 
 
 class SourceTensors:
@@ -76,6 +76,32 @@ class SourceTensors:
                                   "that cannot be converted")
 
 
+def check_kinds(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for a configuration value of another kind than any published model has there."""
+    for file, config in ((checkpoint.config_file, checkpoint.config),
+                         (checkpoint.folder / GENERATION_CONFIG, checkpoint.generation_config)):
+        for key, is_right, kind in _KINDS:
+            if config.get(key) is not None and not is_right(config[key]):
+                raise CheckpointError(f"{file}: {key} is {config[key]!r}, but has to be {kind}; "
+                                      "download the file again")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_KINDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    *((key, _is_count, "a whole number >= 1")
+      for key in ("head_dim", "num_key_value_heads", "n_kv_heads", "sliding_window")),
+    *((key, is_number_or_none, "a number") for key in ("rms_norm_eps", "norm_eps", "rope_theta", "max_window_layers")),
+    ("architectures", lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names),
+     "a list of names"),
+    ("quantization_config", lambda table: isinstance(table, Mapping), "a table"),
+    ("eos_token_id", lambda ids: all(type(token_id) is int for token_id in (ids if isinstance(ids, list) else [ids])),
+     "an id or a list of ids"),
+)
+
+
 def decoder_config(checkpoint: Checkpoint, model_name: str, dtype: str, *, head_dim: int | None = None,
                    attention_bias: bool = False, output_bias: bool = False, qk_norm: bool = False,
                    sliding_window: int | None = None) -> ModelConfig:
@@ -101,7 +127,7 @@ def decoder_config(checkpoint: Checkpoint, model_name: str, dtype: str, *, head_
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_dim=head_dim,
         intermediate_size=integer(checkpoint, "intermediate_size"),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(config.get("rms_norm_eps") or 1e-6),
         rope=rope_config(checkpoint.config_file, config, head_dim, max_position_embeddings),
         max_position_embeddings=max_position_embeddings,
         bos_token_id=bos_token_id if isinstance(bos_token_id, int) else None,
@@ -117,7 +143,7 @@ def decoder_config(checkpoint: Checkpoint, model_name: str, dtype: str, *, head_
 def integer(checkpoint: Checkpoint, key: str) -> int:
     """A whole number >= 1 of the configuration. Raises CheckpointError."""
     value = checkpoint.config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not _is_count(value):
         raise CheckpointError(f"{checkpoint.config_file}: {key} is {value!r}, but has to be a whole number >= 1; "
                               "download the file again")
     return value

@@ -40,7 +40,7 @@ def _meta_config(checkpoint: Checkpoint, model_name: str, dtype: str) -> ModelCo
         if params.get(key):
             raise CheckpointError(f"{checkpoint.config_file}: {key} is not supported; only LLaMA 1, 2, 3 and 3.1 are")
     hidden_size, num_heads = integer(checkpoint, "dim"), integer(checkpoint, "n_heads")
-    theta, norm_eps = float(params.get("rope_theta", 10000.0)), float(params.get("norm_eps", 1e-5))
+    theta, norm_eps = float(params.get("rope_theta") or 10000.0), float(params.get("norm_eps") or 1e-5)
     head_dim = hidden_size // num_heads
     # params.json does not say the context length; each release has its own. LLaMA 1 alone has the smaller norm_eps.
     context = {10000.0: 2048 if norm_eps < 1e-5 else 4096, 500000.0: 8192, 1e6: 16384}.get(theta, 4096)

@@ -17,6 +17,10 @@ _NUMBERS = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq
             "scaling_factor": "factor"}
 
 
+def is_number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 def rope_config(file: Path, config: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> RopeConfig:
     """Raises CheckpointError, naming the type, for a scaling that is not supported."""
     settings: dict[str, Any] = {}
@@ -25,8 +29,12 @@ def rope_config(file: Path, config: Mapping[str, Any], head_dim: int, max_positi
         if not isinstance(value, Mapping):
             raise CheckpointError(f"{file}: {key}={value!r} is not supported; it has to be a table")
         settings.update(value)
-    scaling_type = settings.get("rope_type") or settings.get("type") or "none"
+    scaling_type = str(settings.get("rope_type") or settings.get("type") or "none")
     scaling_type = _OUR_NAMES.get(scaling_type, scaling_type)
+    for key in ("rope_theta", "base", "original_max_position_embeddings", *_NUMBERS):
+        if not is_number_or_none(settings.get(key)):
+            raise CheckpointError(f"{file}: {key} is {settings[key]!r}, but has to be a number; "
+                                  "download the file again")
     if scaling_type not in ROPE_SCALING_TYPES or settings.get("partial_rotary_factor", 1) != 1:
         raise CheckpointError(f"{file}: rope scaling {scaling_type!r} is not supported; "
                               f"supported are {', '.join(ROPE_SCALING_TYPES)}, over whole heads")
@@ -38,4 +46,4 @@ def rope_config(file: Path, config: Mapping[str, Any], head_dim: int, max_positi
     original = settings.get("original_max_position_embeddings") or (
         max_position_embeddings if scaling_type == "dynamic" else 0)
     return RopeConfig(dim=head_dim, theta=float(theta), scaling_type=scaling_type,
-                      original_max_position_embeddings=original, **numbers)
+                      original_max_position_embeddings=int(original), **numbers)

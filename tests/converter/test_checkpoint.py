@@ -143,6 +143,20 @@ def test_a_damaged_config_is_named(llama):
         open_hf(llama)
 
 
+@pytest.mark.parametrize("change", [{"shape": [1.5, 2]}, {"shape": "x"}, {"shape": [10**40, 1]}, {"shape": [-256]},
+                                    {"data_offsets": [0.0, 4.0]}, {"data_offsets": [0]}, {"dtype": ["F32"]}])
+def test_a_header_with_a_wrong_value_is_damage(llama, change):
+    shard = first_shard(llama)
+    data = shard.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    next(entry for name, entry in header.items() if name != "__metadata__").update(change)
+    text = json.dumps(header).encode()
+    shard.write_bytes(struct.pack("<Q", len(text)) + text + data[start:])
+    with pytest.raises(CheckpointError, match="has a damaged header"):
+        open_hf(llama)
+
+
 def test_the_other_format_is_suggested(llama, tmp_path):
     with pytest.raises(CheckpointError, match=r"no params.json.*use the format `hf`"):
         open_meta(llama)

@@ -152,6 +152,14 @@ def test_a_tensor_in_no_file_is_named(llama):
     ({"mlp_bias": True}, r"mlp_bias=True is not supported"),
     ({"hidden_size": None}, r"config.json: hidden_size is None"),
     ({"hidden_size": "256"}, r"config.json: hidden_size is '256'"),
+    ({"architectures": [1]}, r"config.json: architectures is \[1\], but has to be a list of names"),
+    ({"quantization_config": True}, r"config.json: quantization_config is True"),
+    ({"num_key_value_heads": "2"}, r"config.json: num_key_value_heads is '2'"),
+    ({"head_dim": -64}, r"config.json: head_dim is -64"),
+    ({"rms_norm_eps": "small"}, r"config.json: rms_norm_eps is 'small', but has to be a number"),
+    ({"eos_token_id": [[2]]}, r"config.json: eos_token_id is \[\[2\]\], but has to be an id"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": "two"}}, r"config.json: factor is 'two'"),
+    ({"rope_parameters": {"rope_type": ["a"]}}, r"rope scaling .* is not supported"),
 ])
 def test_what_is_not_supported_is_refused_by_name(llama, changes, message):
     rewrite_json(llama / "config.json", **changes)

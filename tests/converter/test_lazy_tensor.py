@@ -85,3 +85,15 @@ def test_a_cast_that_overflows_names_the_tensor(tmp_path):
     large = read_safetensors(tmp_path / "model.safetensors")["large"]
     with pytest.raises(CheckpointError, match=r"tensor large has values beyond the range of float16; use --dtype bf16"):
         Cast(large, torch.float16)[:]
+
+
+def test_float8_weights_are_read_and_checked(tmp_path):
+    """torch has no arithmetic for them, which the check must not meet."""
+    file = tmp_path / "model.safetensors"
+    damaged = torch.ones(4, 4)
+    damaged[2, 1] = torch.nan
+    save_file({"good": torch.ones(4, 4).to(torch.float8_e4m3fn), "bad": damaged.to(torch.float8_e4m3fn)}, file)
+    tensors = read_safetensors(file)
+    assert torch.equal(Cast(tensors["good"], torch.bfloat16)[:], torch.ones(4, 4, dtype=torch.bfloat16))
+    with pytest.raises(CheckpointError, match="tensor bad holds NaN"):
+        tensors["bad"][:]

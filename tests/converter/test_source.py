@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 
@@ -60,6 +61,15 @@ def test_the_tokenizer_is_prepared_once_per_content(llama, cache):
     (llama / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "<|im_end|>"}')
     assert open_checkpoint(llama, "llama").tokenizer_dir != first
     assert len(os.listdir(cache)) == 2
+
+
+@pytest.mark.parametrize("module", ["tokenizer", "sentencepiece_tokenizer", "byte_level_tokenizer"])
+def test_a_tokenizer_prepared_by_other_code_is_not_taken_from_the_cache(llama, monkeypatch, tmp_path, module):
+    first = open_checkpoint(llama, "llama").tokenizer_dir
+    changed = tmp_path / "changed.py"
+    changed.write_text("# another version")
+    monkeypatch.setattr(importlib.import_module(f"converter.{module}"), "__file__", str(changed))
+    assert open_checkpoint(llama, "llama").tokenizer_dir != first
 
 
 def test_a_model_without_a_name_has_its_folders(pristine_llama):
