@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-# tritonclient carries the KServe v2 stubs; its generated code refuses a protobuf older than 6.33.5, whatever it declares.
+# tritonclient carries the KServe v2 stubs. Its code refuses a protobuf older than 6.33.5, whatever its metadata says.
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "psutil", "ruff", "transformers>=5.0",
        "tritonclient[http]>=2.73"]
@@ -13,7 +13,8 @@ setup(
     description="Turns a Hugging Face checkpoint into a workspace and serves it",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["converter*", "backend*"]), "workspace_template"],
+    packages=[*find_packages(include=["converter*", "backend*", "client", "protocol", "terminal"]),
+              "workspace_template"],
     package_data={"workspace_template": ["**/*"]},
     install_requires=[
         "torch>=2.6",

@@ -4,7 +4,6 @@ The conversation is a session of the engine in this process: each turn computes 
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +20,9 @@ from backend.command_line import (
 from backend.engine.llm import LLM
 from backend.errors import RequestError, TemplateError
 from backend.requests import FinishReason, SamplingParams
-from backend.terminal import messages
 from backend.text.front_end import TextOutput
+from terminal.interrupt import Interrupt
+from terminal.messages import messages
 
 SESSION_ID = 1
 
@@ -78,7 +78,7 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Streams the answer to the terminal; Ctrl-C ends it, and the conversation goes on from there."""
         question = {"role": "user", "content": text}
-        with _Interrupt() as interrupt:
+        with Interrupt() as interrupt:
             stream = self._stream(question)
             answer = ""
             for output in stream:
@@ -108,21 +108,6 @@ class Conversation:
                 self._in_session = False
         session_id = SESSION_ID if self._in_session else None
         return self._llm.stream([*self._beginning, *self._messages, question], self._sampling, session_id=session_id)
-
-
-class _Interrupt:
-    """While it is open, Ctrl-C only sets a flag, so that the engine is never stopped in the middle of a step."""
-
-    def __enter__(self) -> _Interrupt:
-        self.is_set = False
-        self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, *_: object) -> None:
-        self.is_set = True
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Terminal: reading a message of several lines from a person, or from a pipe. A blank line sends it.
+"""Messages: reading a message of several lines from a person, or from a pipe. A blank line sends it.
 
-Used by chat.py."""
+Used by the chat commands of backend and client."""
 
 from __future__ import annotations
 
