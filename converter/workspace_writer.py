@@ -1,7 +1,8 @@
 """Workspace writer: a workspace appears complete or not at all.
 
 Everything is written into a hidden folder beside the destination and renamed into place at the end; on any error,
-Ctrl-C included, that folder goes and what was at the destination stays. Used by convert.py."""
+Ctrl-C included, that folder goes and what was at the destination stays. A workspace is also a Triton model repository:
+the template's models, and links under the names that they are served by. Used by convert.py."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ from backend.workspace import CONFIG, WEIGHTS, weight_file
 from converter.canonical import CanonicalModel
 from converter.lazy_tensor import LazyTensor
 from converter.safetensors_file import write_safetensors
+from protocol.models import FOLDERS
 
 # Beside this package, both in a checkout and where setup.py installs it.
 TEMPLATE = Path(__file__).resolve().parent.parent / "workspace_template"
+MODEL_REPOSITORY = "model_repository"  # what tritonserver is given
 _SPARE_BYTES = 64 << 20  # tokenizer, template and file system overhead
 
 
@@ -54,7 +57,8 @@ def new_workspace(destination: Path) -> Iterator[Path]:
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
-        shutil.copytree(TEMPLATE, partial, dirs_exist_ok=True)
+        shutil.copytree(TEMPLATE, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        _link_models(partial)
         (partial / WEIGHTS).mkdir(parents=True, exist_ok=True)
         yield partial
         partial.chmod(0o777 & ~_umask())  # mkdtemp's folder is for its owner only
@@ -79,6 +83,16 @@ def write_weights(workspace: Path, canonical: CanonicalModel, progress: Callable
 
 def write_config(workspace: Path, canonical: CanonicalModel, engine: EngineConfig) -> None:
     (workspace / CONFIG).write_text(render_config(canonical.model, engine), encoding="utf-8")
+
+
+def _link_models(workspace: Path) -> None:
+    """model_repository/NAME → ../triton_models/FOLDER: relative, so that a moved or mounted workspace still works.
+
+    Made here rather than kept in the template, because a wheel carries no links."""
+    repository = workspace / MODEL_REPOSITORY
+    repository.mkdir()
+    for name, folder in FOLDERS.items():
+        (repository / name).symlink_to(Path("..") / "triton_models" / folder)
 
 
 def _swap(new: Path, destination: Path) -> None:

@@ -34,6 +34,25 @@ def test_a_new_workspace_holds_the_template_and_what_was_written(tmp_path):
     assert names(tmp_path / "below") == ["workspace"]
 
 
+def test_a_new_workspace_is_a_triton_model_repository(tmp_path):
+    with new_workspace(tmp_path / "workspace"):
+        pass
+    (tmp_path / "workspace").rename(tmp_path / "moved")  # relative links, so that it still works
+    repository = tmp_path / "moved" / "model_repository"
+    assert names(repository) == ["chat", "postprocessing", "preprocessing", "turbomind"]
+    for model in repository.iterdir():
+        assert not model.readlink().is_absolute()
+        assert f'name: "{model.name}"' in (model / "config.pbtxt").read_text()
+    assert (repository / "turbomind").resolve().name == "interactive"
+
+
+def test_a_new_workspace_holds_the_same_start_script_as_the_checkout(tmp_path):
+    with new_workspace(tmp_path / "workspace"):
+        pass
+    root = Path(__file__).parents[2]
+    assert (tmp_path / "workspace/service_docker_up.sh").read_bytes() == (root / "service_docker_up.sh").read_bytes()
+
+
 def test_an_old_workspace_is_replaced_as_a_whole(old_workspace):
     (old_workspace / "mine.txt").write_text("goes")
     with new_workspace(old_workspace) as folder:

@@ -1,0 +1,1 @@
+workspace_template/service_docker_up.sh
