@@ -74,8 +74,10 @@ class SamplingParams:
         _check("frequency_penalty", self.frequency_penalty, -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "an integer in 0..2^64-1")
         _check("logit_bias", self.logit_bias, all(math.isfinite(bias) for _, bias in self.logit_bias), "finite biases")
-        _check("stop", self.stop, all(self.stop), "texts that are not empty")
-        _check("bad_words", self.bad_words, all(self.bad_words), "token sequences that are not empty")
+        # A text alone would be read as one stop text, or one bad word, for each of its letters.
+        _check("stop", self.stop, not isinstance(self.stop, str) and all(self.stop), "a tuple of texts, none empty")
+        _check("bad_words", self.bad_words, not isinstance(self.bad_words, str) and all(self.bad_words),
+               "a tuple of token sequences, none empty")
         _check("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
                f"None or in 0..{MAX_LOGPROBS}")
 
@@ -89,6 +91,8 @@ class GenerateRequest:
     session_start  True: begin the session afresh, whatever it held; False: it has to exist; None: either
     session_step   keep only the session's first so many tokens before this turn; None keeps all
     end_session    forget the session after this request
+    session_len    bounds prompt + completion of this request; the engine's own bound holds besides
+    kept_end_ids   of the ids that end the completion, those that its session remembers; the others are forgotten
     echo_prompt    the first output brings the whole prompt's ids, the session's history included"""
 
     request_id: str
@@ -98,6 +102,8 @@ class GenerateRequest:
     session_start: bool | None = None
     session_step: int | None = None
     end_session: bool = False
+    session_len: int | None = None
+    kept_end_ids: tuple[int, ...] = ()
     echo_prompt: bool = False
 
 

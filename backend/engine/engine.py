@@ -58,15 +58,18 @@ class Engine:
         num_prompt = len(history) + len(request.token_ids)
         if num_prompt == 0:
             raise RequestError("the prompt is empty; give at least one token (the model's start id will do)")
-        room = self.config.session_len - num_prompt
+        session_len = min(self.config.session_len, request.session_len or self.config.session_len)
+        room = session_len - num_prompt
         max_new_tokens = max(room, 0) if sampling.max_new_tokens is None else sampling.max_new_tokens
         if max_new_tokens > room or (room == 0 and sampling.max_new_tokens is None):
             raise RequestError(f"{num_prompt} prompt tokens + {max(max_new_tokens, 1)} new ones exceed "
-                               f"session_len={self.config.session_len}; shorten the prompt, lower max_new_tokens "
+                               f"session_len={session_len}; shorten the prompt, lower max_new_tokens "
                                "or end the session")
         end_ids = frozenset(sampling.stop_ids if sampling.ignore_eos else
                             (*self.model.eos_token_ids, *sampling.stop_ids))
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        seed = sampling.seed if sampling.seed is not None else sessions.seed(request)
+        if seed is None:
+            seed = secrets.randbits(63)
         sequence = Sequence(request, history, end_ids, max_new_tokens, seed)
         if request.session_id is not None:
             sessions.begin_turn(request)

@@ -25,11 +25,13 @@ from backend.requests import GenerateOutput, GenerateRequest
 class EngineClient:
     """Use as `async with EngineClient(address) as engine:`; the engine is ready once it is entered.
 
+    session_len  the engine's, tokens
     Raises the engine's own error where it could not start, EngineDeadError where it ends later."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._waiting: dict[str, asyncio.Queue[GenerateOutput | MillraceError | None]] = {}
+        self.session_len = 0
         self._dead: MillraceError | None = None
         self._ready = asyncio.Event()
         self._encode = msgspec.msgpack.Encoder().encode
@@ -147,7 +149,7 @@ class EngineClient:
             if event.done:
                 self._deliver(event.done, None)
             if event.ready:
-                self._dead = None
+                self._dead, self.session_len = None, event.session_len
                 self._ready.set()
             if event.dead:
                 self.fail(_error(*event.dead.split(": ", 1)))

@@ -32,7 +32,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A command that could not be carried out: its request_id or call_id, the class name in backend.errors, the line."""
+    """A command that could not be carried out: its request_id or call_id, the class in backend.errors, the line."""
 
     about: str
     error: str
@@ -40,12 +40,14 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """done: call_id of a command that was carried out. dead: why the engine ended; nothing follows."""
+    """ready: the answer to hello, with the engine's session_len. done: call_id of a command that was carried out.
+    dead: why the engine ended; nothing follows."""
 
     outputs: list[GenerateOutput] = []
     refused: Refusal | None = None
     done: str = ""
     ready: bool = False
+    session_len: int = 0
     dead: str = ""
 
 

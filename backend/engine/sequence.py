@@ -34,6 +34,7 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.prompt_to_echo = tuple(self.token_ids) if request.echo_prompt else ()  # until the first output
         self.end_ids = end_ids
+        self.kept_end_ids = frozenset(request.kept_end_ids)
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.status = SequenceStatus.WAITING
@@ -43,7 +44,7 @@ class Sequence:
         self.num_cached_prompt_tokens: int | None = None  # known when it is first admitted
         self.block_table: list[int] = []
         self.digests: list[bytes] = []
-        self.ended_by_id = False
+        self.forgets_last = False  # it ended by an id that its session does not remember
 
     @property
     def was_admitted(self) -> bool:
@@ -75,7 +76,7 @@ class Sequence:
         self.num_pending -= 1
         self.token_ids.append(token_id)
         if token_id in self.end_ids and self.num_completion_tokens > self.sampling.min_new_tokens:
-            self.ended_by_id = True
+            self.forgets_last = token_id not in self.kept_end_ids
             return FinishReason.STOP
         if self.num_completion_tokens >= self.max_new_tokens:
             return FinishReason.LENGTH

@@ -18,12 +18,14 @@ from backend.requests import GenerateRequest
 
 @dataclass(slots=True)
 class Session:
-    """running: the request that has the turn; once it computes, its sequence has the blocks and the session none."""
+    """seed: the last one that a request gave; later turns go on with it.
+    running: the request that has the turn; once it computes, its sequence has the blocks and the session none."""
 
     token_ids: list[int] = field(default_factory=list)
     block_table: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     num_cached: int = 0
+    seed: int | None = None
     running: str | None = None
     is_ended: bool = False
     idle_since_s: float = 0.0
@@ -69,7 +71,14 @@ class SessionTable:
         session = self._sessions.setdefault(request.session_id, Session())
         self._sessions.move_to_end(request.session_id)
         session.running = request.request_id
+        if request.sampling.seed is not None or request.session_start:
+            session.seed = request.sampling.seed
         session.is_ended = request.end_session
+
+    def seed(self, request: GenerateRequest) -> int | None:
+        """The seed with which a turn that gives none goes on."""
+        session = self._sessions.get(request.session_id) if request.session_id is not None else None
+        return None if session is None or request.session_start else session.seed
 
     def running_request(self, session_id: int) -> str | None:
         """The request that has the turn; None for an idle session. Raises SessionError for an unknown one."""
@@ -102,7 +111,7 @@ class SessionTable:
         session = self._sessions[sequence.session_id]
         session.running, session.idle_since_s = None, monotonic()
         if sequence.was_admitted:
-            end = len(sequence.token_ids) - sequence.ended_by_id
+            end = len(sequence.token_ids) - sequence.forgets_last
             if num_completion_tokens is not None:
                 end = min(end, sequence.num_prompt_tokens + num_completion_tokens)
             keep_first(sequence, end, self._blocks)

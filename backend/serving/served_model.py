@@ -32,10 +32,15 @@ class InferContext:
     """What a request carries besides tensors.
 
     request_id  the caller's own, for messages; may be empty, need not be unique
-    timeout_s   seconds from now by which the answer has to be complete; None: no limit"""
+    timeout_s   seconds from now by which the answer has to be complete; None: no limit
+    outputs     names of the outputs that the caller asked for, so that costly others can be left out; None: all"""
 
     request_id: str = ""
     timeout_s: float | None = None
+    outputs: frozenset[str] | None = None
+
+    def wants(self, output: str) -> bool:
+        return self.outputs is None or output in self.outputs
 
 
 class ServedModel(Protocol):
