@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
+TRITON_VENV := .venv-triton
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PROMPT ?= Tell me a story about a fox and a rabbit.
 
@@ -21,7 +22,7 @@ demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace and str
 	'  convert internlm2 /path/to/internlm2-chat-7b hf          convert a model of your own' \
 	'  make test                                                run the whole test suite'
 
-test: $(VENV)/.tested ## the whole test suite, without a GPU
+test: $(VENV)/.tested $(TRITON_VENV)/.installed ## the whole test suite, without a GPU
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
@@ -32,7 +33,7 @@ lint: $(VENV)/.tested ## style only
 	$(VENV)/bin/ruff check .
 
 clean: ## remove what make made
-	rm -rf $(VENV) workspace
+	rm -rf $(VENV) $(TRITON_VENV) workspace
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,3 +50,21 @@ $(VENV)/.tested: $(VENV)/.installed
 	@echo 'adding what the tests need to $(VENV) (once)'
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev,serve]'
 	@touch $@
+
+# The real Triton Inference Server, whose binary is in the wheel of nvidia-pytriton, with a Python of its own for models.
+# Where it cannot be had (no wheel for this system, a Python without its shared library), its tests are skipped.
+TRITON_PIP = $(TRITON_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c $(TRITON_VENV)/constraints.txt
+$(TRITON_VENV)/.installed: docker/tritonserver-requirements.txt constraints.txt setup.py | $(VENV)/.installed
+	@echo 'setting up $(TRITON_VENV) with the real Triton Inference Server (once, 55 MB)'
+	@rm -f $@; $(VENV)/bin/python -m venv $(TRITON_VENV) \
+	&& grep -v '^numpy==' constraints.txt > $(TRITON_VENV)/constraints.txt \
+	&& $(TRITON_PIP) --only-binary :all: -r docker/tritonserver-requirements.txt \
+	&& $(TRITON_PIP) --no-deps nvidia-pytriton -e . \
+	&& server=$$(echo $(TRITON_VENV)/lib/python3.*/site-packages/pytriton/tritonserver) \
+	&& python=$$(basename $${server%/site-packages/*}) \
+	&& stub=$$server/backends/python/triton_python_backend_stub \
+	&& cp $$server/python_backend_stubs/$${python#python}/triton_python_backend_stub $$stub \
+	&& libraries=$$($(TRITON_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))') \
+	&& ! LD_LIBRARY_PATH=$$libraries ldd $$stub | grep 'not found' \
+	&& touch $@ \
+	|| echo 'note: no Triton Inference Server for this system: the tests that need the real one are skipped'
