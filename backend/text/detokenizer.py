@@ -36,6 +36,11 @@ class Detokenizer:
         """What is left at the end: U+FFFD where the last character stayed unfinished."""
         return self._without_leading_spaces(self._utf8.decode(b"", final=True))
 
+    @property
+    def is_inside_character(self) -> bool:
+        """Whether the last character is unfinished, so that the tokens to come belong to it."""
+        return bool(self._utf8.getstate()[0])
+
     def _decode(self, token_id: int) -> str:
         return "" if token_id in self._skipped else self._utf8.decode(self._tokenizer.token_bytes(token_id))
 

@@ -95,6 +95,7 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_ids: Sequence[int]) -> None:
         self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, prompt_ids)
         self._stop_words = StopWords(sampling.stop)
+        self._num_characters = 0
         self._ends: list[int] = []  # per token: characters of text up to and with it
         self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it
 
@@ -124,7 +125,9 @@ class Answer:
 
     def _show(self, piece: str) -> str:
         """What of a token's text may be shown."""
-        self._ends.append((self._ends[-1] if self._ends else 0) + len(piece))
+        self._num_characters += len(piece)
+        # A token that begins a character ends where that character will, at least one further.
+        self._ends.append(self._num_characters + self._detokenizer.is_inside_character)
         shown = self._stop_words.push(piece)
         if self._stop_words.matched is not None:
             self.num_kept_tokens = bisect.bisect_right(self._ends, self._stop_words.match_start)

@@ -61,9 +61,12 @@ class LocalExecutor:
 
     def __init__(self, source: ModelSource, engine: EngineConfig, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
-        self.worker: Worker | None = Worker(source, engine, TensorParallel())
-        self.num_blocks = self.worker.num_blocks()
-        self.worker.allocate_kv(self.num_blocks)
+        try:
+            self.worker: Worker | None = Worker(source, engine, TensorParallel())
+            self.num_blocks = self.worker.num_blocks()
+            self.worker.allocate_kv(self.num_blocks)
+        except Exception as error:
+            raise rank_error(error, rank=0) from error
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """See Executor.launch."""

@@ -139,7 +139,7 @@ def test_an_engine_that_cannot_start_raises_its_own_error():
 
 def test_an_unexpected_failure_is_one_line_with_its_kind():
     tiny = tiny_source()
-    with pytest.raises(EngineDeadError, match=r"^OSError: the disk is gone$"):
+    with pytest.raises(EngineDeadError, match=r"^rank 0: OSError: the disk is gone$"):
         with_engine(lambda engine: asyncio.sleep(0), UnreadableSource(tiny.model, tiny.engine))
 
 
