@@ -118,7 +118,7 @@ def _wait_until_ready(server: TritonServer) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not all(_is_open(port) for port in (server.grpc_port, server.http_port)):
         if server.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"tritonserver did not get ready:\n{server.log.read_text(errors='replace')[-4000:]}")
+            raise RuntimeError(f"tritonserver did not get ready:\n{server.log.read_text(errors='replace')[-20000:]}")
         time.sleep(0.02)
 
 
