@@ -1,0 +1,178 @@
+"""Connection: one gRPC channel to a server, blocking or asyncio, whose failures are ChatErrors.
+
+Owns the channel, its credentials and deadlines. Knows tensors only through wire.py, and nothing of sessions. Every
+request is a stream of its own: streams are cheap in HTTP/2, and cancelling one cancels nothing else. Used by
+chat_client.py and the sessions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from client.errors import RequestRefusedError, error_of_call, error_of_line
+from client.wire import Increment, decode_response, encode_request
+from protocol.ports import GRPC_PORT
+
+CONTROL_TIMEOUT_S = 10.0  # for what needs no generating
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
+    # A server that comes back is found within a second; gRPC's own wait grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Encryption: PEM files. Without `ca` the system's authorities are trusted; key and certificate are the client's
+    own, where the server asks for them."""
+
+    ca: Path | str | None = None
+    key: Path | str | None = None
+    certificate: Path | str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Raises RequestRefusedError for a file that cannot be read."""
+        try:
+            return grpc.ssl_channel_credentials(
+                *(Path(file).read_bytes() if file else None for file in (self.ca, self.key, self.certificate)))
+        except OSError as error:
+            raise RequestRefusedError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the server is and how to address it.
+
+    timeout_s  for a whole answer; None waits as long as it takes"""
+
+    address: str
+    metadata: tuple[tuple[str, str], ...]
+    credentials: grpc.ChannelCredentials | None
+    timeout_s: float | None
+
+    @classmethod
+    def of(cls, address: str, api_key: str | None, tls: Tls | None, timeout_s: float | None) -> Target:
+        """Raises RequestRefusedError for an address that is not HOST or HOST:PORT."""
+        if "://" in address or "/" in address or not address:
+            raise RequestRefusedError(f"{address!r} is no address for gRPC; use HOST:{GRPC_PORT}")
+        if ":" not in address.rpartition("]")[2]:
+            address = f"{address}:{GRPC_PORT}"
+        metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        return cls(address, metadata, tls.credentials() if tls else None, timeout_s)
+
+    @property
+    def stream_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Asks for a model's error as the stream's gRPC status, code included, not as a text inside it."""
+        return (*self.metadata, ("triton_grpc_error", "true"))
+
+
+class Connection:
+    """Blocking; any number of threads may use it at once."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._channel = (grpc.secure_channel(target.address, target.credentials, _OPTIONS) if target.credentials
+                         else grpc.insecure_channel(target.address, _OPTIONS))
+        self._stub = GRPCInferenceServiceStub(self._channel)
+
+    def infer(self, inputs: Mapping[str, Any]) -> Generator[Increment, None, None]:
+        """The increments of one answer; closing the generator cancels the request. Raises ChatErrors."""
+        request = encode_request(inputs, self.target.timeout_s)
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=self.target.timeout_s,
+                                           metadata=self.target.stream_metadata)
+        try:
+            for response in call:
+                part = _increment(response)
+                if part is not None and part.finish_reason is not None:
+                    for _ in call:  # so that the server is done with the turn when the caller sees its end
+                        pass
+                if part is not None:
+                    yield part
+        except grpc.RpcError as error:
+            raise error_of_call(error, self.target.address) from error
+        finally:
+            call.cancel()
+
+    def command(self, inputs: Mapping[str, Any]) -> None:
+        """A request whose answer says nothing, as STOP and END are."""
+        with closing(self.infer(inputs)) as parts:
+            for _ in parts:
+                pass
+
+    def control(self, rpc: str, request: Message) -> Any:
+        """A unary RPC of the service, by name."""
+        try:
+            return getattr(self._stub, rpc)(request, timeout=CONTROL_TIMEOUT_S, metadata=self.target.metadata)
+        except grpc.RpcError as error:
+            raise error_of_call(error, self.target.address) from error
+
+    def close(self) -> None:
+        """Ends running requests too."""
+        self._channel.close()
+
+
+class AsyncConnection:
+    """The asyncio twin. The channel opens with the first call, because it belongs to the loop that runs then."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._channel: grpc.aio.Channel | None = None
+
+    async def infer(self, inputs: Mapping[str, Any]) -> AsyncGenerator[Increment, None]:
+        """As Connection.infer."""
+        request = encode_request(inputs, self.target.timeout_s)
+        call = self._stub().ModelStreamInfer(iter([request]), timeout=self.target.timeout_s,
+                                             metadata=self.target.stream_metadata)
+        try:
+            async for response in call:
+                part = _increment(response)
+                if part is not None and part.finish_reason is not None:
+                    async for _ in call:
+                        pass
+                if part is not None:
+                    yield part
+        except grpc.RpcError as error:
+            raise error_of_call(error, self.target.address) from error
+        finally:
+            call.cancel()
+
+    async def command(self, inputs: Mapping[str, Any]) -> None:
+        """As Connection.command."""
+        async for _ in self.infer(inputs):
+            pass
+
+    async def control(self, rpc: str, request: Message) -> Any:
+        """As Connection.control."""
+        try:
+            return await getattr(self._stub(), rpc)(request, timeout=CONTROL_TIMEOUT_S, metadata=self.target.metadata)
+        except grpc.RpcError as error:
+            raise error_of_call(error, self.target.address) from error
+
+    async def close(self) -> None:
+        """Ends running requests too."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _stub(self) -> GRPCInferenceServiceStub:
+        if self._channel is None:
+            target = self.target
+            self._channel = (grpc.aio.secure_channel(target.address, target.credentials, _OPTIONS)
+                             if target.credentials else grpc.aio.insecure_channel(target.address, _OPTIONS))
+        return GRPCInferenceServiceStub(self._channel)
+
+
+def _increment(response: service_pb2.ModelStreamInferResponse) -> Increment | None:
+    if response.error_message:
+        raise error_of_line(response.error_message)
+    return decode_response(response.infer_response)

@@ -1,0 +1,76 @@
+"""What can go wrong in a chat with a server: one base, a child per cure, each with the server's own line.
+
+Owns the translation of gRPC codes and of the server's texts. A stream's own errors carry a text and no code, so the two
+errors of a session are known by their text. Used by all of client."""
+
+from __future__ import annotations
+
+import re
+
+import grpc
+
+from protocol.status import StatusCode
+
+
+class ChatError(Exception):
+    """Base of every error of a chat. `status` is what LMDeploy's client of 2023 would have returned."""
+
+    status = StatusCode.SERVER_ERR
+
+
+class ServerAwayError(ChatError):
+    """Nobody answers at the address, or the server is going down. The next turn tries again by itself."""
+
+
+class ServerFailedError(ChatError):
+    """The server broke while it worked on the request."""
+
+
+class DeadlineError(ChatError):
+    """The answer was not complete within timeout_s."""
+
+
+class RequestRefusedError(ChatError):
+    """The request has a value that the server, or this client, cannot accept; the session is as it was before."""
+
+    status = StatusCode.SESSION_INVALID_ARG
+
+
+class SessionLostError(ChatError):
+    """The server no longer knows the session, after a restart or a long pause. Session.resume() is the cure."""
+
+    status = StatusCode.SESSION_CLOSED
+
+
+class SessionFullError(ChatError):
+    """The conversation and its answer do not fit session_len, which the message names; the session is as it was."""
+
+    status = StatusCode.SESSION_OUT_OF_LIMIT
+
+
+# A session that is unknown, or that holds fewer tokens than this client saw it hold.
+_LOST = re.compile(r"session \d+ (is not known|holds )")
+_FULL = re.compile(r"exceed session_len=\d+")
+
+
+def error_of_line(line: str) -> ChatError:
+    """The error that a line without a status code means: a request that the server read and refused."""
+    if _LOST.search(line):
+        return SessionLostError(line)
+    if _FULL.search(line):
+        return SessionFullError(line)
+    return RequestRefusedError(line)
+
+
+def error_of_call(error: grpc.RpcError, address: str) -> ChatError:
+    """The error that a failed gRPC call to `address` means."""
+    code, line = error.code(), error.details() or "no reason given"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return ServerAwayError(f"{address} does not answer ({line}); check the address, or start the server")
+    if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return DeadlineError(f"{address} did not answer in time ({line}); allow a longer timeout_s")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return RequestRefusedError(f"{address} wants another api_key ({line})")
+    if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED):
+        return error_of_line(line)
+    return ServerFailedError(f"{address} failed ({code.name}): {line}")
