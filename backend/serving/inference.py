@@ -1,0 +1,129 @@
+"""Inference: the requests of one server that are with their models now.
+
+Owns each one's deadline, statistics, the closing of its generator, and the end of all when the server stops. Whatever
+a model raises leaves here as a MillraceError. Used by kserve_grpc.py, infer_stream.py and kserve_http.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import numpy as np
+
+from backend.errors import DeadlineError, MillraceError
+from backend.serving.infer_request import InferCall
+from backend.serving.protocol_error import ProtocolError
+
+logger = logging.getLogger(__name__)
+
+
+class Inference:
+    """The running requests of the server named `server_name`; belongs to one event loop."""
+
+    def __init__(self, server_name: str):
+        self._server_name = server_name
+        self._running: set[asyncio.Task] = set()
+        self._is_stopping = False
+        self._is_aborting = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._is_stopping
+
+    def refuse_when_stopping(self) -> None:
+        """Raises ProtocolError UNAVAILABLE from the moment on that `stop` was called."""
+        if self._is_stopping:
+            raise ProtocolError("UNAVAILABLE", f"{self._server_name} server is shutting down and has stopped accepting "
+                                "new requests.")
+
+    @contextlib.asynccontextmanager
+    async def answering(self, call: InferCall) -> AsyncIterator[AsyncGenerator[dict[str, np.ndarray], None]]:
+        """The model's responses, to be read by the task that entered, which is cancelled at the deadline.
+
+        Raises a MillraceError for whatever goes wrong in the model or in the body."""
+        task = asyncio.current_task()
+        began_ns = time.perf_counter_ns()
+        responses = call.model.served.infer(call.inputs, call.context)
+        deadline = _Deadline(task, call.context.timeout_s)
+        self._running.add(task)
+        self._idle.clear()
+        is_complete = False
+        try:
+            yield responses
+            is_complete = True
+        except asyncio.CancelledError:
+            # Who cancelled? Our own deadline or stop has an answer to give; a client that left has nobody to read it.
+            if deadline.is_over:
+                raise DeadlineError(f"the answer was not complete within the request's timeout of "
+                                    f"{call.context.timeout_s:g} s") from None
+            if self._is_aborting:
+                raise ProtocolError("UNAVAILABLE", f"{self._server_name} server stopped before the answer was "
+                                    "complete") from None
+            raise
+        except MillraceError:
+            raise
+        except Exception as error:
+            logger.exception("model '%s' failed on request '%s'", call.model.spec.name, call.context.request_id)
+            reason = (str(error).splitlines() or [""])[0]
+            raise ProtocolError("INTERNAL", f"{type(error).__name__}: {reason}") from error
+        finally:
+            deadline.close()
+            self._running.discard(task)
+            if not self._running:
+                self._idle.set()
+            duration_ns = time.perf_counter_ns() - began_ns
+            statistics = call.model.statistics
+            (statistics.count_success if is_complete else statistics.count_failure)(duration_ns)
+            await _close(responses, call)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new requests, waits for the running ones, and ends those that take longer than `grace_s`."""
+        self._is_stopping = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        if not self._running:
+            return
+        self._is_aborting = True
+        running = list(self._running)
+        logger.warning("stopping: %d requests did not complete within %g s and are ended", len(running), grace_s)
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=1.0)
+
+
+async def only_response(responses: AsyncGenerator[dict[str, np.ndarray], None]) -> dict[str, np.ndarray]:
+    """The response of a model that is not decoupled. Raises ProtocolError INTERNAL where there is none."""
+    async for outputs in responses:
+        return outputs
+    raise ProtocolError("INTERNAL", "the model gave no response")
+
+
+async def _close(responses: AsyncGenerator[dict[str, np.ndarray], None], call: InferCall) -> None:
+    try:
+        await responses.aclose()
+    except Exception:  # the answer stands whatever its model does afterwards
+        logger.exception("model '%s' failed while request '%s' was closed", call.model.spec.name,
+                         call.context.request_id)
+
+
+class _Deadline:
+    """Cancels a task when its time is over; `is_over` then tells that cancellation from any other."""
+
+    def __init__(self, task: asyncio.Task, timeout_s: float | None):
+        self.is_over = False
+        self._task = task
+        self._timer = None if timeout_s is None else asyncio.get_running_loop().call_later(timeout_s, self._expire)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self.is_over = True
+        self._task.cancel()
