@@ -1,6 +1,7 @@
 """Memory plan: what weights, KV cache and everything else take of a device, worked out before anything is loaded.
 
-Pure arithmetic over configurations; knows no device. Used by engine (prints it, enforces it)."""
+Pure arithmetic over configurations; knows no device. Used by worker (prints it, enforces it) and
+scheduler (blocks_of)."""
 
 from __future__ import annotations
 

@@ -6,8 +6,11 @@ Used by serving, engine and, for the sampling parameters, worker. Imports no tor
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from backend.errors import RequestError
 
@@ -21,7 +24,6 @@ class FinishReason(str, Enum):
     STOP = "stop"  # a stop id, an end id or a stop text
     LENGTH = "length"  # max_new_tokens, or the session is full
     ABORT = "abort"  # the caller cancelled
-    ERROR = "error"  # the engine could not go on; the output's error says why
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,13 @@ class SamplingParams:
     repetition_penalty  multiplicative, over prompt and completion; presence and frequency over the completion
     seed                None draws one; equal seeds give equal tokens whatever else runs in the batch
     logit_bias          (token id, bias) pairs, added to the raw logits
-    bad_words           token sequences that are never completed
+    bad_words           texts, or token sequences, that are never completed; one text stands for itself
     stop_ids            token ids that end the completion, besides the model's end ids
-    stop                texts that end the completion; matched on text, cut from it
+    stop                texts that end the completion, or one text; matched on text, cut from it
     ignore_eos          the model's end ids do not end the completion (stop_ids and stop still do)
     logprobs            None: none; 0: of the chosen token; k: and of the k likeliest. Of the raw distribution
-    Raises RequestError with the range where a value is outside it."""
+    skip_special_tokens special tokens are left out of the text
+    Lists are taken for tuples. Raises RequestError, saying what is allowed, for a value of a wrong kind or range."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
@@ -53,7 +56,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     seed: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
-    bad_words: tuple[tuple[int, ...], ...] = ()
+    bad_words: tuple[str | tuple[int, ...], ...] = ()
     stop_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -61,25 +64,12 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        limit = self.max_new_tokens
-        _check("max_new_tokens", limit, limit is None or limit >= 0, "an integer >= 0, or None to fill the session")
-        most = math.inf if limit is None else limit
-        _check("min_new_tokens", self.min_new_tokens, 0 <= self.min_new_tokens <= most, "in 0..max_new_tokens")
-        _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "in 0..100 (0 is greedy)")
-        _check("top_k", self.top_k, self.top_k >= 0, "an integer >= 0 (0 keeps all tokens)")
-        _check("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
-        _check("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]")
-        _check("repetition_penalty", self.repetition_penalty, 0.0 < self.repetition_penalty <= 100.0, "in (0, 100]")
-        _check("presence_penalty", self.presence_penalty, -2.0 <= self.presence_penalty <= 2.0, "in [-2, 2]")
-        _check("frequency_penalty", self.frequency_penalty, -2.0 <= self.frequency_penalty <= 2.0, "in [-2, 2]")
-        _check("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "an integer in 0..2^64-1")
-        _check("logit_bias", self.logit_bias, all(math.isfinite(bias) for _, bias in self.logit_bias), "finite biases")
-        # A text alone would be read as one stop text, or one bad word, for each of its letters.
-        _check("stop", self.stop, not isinstance(self.stop, str) and all(self.stop), "a tuple of texts, none empty")
-        _check("bad_words", self.bad_words, not isinstance(self.bad_words, str) and all(self.bad_words),
-               "a tuple of token sequences, none empty")
-        _check("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-               f"None or in 0..{MAX_LOGPROBS}")
+        for name in ("logit_bias", "bad_words", "stop_ids", "stop"):
+            object.__setattr__(self, name, _as_tuples(getattr(self, name)))
+        for name, (is_allowed, allowed) in _ALLOWED.items():
+            _check(name, getattr(self, name), is_allowed(getattr(self, name)), allowed)
+        _check("min_new_tokens", self.min_new_tokens,
+               self.max_new_tokens is None or self.min_new_tokens <= self.max_new_tokens, "in 0..max_new_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +126,64 @@ class GenerateOutput:
     num_completion_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_ids: tuple[int, ...] = ()
-    error: str | None = None
 
 
-def _check(name: str, value: object, is_valid: bool, allowed: str) -> None:
-    if not is_valid:
-        raise RequestError(f"{name}={value!r} is out of range; use {allowed}")
+def _is_integer(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_tuple_of(values: Any, is_allowed: Callable[[Any], bool]) -> bool:
+    return isinstance(values, tuple) and all(map(is_allowed, values))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _is_integer(value[0]) and (
+        _is_number(value[1], -sys.float_info.max, sys.float_info.max))
+
+
+# Field of SamplingParams → (whether a value is allowed, what is, in words).
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (lambda value: value is None or _is_integer(value, 0),
+                       "an integer >= 0, or None to fill the session"),
+    "min_new_tokens": (lambda value: _is_integer(value, 0), "an integer in 0..max_new_tokens"),
+    "temperature": (lambda value: _is_number(value, 0, 100), "a number in 0..100 (0 is greedy)"),
+    "top_k": (lambda value: _is_integer(value, 0), "an integer >= 0 (0 keeps all tokens)"),
+    "top_p": (lambda value: _is_number(value, 0, 1) and value > 0, "a number in (0, 1]"),
+    "min_p": (lambda value: _is_number(value, 0, 1), "a number in [0, 1]"),
+    "repetition_penalty": (lambda value: _is_number(value, 0, 100) and value > 0, "a number in (0, 100]"),
+    "presence_penalty": (lambda value: _is_number(value, -2, 2), "a number in [-2, 2]"),
+    "frequency_penalty": (lambda value: _is_number(value, -2, 2), "a number in [-2, 2]"),
+    "seed": (lambda value: value is None or _is_integer(value, 0, MAX_SEED), "an integer in 0..2^64-1, or None"),
+    "logit_bias": (lambda value: _is_tuple_of(value, _is_bias), "pairs of a token id and a finite bias"),
+    "bad_words": (lambda value: _is_tuple_of(
+        value, lambda word: _is_text(word) or (word != () and _is_tuple_of(word, _is_integer))),
+        "a text, or a tuple of texts or of tuples of token ids, none empty"),
+    "stop_ids": (lambda value: _is_tuple_of(value, _is_integer), "a tuple of token ids"),
+    "stop": (lambda value: _is_tuple_of(value, _is_text), "a text, or a tuple of texts, none empty"),
+    "ignore_eos": (lambda value: isinstance(value, bool), "True or False"),
+    "skip_special_tokens": (lambda value: isinstance(value, bool), "True or False"),
+    "logprobs": (lambda value: value is None or _is_integer(value, 0, MAX_LOGPROBS),
+                 f"an integer in 0..{MAX_LOGPROBS}, or None"),
+}
+
+
+def _as_tuples(value: Any) -> Any:
+    """A text alone as a tuple of it, so that it is not read letter by letter; lists as tuples, one level deep."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+
+
+def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
+    if not is_allowed:
+        raise RequestError(f"{name}={value!r} does not work; use {allowed}")

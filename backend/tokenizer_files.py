@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,17 @@ def read_settings(folder: Path) -> TokenizerSettings:
         add_eos=_flag(config.get("add_eos_token")),
         tokenizer_class=_text(config.get("tokenizer_class")),
     )
+
+
+def special_token_id(token_to_id: Callable[[str], int | None], token: str | None, folder: Path) -> int | None:
+    """The id of a special token that a folder's settings name; None for None. Raises TokenizerError without one."""
+    if token is None:
+        return None
+    token_id = token_to_id(token)
+    if token_id is None:
+        raise TokenizerError(f"{folder}: {TOKENIZER_CONFIG} names {token!r}, which the vocabulary does not have; "
+                             "take all files from the same checkpoint")
+    return token_id
 
 
 def read_json(file: Path) -> dict[str, Any]:

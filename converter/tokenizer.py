@@ -23,6 +23,7 @@ from backend.tokenizer_files import (
     TokenizerSettings,
     read_json,
     read_settings,
+    special_token_id,
 )
 from converter.byte_level_tokenizer import build_from_ranks, build_from_vocab, looks_like_ranks
 from converter.sentencepiece_model import parse_sentencepiece
@@ -60,8 +61,8 @@ def prepare_tokenizer(source_dir: Path, target_dir: Path, model_name: str | None
     special_tokens = {**own_special_tokens, **settings.special_tokens}
     info = TokenizerInfo(
         vocab_size=max(tokenizer.get_vocab().values(), default=-1) + 1,
-        bos_token_id=_special_id(tokenizer, special_tokens.get("bos_token"), source_dir),
-        eos_token_id=_special_id(tokenizer, special_tokens.get("eos_token"), source_dir),
+        bos_token_id=special_token_id(tokenizer.token_to_id, special_tokens.get("bos_token"), source_dir),
+        eos_token_id=special_token_id(tokenizer.token_to_id, special_tokens.get("eos_token"), source_dir),
         origin=origin,
     )
     target_dir.mkdir(parents=True, exist_ok=True)
@@ -93,16 +94,6 @@ def _build(source_dir: Path, settings: TokenizerSettings) -> tuple[tokenizers.To
         return build_from_vocab(source_dir, settings), {}, "built from vocab.json and merges.txt"
     raise TokenizerError(f"{source_dir} has no tokenizer: give a folder with tokenizer.json, tokenizer.model, "
                          "or vocab.json and merges.txt")
-
-
-def _special_id(tokenizer: tokenizers.Tokenizer, token: str | None, source_dir: Path) -> int | None:
-    if token is None:
-        return None
-    token_id = tokenizer.token_to_id(token)
-    if token_id is None:
-        raise TokenizerError(f"{source_dir}: {TOKENIZER_CONFIG} names {token!r}, which the vocabulary does not have; "
-                             "take all files from the same checkpoint")
-    return token_id
 
 
 def _load(file: Path) -> tokenizers.Tokenizer:

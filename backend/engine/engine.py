@@ -181,7 +181,7 @@ class Engine:
 
 
 def start_engine(source: ModelSource, config: EngineConfig) -> Engine:
-    """Loads the model, its memory plan logged and enforced. Raises CapacityError, ConfigError or WorkspaceError."""
+    """Loads the model, its memory plan logged and enforced. Raises what worker.executor.start_executor raises."""
     return Engine(source.model, config, start_executor(source, config))
 
 

@@ -46,7 +46,7 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
             loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
         except Exception as error:
             logger.exception("the engine ended")
-            loop.tell_all(Event(dead=f"{type(error).__name__}: {error}"))
+            loop.tell_all(Event(dead=f"{type(error).__name__}: {' '.join(str(error).split())}"))
         finally:
             router.close(linger=2000)
 

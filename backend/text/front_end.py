@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from backend.errors import RequestError
 from backend.model_source import ModelSource
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
 from backend.text.chat_template import ChatTemplate
@@ -100,11 +99,7 @@ class Answer:
         self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it
 
     def push(self, output: GenerateOutput) -> TextOutput:
-        """Takes the next output. After a finish_reason nothing more may be pushed.
-
-        Raises RequestError where the engine ended the request with an error."""
-        if output.finish_reason is FinishReason.ERROR:
-            raise RequestError(output.error or "the engine ended the request without a reason")
+        """Takes the next output. After a finish_reason nothing more may be pushed."""
         is_over = output.finish_reason is not None
         text = ""
         for index, token_id in enumerate(output.token_ids):

@@ -15,7 +15,7 @@ from pathlib import Path
 import tokenizers
 
 from backend.errors import RequestError, TokenizerError
-from backend.tokenizer_files import BYTE_LETTERS, TOKENIZER_JSON, read_settings
+from backend.tokenizer_files import BYTE_LETTERS, TOKENIZER_JSON, read_settings, special_token_id
 
 SPACE_MARK = "▁"  # SentencePiece writes a space as U+2581
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -40,9 +40,9 @@ class Tokenizer:
         self._added_ids = frozenset(added)
         self._is_byte_level, self.num_leading_spaces = _decoder_kind(self._file, self._encoder)
         self._bytes: dict[int, bytes] = {}
-        special = read_settings(self._file.parent).special_tokens
-        self.bos_token_id = self._special_id(special.get("bos_token"))
-        self.eos_token_id = self._special_id(special.get("eos_token"))
+        special, folder = read_settings(self._file.parent).special_tokens, self._file.parent
+        self.bos_token_id = special_token_id(self.token_to_id, special.get("bos_token"), folder)
+        self.eos_token_id = special_token_id(self.token_to_id, special.get("eos_token"), folder)
 
     def encode(self, text: str, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -100,15 +100,6 @@ class Tokenizer:
             return token.encode() if None in letters else bytes(letters)
         byte_piece = _BYTE_PIECE.fullmatch(token)
         return bytes([int(byte_piece[1], 16)]) if byte_piece else token.replace(SPACE_MARK, " ").encode()
-
-    def _special_id(self, token: str | None) -> int | None:
-        if token is None:
-            return None
-        token_id = self.token_to_id(token)
-        if token_id is None:
-            raise TokenizerError(f"{self._file} has no token {token!r}, which tokenizer_config.json names; "
-                                 "take both files from the same checkpoint")
-        return token_id
 
 
 def _load(file: Path) -> tokenizers.Tokenizer:

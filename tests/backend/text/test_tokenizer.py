@@ -99,7 +99,7 @@ def test_a_kind_that_cannot_be_decoded_is_refused(tmp_path):
 
 
 def test_a_special_token_that_the_vocabulary_lacks_is_named(tmp_path):
-    with pytest.raises(TokenizerError, match="has no token '<bos>'"):
+    with pytest.raises(TokenizerError, match="names '<bos>', which the vocabulary does not have"):
         Tokenizer(write_byte_level_folder(tmp_path, bos_token="<bos>"))
 
 
