@@ -13,7 +13,7 @@ setup(
     description="Turns a Hugging Face checkpoint into a workspace and serves it",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["converter*", "backend*", "client", "protocol", "terminal"]),
+    packages=[*find_packages(include=["converter*", "backend*", "client*", "protocol", "terminal"]),
               "workspace_template"],
     package_data={"workspace_template": ["**/*"]},
     install_requires=[
@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
+        "client": GRPC,
         "bench": ["transformers>=5.0"],
         "dev": DEV,
     },
