@@ -6,6 +6,7 @@ the template's models, and links under the names that they are served by. Used b
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from backend.workspace import CONFIG, WEIGHTS, weight_file
 from converter.canonical import CanonicalModel
 from converter.lazy_tensor import LazyTensor
 from converter.safetensors_file import write_safetensors
-from protocol.models import FOLDERS
+from protocol.models import FOLDERS, TURBOMIND
 
 # Beside this package, both in a checkout and where setup.py installs it.
 TEMPLATE = Path(__file__).resolve().parent.parent / "workspace_template"
@@ -82,7 +83,11 @@ def write_weights(workspace: Path, canonical: CanonicalModel, progress: Callable
 
 
 def write_config(workspace: Path, canonical: CanonicalModel, engine: EngineConfig) -> None:
+    """config.ini, and the model's name where clients ask a Triton server for it: in turbomind's configuration."""
     (workspace / CONFIG).write_text(render_config(canonical.model, engine), encoding="utf-8")
+    name = json.dumps(canonical.model.model_name, ensure_ascii=False)
+    with (workspace / MODEL_REPOSITORY / TURBOMIND / "config.pbtxt").open("a", encoding="utf-8") as turbomind:
+        turbomind.write(f'parameters {{ key: "model_name" value: {{ string_value: {name} }} }}\n')
 
 
 def _link_models(workspace: Path) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from google.protobuf import text_format
 from safetensors.torch import load_file, save_file
+from tritonclient.grpc import model_config_pb2
 
 from backend.errors import ConfigError
 from backend.workspace import WEIGHTS, Workspace, weight_files
@@ -50,6 +52,13 @@ def test_workspace_of_a_family_holds_its_model_and_canonical_tensors(family, tmp
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name][:], tensor[:]) for name, tensor in expected.items())
     assert conversion.num_bytes == sum(tensor.num_bytes for tensor in expected.values())
+
+
+def test_clients_can_ask_turbomind_s_configuration_for_the_model_s_name(pristine_llama, tmp_path):
+    convert_checkpoint('llama2 "mine"', pristine_llama, dst_path=tmp_path / "workspace")
+    file = tmp_path / "workspace" / "model_repository" / "turbomind" / "config.pbtxt"
+    config = text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    assert config.parameters["model_name"].string_value == 'llama2 "mine"'
 
 
 def test_each_layer_is_one_file(pristine_llama, tmp_path):
