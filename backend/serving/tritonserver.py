@@ -1,8 +1,8 @@
 """Triton Inference Server: any ServedModel as a model of its Python backend, thin, without torch.
 
 Owns one asyncio loop, in a thread, per model instance; answers through response senders, so that requests run side by
-side. The `1/model.py` files of a workspace name WorkspaceModel. Importable only inside tritonserver, which provides
-`triton_python_backend_utils`. What the server does otherwise than the embedded one: docs/kserve.md."""
+side. Importable only inside tritonserver, which provides `triton_python_backend_utils`. Subclassed by
+workspace_model.py. What the server does otherwise than the embedded one: docs/kserve.md."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class TritonModel:
     async def _answer(self, request: Any, sender: Any) -> None:
         # An error always carries the final flag: the server crashes on one without it if the stream asked for
         # `triton_grpc_error`, and a request that never gets the flag stays open for ever.
-        last = None
+        last, context = None, _context(request)
         try:
-            async with aclosing(self._model.infer(self._inputs(request), _context(request))) as responses:
+            async with aclosing(self._model.infer(self._inputs(request), context)) as responses:
                 async for tensors in responses:
-                    last = _response(tensors, request.requested_output_names())
+                    last = _response(tensors, context)
                     if self._is_decoupled:
                         sender.send(last)
                         last = None
@@ -106,12 +106,13 @@ class TritonModel:
 def _context(request: Any) -> InferContext:
     # Microseconds, unsigned: 0 is none, and a negative one, which the server lets pass, arrives above 2**63.
     timeout_us = request.timeout()
-    return InferContext(request.request_id(), timeout_us / 1e6 if 0 < timeout_us < 2**63 else None)
+    timeout_s = timeout_us / 1e6 if 0 < timeout_us < 2**63 else None
+    return InferContext(request.request_id(), timeout_s, frozenset(request.requested_output_names()))
 
 
-def _response(tensors: dict[str, np.ndarray], requested: Sequence[str]) -> Any:
+def _response(tensors: dict[str, np.ndarray], context: InferContext) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()
-                                       if name in requested])
+                                       if context.wants(name)])
 
 
 def _error_response(message: str, code: str) -> Any:
