@@ -48,10 +48,21 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(workspace: Path) -> Iterator[TritonServer]:
-    address = f"ipc://{workspace.parent / 'engine'}"
-    with running_engine(workspace, address), start_triton(
-            workspace / "model_repository", {"MILLRACE_ENGINE_ADDRESS": address}) as running:
+def address(workspace: Path) -> str:
+    return f"ipc://{workspace.parent / 'engine'}"
+
+
+@pytest.fixture(scope="module")
+def engine(workspace: Path, address: str) -> Iterator[contextlib.ExitStack]:
+    """Holds the engine's process; closing it ends the process."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running_engine(workspace, address))
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def server(workspace: Path, address: str, engine: contextlib.ExitStack) -> Iterator[TritonServer]:
+    with start_triton(workspace / "model_repository", {"MILLRACE_ENGINE_ADDRESS": address}) as running:
         yield running
 
 
@@ -142,18 +153,13 @@ def test_an_order_that_the_session_does_not_allow_is_refused_in_words(client):
                               "START": ([[0]], "INT32")})
 
 
-def test_a_dead_engine_fails_requests_and_one_that_is_back_serves_them(workspace):
-    address = f"ipc://{workspace.parent / 'second'}"
-    environment = {"MILLRACE_ENGINE_ADDRESS": address}
-    with contextlib.ExitStack() as stack:
-        with running_engine(workspace, address):
-            server = stack.enter_context(start_triton(workspace / "model_repository", environment))
-            client = stack.enter_context(triton.InferenceServerClient(server.grpc_url))
-            answer = chat(client, QUESTION)
-        with pytest.raises(InferenceServerException, match="the engine"):
-            chat(client, QUESTION)
-        with running_engine(workspace, address):
-            assert chat(client, QUESTION) == answer
+def test_a_dead_engine_fails_requests_and_one_that_is_back_serves_them(client, engine, workspace, address):
+    answer = chat(client, QUESTION)
+    engine.close()
+    with pytest.raises(InferenceServerException, match="the engine"):
+        chat(client, QUESTION)
+    engine.enter_context(running_engine(workspace, address))
+    assert chat(client, QUESTION) == answer
 
 
 def test_without_an_engines_address_the_server_says_what_to_set(workspace):
