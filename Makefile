@@ -9,7 +9,7 @@ TRITON_VENV := .venv-triton
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 PROMPT ?= Tell me a story about a fox and a rabbit.
 
-.PHONY: demo test test-gpu lint bench clean help
+.PHONY: demo test test-gpu lint bench chromium clean help
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace and stream a story from it
@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace and str
 	'  convert internlm2 /path/to/internlm2-chat-7b hf          convert a model of your own' \
 	'  make test                                                run the whole test suite'
 
-test: $(VENV)/.tested $(TRITON_VENV)/.installed ## the whole test suite, without a GPU
+test: $(VENV)/.tested $(TRITON_VENV)/.installed chromium ## the whole test suite, without a GPU
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
@@ -31,6 +31,13 @@ test-gpu: ## the same suite on a machine with a GPU, with that machine's own pyt
 
 lint: $(VENV)/.tested ## style only
 	$(VENV)/bin/ruff check .
+
+# The web UI is tested in a real browser. Where it cannot be had, those tests are skipped.
+chromium: ## the browser that the web UI's tests drive, from Debian's packages; needs root
+	@command -v chromium >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo 'installing chromium (once)' \
+	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	|| echo 'note: no chromium here, and no root or no apt-get to install it: the tests of the web UI in a browser are skipped'
 
 clean: ## remove what make made
 	rm -rf $(VENV) $(TRITON_VENV) workspace
@@ -48,7 +55,7 @@ $(VENV)/.installed: setup.py constraints.txt
 
 $(VENV)/.tested: $(VENV)/.installed
 	@echo 'adding what the tests need to $(VENV) (once)'
-	@$(PIP) install --quiet -c constraints.txt -e '.[dev,serve]'
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev,serve,webui]'
 	@touch $@
 
 # The real Triton Inference Server, whose binary is in the wheel of nvidia-pytriton, with a Python of its own for models.

@@ -4,8 +4,8 @@ from setuptools import find_packages, setup
 
 # tritonclient carries the KServe v2 stubs. Its code refuses a protobuf older than 6.33.5, whatever its metadata says.
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "psutil", "ruff", "transformers>=5.0",
-       "tritonclient[http]>=2.73"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "playwright>=1.50", "psutil", "ruff",
+       "transformers>=5.0", "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
@@ -15,7 +15,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["converter*", "backend*", "client*", "protocol", "terminal"]),
               "workspace_template"],
-    package_data={"workspace_template": ["**/*"]},
+    package_data={"workspace_template": ["**/*"], "client.webui": ["style.css"]},
     install_requires=[
         "torch>=2.6",
         "triton>=3.2; platform_system == 'Linux'",
@@ -32,6 +32,7 @@ setup(
     extras_require={
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
         "client": GRPC,
+        "webui": ["gradio>=6.0,<7"],
         "bench": ["transformers>=5.0"],
         "dev": DEV,
     },
