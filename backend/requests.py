@@ -186,4 +186,5 @@ def _as_tuples(value: Any) -> Any:
 
 def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
     if not is_allowed:
-        raise RequestError(f"{name}={value!r} does not work; use {allowed}")
+        fault = "is out of range" if isinstance(value, (int, float)) else "does not work"
+        raise RequestError(f"{name}={value!r} {fault}; use {allowed}")

@@ -37,7 +37,7 @@ def test_a_piped_conversation_remembers_until_it_is_ended():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--top_p", "1.5", "--prompt", "hi"], "error: top_p=1.5 is out of range; use in (0, 1]"),
+    (["--top_p", "1.5", "--prompt", "hi"], "error: top_p=1.5 is out of range; use a number in (0, 1]"),
     (["--session-len", "0", "--prompt", "hi"], "error: session_len=0 is too small"),
     (["--tp", "3", "--prompt", "hi"], "error: tp=3 does not divide kv_head_num=2"),
     (["--sesion_len", "5"], "No such option"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backend.errors import RequestError
 from backend.requests import FinishReason, GenerateOutput, SamplingParams
 from backend.text.front_end import Answer
 
@@ -29,10 +27,3 @@ def test_kept_tokens_are_shown_text_and_no_part_of_a_character(tokenizer, before
     assert output.finish_reason is FinishReason.STOP
     assert shown == tokenizer.decode(ids).partition(stop)[0]
     assert shown.startswith(tokenizer.decode(ids[:answer.num_kept_tokens]))
-
-
-@pytest.mark.parametrize("wrong", [{"stop": "END"}, {"bad_words": "fox"}])
-def test_one_text_in_the_place_of_several_is_refused(wrong):
-    """It would be taken letter by letter: an answer would end at the first E."""
-    with pytest.raises(RequestError, match="use a tuple of"):
-        SamplingParams(**wrong)
