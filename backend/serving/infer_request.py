@@ -16,7 +16,7 @@ from backend.serving.model_config import ModelSpec
 from backend.serving.model_repository import LoadedModel, ModelRepository
 from backend.serving.protocol_error import ProtocolError
 from backend.serving.served_model import InferContext
-from backend.serving.tensors import DATATYPES, TensorSpec, decode_raw, decode_typed
+from backend.serving.tensors import DTYPES, TensorSpec, decode_raw, decode_typed
 
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 # A shape that numpy could not hold is refused before any arithmetic with it.
@@ -172,7 +172,7 @@ def _check_batch(spec: ModelSpec, tensors, prefix: str) -> None:
 
 def _check_tensor(spec: ModelSpec, declared: TensorSpec, datatype: str, shape: tuple[int, ...], prefix: str) -> None:
     if datatype != declared.datatype:
-        shown = datatype if datatype in DATATYPES else "<invalid>"
+        shown = datatype if datatype in DTYPES else "<invalid>"
         raise _invalid(f"{prefix}inference input '{declared.name}' data-type is '{shown}', but model '{spec.name}' "
                        f"expects '{declared.datatype}'")
     if any(size < 0 for size in shape):

@@ -6,8 +6,6 @@ Used by backend.serve."""
 from __future__ import annotations
 
 import functools
-import hmac
-from dataclasses import dataclass
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -19,29 +17,19 @@ from backend.serving.infer_stream import InferStream
 from backend.serving.inference import Inference, only_response
 from backend.serving.model_repository import LOAD_REFUSAL, SHARED_MEMORY_REFUSAL, ModelRepository
 from backend.serving.protocol_error import ProtocolError, wire_status
+from backend.serving.server_options import KEY_REFUSAL, ServerOptions
 
+# Probes of a container platform carry no key.
+_OPEN_METHODS = frozenset({"/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady",
+                           "/grpc.health.v1.Health/Check"})
 _STOPPED_S = 1.0  # for what gRPC itself has to finish after the last answer
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcOptions:
-    """How the gRPC server listens.
-
-    api_key             each call has to carry it as `authorization: Bearer KEY`; None: no key
-    tls_key, tls_cert   PEM; both or neither"""
-
-    max_message_bytes: int = 64 * 2**20
-    max_concurrent_streams: int = 1024
-    api_key: str | None = None
-    tls_key: bytes | None = None
-    tls_cert: bytes | None = None
 
 
 class GrpcServer:
     """The embedded server. `start` and `stop` are called once each, on the event loop that serves."""
 
-    def __init__(self, repository: ModelRepository, options: GrpcOptions | None = None):
-        self._options = options or GrpcOptions()
+    def __init__(self, repository: ModelRepository, options: ServerOptions | None = None):
+        self._options = options or ServerOptions()
         self._inference = Inference("GRPC")
         self._repository = repository
         self._server: grpc.aio.Server | None = None
@@ -50,7 +38,7 @@ class GrpcServer:
         """Listens and returns the port, which port 0 leaves to the system. Raises ConfigError where it is taken."""
         options = self._options
         server = grpc.aio.server(
-            interceptors=[_ApiKey(options.api_key)] if options.api_key else [],
+            interceptors=[_ApiKey(options)] if options.api_key else [],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
@@ -63,8 +51,8 @@ class GrpcServer:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if options.tls_key and options.tls_cert:
-                credentials = grpc.ssl_server_credentials([(options.tls_key, options.tls_cert)])
-                bound_port = server.add_secure_port(address, credentials)
+                pair = (options.tls_key.read_bytes(), options.tls_cert.read_bytes())
+                bound_port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
             else:
                 bound_port = server.add_insecure_port(address)
         except RuntimeError:
@@ -185,20 +173,15 @@ def _health_handler(repository: ModelRepository, inference: Inference) -> grpc.G
 class _ApiKey(grpc.aio.ServerInterceptor):
     """Refuses each call that does not carry the key."""
 
-    def __init__(self, api_key: str):
-        self._expected = f"Bearer {api_key}".encode()
+    def __init__(self, options: ServerOptions):
+        self._options = options
 
     async def intercept_service(self, continuation, handler_call_details):
-        for key, value in handler_call_details.invocation_metadata:
-            if key == "authorization" and hmac.compare_digest(_as_bytes(value), self._expected):
-                return await continuation(handler_call_details)
+        authorization = dict(handler_call_details.invocation_metadata or ()).get("authorization")
+        if handler_call_details.method in _OPEN_METHODS or self._options.lets_in(authorization):
+            return await continuation(handler_call_details)
         return grpc.stream_stream_rpc_method_handler(self._refuse)
 
     @staticmethod
     async def _refuse(request_iterator, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the call needs metadata authorization: Bearer KEY with "
-                            "this server's API key")
-
-
-def _as_bytes(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode()
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, KEY_REFUSAL)

@@ -1,13 +1,13 @@
 """Tensors: one tensor between the wire and numpy, checked against its declaration.
 
 Raw contents are little-endian, C order; BYTES elements carry a 4-byte length each. Texts of errors are those of Triton
-Inference Server. Used by infer_request.py (decode) and infer_response.py (encode)."""
+Inference Server. Used by infer_request.py (decode), infer_response.py (encode) and http_tensors.py."""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ _TYPES: dict[str, tuple[str, np.dtype, str | None]] = {
     "FP64": ("FP64", np.dtype("<f8"), "fp64_contents"),
     "STRING": ("BYTES", np.dtype(object), "bytes_contents"),
 }
-DATATYPES = frozenset(datatype for datatype, _, _ in _TYPES.values()) | {"BF16"}
+DTYPES = {datatype: dtype for datatype, dtype, _ in _TYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,12 @@ def encode(spec: TensorSpec, array: np.ndarray) -> bytes:
     if array.size == 1:
         text = array.item()
         return _LENGTH.pack(len(text)) + text
-    return b"".join(_LENGTH.pack(len(text)) + text for text in array.flat)
+    return encode_strings(array.flat)
+
+
+def encode_strings(texts: Iterable[bytes]) -> bytes:
+    """Raw contents of a BYTES tensor."""
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
 
 
 def _split_strings(spec: TensorSpec, count: int, raw: bytes, model: str, prefix: str) -> list[bytes]:

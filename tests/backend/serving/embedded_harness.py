@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.serving.kserve_grpc import GrpcOptions, GrpcServer
+from backend.serving.kserve_grpc import GrpcServer
+from backend.serving.kserve_http import HttpServer
 from backend.serving.model_repository import ModelRepository
 from backend.serving.served_model import ServedModel
+from backend.serving.server_options import ServerOptions
 
 
 @dataclass(slots=True)
@@ -22,7 +24,9 @@ class EmbeddedServer:
     """A server that answers; `run` executes a coroutine on its loop."""
 
     grpc: GrpcServer
+    http: HttpServer
     grpc_port: int
+    http_port: int
     loop: asyncio.AbstractEventLoop
     models: Mapping[str, ServedModel]
     is_ready: list[bool] = field(default_factory=lambda: [True])
@@ -30,6 +34,10 @@ class EmbeddedServer:
     @property
     def grpc_url(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
@@ -45,7 +53,7 @@ def write_configs(folder: Path, configs: Mapping[str, str]) -> Path:
 
 @contextlib.contextmanager
 def start_embedded(folder: Path, models: Mapping[str, ServedModel],
-                   options: GrpcOptions | None = None) -> Iterator[EmbeddedServer]:
+                   options: ServerOptions | None = None) -> Iterator[EmbeddedServer]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -56,14 +64,17 @@ def start_embedded(folder: Path, models: Mapping[str, ServedModel],
     is_ready = [True]
     repository = ModelRepository(models, folder, lambda: is_ready[0])
 
-    async def make() -> GrpcServer:
-        return GrpcServer(repository, options)
+    async def start() -> EmbeddedServer:
+        grpc, http = GrpcServer(repository, options), HttpServer(repository, options)
+        return EmbeddedServer(grpc, http, await grpc.start("127.0.0.1", 0), await http.start("127.0.0.1", 0), loop,
+                              models, is_ready)
 
-    server = run(make())
+    server = run(start())
     try:
-        yield EmbeddedServer(server, run(server.start("127.0.0.1", 0)), loop, models, is_ready)
+        yield server
     finally:
-        run(server.stop(grace_s=0))
+        run(server.grpc.stop(grace_s=0))
+        run(server.http.stop(grace_s=0))
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
