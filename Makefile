@@ -1,4 +1,4 @@
-# make demo: set up, convert the bundled checkpoint, hear a story.   make test: set up, run the whole suite on a CPU.
+# make demo: set up, convert the bundled checkpoint, serve it, talk to it.   make test: set up, run the whole suite, no GPU.
 # make help lists the rest. PYTHON=python3.12 picks an interpreter; the newest from 3.12 down to 3.10 is the default.
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
@@ -7,18 +7,17 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \
 VENV := .venv
 TRITON_VENV := .venv-triton
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-PROMPT ?= Tell me a story about a fox and a rabbit.
 
 .PHONY: demo test test-gpu lint bench chromium clean help
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace and stream a story from it
+demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace, serve it, and hold a short conversation with it
 	@$(VENV)/bin/convert internlm2 demo/checkpoint hf --dst_path ./workspace
-	@printf '\n> %s\n' '$(PROMPT)'
-	@$(VENV)/bin/python -m backend.chat internlm2 ./workspace --temperature 0 --prompt '$(PROMPT)'
-	@printf '%s\n' '' 'That was a workspace, converted and run on this machine. Next, after `source $(VENV)/bin/activate`:' \
-	'  python -m backend.chat internlm2 ./workspace             talk to it' \
-	'  python -m backend.show_prompt internlm2 ./workspace hi   see what a conversation becomes' \
+	@$(VENV)/bin/python -m demo.first_conversation ./workspace
+	@printf '%s\n' 'That was a workspace, converted and served on this machine. Next, after `source $(VENV)/bin/activate`:' \
+	'  bash workspace/service_docker_up.sh                      serve it; then, in another terminal:' \
+	'  python -m client localhost:33337 internlm2               talk to the service' \
+	'  python -m backend.chat internlm2 ./workspace             talk to it without a service' \
 	'  convert internlm2 /path/to/internlm2-chat-7b hf          convert a model of your own' \
 	'  make test                                                run the whole test suite'
 
@@ -50,7 +49,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { echo 'error: python has no venv module; on Debian: apt-get install python3-venv'; exit 1; }
 	@echo 'setting up $(VENV) (once; torch is the large part)'
 	@$(PIP) install --quiet -c constraints.txt torch==2.13.0
-	@$(PIP) install --quiet -c constraints.txt -e .
+	@$(PIP) install --quiet -c constraints.txt -e '.[serve,client]'
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

@@ -1,7 +1,7 @@
 """Tritonserver process: NVIDIA's Triton Inference Server as the service's server.
 
 Starts the `tritonserver` on this machine with a workspace's model repository, whose models reach the engine's process
-by the address in MILLRACE_ENGINE_ADDRESS. Used by backend/serve.py and so by the container of docker/Dockerfile.
+by the address in their environment. Used by backend/serve.py and so by the container of docker/Dockerfile.
 Imports no torch."""
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import urllib.request
 from pathlib import Path
 
 from backend.errors import ConfigError, MillraceError
+from backend.serving.engine_address import ENGINE_ADDRESS
 from backend.serving.service import Address
 
-ENGINE_ADDRESS = "MILLRACE_ENGINE_ADDRESS"
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
 _STUB_TIME_S = 5.0  # beyond the grace: tritonserver looks once a second, then ends its models' processes
