@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import tempfile
 
@@ -17,6 +16,7 @@ from backend.engine.engine_client import EngineClient
 from backend.engine.engine_process import run_engine_process
 from backend.errors import EngineDeadError
 from backend.model_source import ModelSource
+from backend.processes import start_process
 
 STOP_TIMEOUT_S = 10.0
 LAST_WORDS_S = 0.2  # how long words of a process that has ended may still be on their way
@@ -34,9 +34,7 @@ class AsyncEngine(EngineClient):
         self._source, self._config = source, config
 
     async def __aenter__(self) -> AsyncEngine:
-        self.process = multiprocessing.get_context("spawn").Process(
-            target=run_engine_process, args=(self._source, self._config, self.address), name="millrace-engine")
-        self.process.start()
+        self.process = start_process(run_engine_process, (self._source, self._config, self.address), "millrace-engine")
         self._exit_watch = asyncio.create_task(self._watch_process())
         try:
             await super().__aenter__()

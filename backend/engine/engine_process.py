@@ -16,7 +16,6 @@ from backend.config import EngineConfig
 from backend.engine.engine import Engine, start_engine
 from backend.engine.messages import Command, Event, Refusal, unlimited_queues
 from backend.errors import MillraceError, RequestError
-from backend.logs import configure_logging
 from backend.model_source import ModelSource
 from backend.requests import GenerateOutput
 
@@ -27,7 +26,6 @@ IDLE_POLL_MS = 500  # how soon an idle engine notices that its parent is gone
 
 def run_engine_process(source: ModelSource, config: EngineConfig, address: str) -> None:
     """Entry point of the process: start the engine, serve `address` until told to stop or until the parent is gone."""
-    configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front end, which then says stop
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         unlimited_queues(router)

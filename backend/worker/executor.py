@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from backend.config import EngineConfig
+from backend.config import EngineConfig, check_engine
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError
 from backend.model_source import ModelSource
@@ -50,6 +50,7 @@ def start_executor(source: ModelSource, engine: EngineConfig) -> Executor:
 
     Raises CapacityError where it does not fit, ConfigError or CheckpointError where the model cannot be run like this,
     EngineDeadError where a rank dies."""
+    check_engine(source.model, engine)  # before any rank starts
     # On CUDA the host prepares one step while the device works on another; on the CPU both are the same cores.
     max_in_flight = 2 if resolve_device(engine).type == "cuda" else 1
     executor = LocalExecutor if engine.tp == 1 else ProcessExecutor

@@ -5,12 +5,12 @@ others are killed; nothing hangs, because every wait watches every process. Used
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import Pipe, connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from backend.config import EngineConfig
 from backend.errors import ConfigError, EngineDeadError, MillraceError
 from backend.model_source import ModelSource
+from backend.processes import start_process
 from backend.steps import StepPlan, StepResult
 from backend.worker.device import resolve_device
 from backend.worker.rank_process import RankFailure, RankStart, run_rank
@@ -34,13 +35,12 @@ class ProcessExecutor:
         self.max_in_flight = max_in_flight
         self._failure: MillraceError | None = None
         self._pipes: list[connection.Connection] = []
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[BaseProcess] = []
         self._folder = tempfile.TemporaryDirectory(prefix="millrace-")  # NCCL's monitor reads the rendezvous to the end
-        context = multiprocessing.get_context("spawn")
         try:
             rendezvous = str(Path(self._folder.name) / "rendezvous")
             for rank in range(engine.tp):
-                self._start_rank(context, RankStart(source, engine, rank, rendezvous))
+                self._start_rank(RankStart(source, engine, rank, rendezvous))
             self._gather(limit_s=CONNECT_LIMIT_S)
             self.num_blocks = min(self._gather())
             self._broadcast(self.num_blocks)
@@ -78,10 +78,9 @@ class ProcessExecutor:
         self._pipes, self._processes = [], []
         self._folder.cleanup()
 
-    def _start_rank(self, context: multiprocessing.context.SpawnContext, start: RankStart) -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_rank, args=(start, theirs), daemon=True, name=f"rank-{start.rank}")
-        process.start()
+    def _start_rank(self, start: RankStart) -> None:
+        ours, theirs = Pipe()
+        process = start_process(run_rank, (start, theirs), f"rank-{start.rank}", daemon=True)
         theirs.close()  # so that the rank's death closes the pipe
         self._pipes.append(ours)
         self._processes.append(process)

@@ -22,7 +22,6 @@ import torch.distributed as dist
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
-from backend.logs import configure_logging
 from backend.model_source import ModelSource
 from backend.worker.device import resolve_device
 from backend.worker.model_runner import RunningStep
@@ -52,7 +51,6 @@ class RankFailure:
 
 def run_rank(start: RankStart, pipe: connection.Connection) -> None:
     """The body of a rank's process; ends when the parent closes its end of the pipe."""
-    configure_logging()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may only want to stop an answer
     threading.Thread(target=_die_with_parent, daemon=True).start()
     reports = _Reports(start.rank, pipe)

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from backend.config import EngineConfig, check_engine
+from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
 from backend.memory_plan import MemoryPlan, plan_memory
@@ -39,7 +39,6 @@ class Worker:
         self.dtype = resolve_dtype(engine, source.model, self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        check_engine(source.model, engine)
         plan = self._plan_memory(weights_loaded=False)
         if tp.rank == 0:
             logger.info("%s on %s%s: %s", source.model.model_name, self.device, f" x {tp.size}" * (tp.size > 1), plan)

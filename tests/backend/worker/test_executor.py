@@ -98,9 +98,8 @@ def test_a_rank_that_raises_ends_the_engine_with_its_own_line() -> None:
 def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """The starter is killed, so nothing can be closed in order."""
     script = ("from tests.backend.worker.test_executor import *\n"
-              "if __name__ == '__main__':\n"
-              "    executor = start(tiny_source(tp=2)); print(*executor.pids, flush=True)\n"
-              "    import time; time.sleep(600)\n")
+              "executor = start(tiny_source(tp=2)); print(*executor.pids, flush=True)\n"
+              "import time; time.sleep(600)\n")
     starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
                                env=os.environ | {"TMPDIR": str(tmp_path)})
     ranks = [psutil.Process(int(pid)) for pid in starter.stdout.readline().split()]
@@ -108,6 +107,24 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     starter.wait()
     assert len(ranks) == 2
     assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('the script runs')\n"
+                      "from tests.backend.worker.test_executor import *\n"
+                      "executor = start(tiny_source(tp=2))\n"
+                      "print(len(executor.pids), 'ranks')\n"
+                      "executor.close()\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])})
+    assert done.stdout == "the script runs\n2 ranks\n"
+
+
+def test_a_number_of_ranks_that_does_not_work_is_refused_before_any_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_executor, "start_process", None)
+    with pytest.raises(ConfigError, match="tp=3 does not divide"):
+        start(tiny_source(tp=3))
 
 
 @dataclass(frozen=True)
