@@ -4,6 +4,9 @@ Used by worker.py."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,5 +20,12 @@ def allocate_kv_cache(model: ModelConfig, engine: EngineConfig, num_blocks: int,
     The last block is a dummy: padding rows write there, so that slot arithmetic needs no exception. Zeros rather than
     whatever was there, because a masked score times a NaN would still be NaN."""
     shape = (num_blocks + 1, engine.block_size, model.num_kv_heads // engine.tp, model.head_dim)
-    return [(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(model.num_layers)]
+    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(model.num_layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the CPU, pages that take no memory until they are written: torch.zeros would write them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)  # calloc
+    return torch.from_numpy(pages).view(dtype).view(shape)
