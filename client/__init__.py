@@ -19,8 +19,8 @@ from client.errors import (
     SessionLostError,
 )
 from client.session import Answer, Session
-from client.wire import Increment
+from client.wire import Increment, Sampling
 
 __all__ = ["Answer", "AsyncChatClient", "AsyncSession", "ChatClient", "ChatError", "DeadlineError", "Increment",
-           "RequestRefusedError", "ServerAwayError", "ServerFailedError", "ServerInfo", "Session", "SessionFullError",
+           "RequestRefusedError", "Sampling", "ServerAwayError", "ServerFailedError", "ServerInfo", "Session", "SessionFullError",
            "SessionLostError", "Tls"]

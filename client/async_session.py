@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from client.connection import AsyncConnection
 from client.conversation import Conversation
-from client.errors import ChatError, RequestRefusedError, ServerFailedError, SessionLostError
+from client.errors import ChatError, HistoryNeededError, RequestRefusedError, ServerFailedError, SessionLostError
 from client.session import STOP_RETRY_S, Answer, RunningTurn
 from client.wire import Increment, sampling_inputs
 
@@ -46,10 +46,8 @@ class AsyncSession:
         """As Session.stream. A loop that is left early stops the answer when the generator is closed, which asyncio
         does on its own but late: use contextlib.aclosing to have it at once."""
         with self._turn() as turn:
-            inputs = {**turn.conversation.next_inputs(text, system), **sampling_inputs(sampling), "CORRID": self.id}
-            self._is_on_server = True
             answer, last = "", None
-            async with aclosing(self._connection.infer(inputs)) as parts:
+            async with aclosing(self._parts(turn.conversation, text, system, sampling)) as parts:
                 async for part in parts:
                     turn.has_begun = True
                     answer, last = answer + part.text, part
@@ -80,7 +78,7 @@ class AsyncSession:
     def resume(self) -> None:
         """As Session.resume."""
         with self._turn() as turn:
-            turn.conversation.num_tokens = None
+            turn.conversation.begin_anew()
 
     def undo(self) -> str:
         """As Session.undo."""
@@ -97,6 +95,22 @@ class AsyncSession:
         if self._is_on_server:
             self._is_on_server = False
             await self._interrupt({"CORRID": self.id, "STOP": 1, "END": 1})
+
+    async def _parts(self, conversation: Conversation, text: str, system: str | None,
+                     sampling: Sampling) -> AsyncGenerator[Increment, None]:
+        options = {**sampling_inputs(sampling), "CORRID": self.id}
+        try:
+            inputs = {**conversation.next_inputs(text, system), **options}
+            self._is_on_server = True
+            async with aclosing(self._connection.infer(inputs)) as parts:
+                async for part in parts:
+                    yield part
+        except HistoryNeededError:
+            conversation.tells_all = True
+            inputs = {**conversation.next_inputs(text, system), **options}
+            async with aclosing(self._connection.infer(inputs)) as parts:
+                async for part in parts:
+                    yield part
 
     async def _interrupt(self, inputs: dict[str, int]) -> None:
         turn = self._running

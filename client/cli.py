@@ -5,6 +5,7 @@ A loop around one Session; a session that the server has lost is resumed unasked
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -50,24 +51,28 @@ def main(address: str, model_name: str | None, session_id: int | None, prompt: s
         if model_name and served and model_name != served:
             click.echo(f"(this server's model is {served}, not {model_name})", err=True)
         conversation = _Conversation(client.session(session_id), system, Sampling(**sampling))
-        if prompt is not None:
-            try:
+        try:
+            if prompt is not None:
                 conversation.answer(prompt)
-            finally:
+            else:
+                _talk(conversation)
+        finally:
+            with suppress(ChatError):  # a server that is away forgets by itself
                 conversation.end()
+
+
+def _talk(conversation: _Conversation) -> None:
+    for message in messages():
+        if message == "exit":
             return
-        for message in messages():
-            if message == "exit":
-                break
-            try:
-                if message == "end":
-                    conversation.end()
-                    click.echo("(the conversation is forgotten)")
-                elif message:
-                    conversation.answer(message)
-            except ChatError as error:
-                click.echo(f"error: {error}", err=True)
-        conversation.end()
+        try:
+            if message == "end":
+                conversation.end()
+                click.echo("(the conversation is forgotten)")
+            elif message:
+                conversation.answer(message)
+        except ChatError as error:
+            click.echo(f"error: {error}", err=True)
 
 
 class _Conversation:

@@ -7,7 +7,7 @@ one taken back, leaves no trace, and a server that lost the session says so inst
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from client.errors import RequestRefusedError
@@ -24,12 +24,16 @@ class Turn:
 
 
 class Conversation:
-    """One session's turns. `num_tokens` is what the server holds of them; None: it has to be given everything."""
+    """One session's turns.
+
+    num_tokens  what the server holds of them; None: unknown, so the next turn tells it everything
+    tells_all   each turn does, because the model's template wants it"""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
         self.system: str | None = None
         self.num_tokens: int | None = None
+        self.tells_all = False
 
     def next_inputs(self, question: str, system: str | None) -> dict[str, Any]:
         """The tensors with which the server can answer the question.
@@ -40,13 +44,13 @@ class Conversation:
                                       "end() it first")
         if not self.turns:
             self.system = system if system is not None else self.system
-        if self.turns and self.num_tokens is not None:
+        if self.turns and self.num_tokens is not None and not self.tells_all:
             return {"PROMPT": question, "START": 0, "STEP": self.num_tokens}
         return {"MESSAGES": json.dumps(self._messages(question), ensure_ascii=False), "START": 1}
 
     def record(self, question: str, answer: str, last: Increment) -> None:
         """Takes up a turn that the server ended with this increment."""
-        self.turns.append(Turn(question, answer, self.num_tokens if self.turns else None))
+        self.turns.append(Turn(question, answer, self.num_tokens))
         self.num_tokens = last.num_session_tokens
 
     def undo(self) -> str:
@@ -54,8 +58,13 @@ class Conversation:
         if not self.turns:
             raise RequestRefusedError("the conversation has no turn to take back")
         turn = self.turns.pop()
-        self.num_tokens = turn.num_tokens_before
+        self.num_tokens = turn.num_tokens_before  # None for the first turn
         return turn.question
+
+    def begin_anew(self) -> None:
+        """What the server held is gone, or counts no more: the next turn tells it everything."""
+        self.num_tokens = None
+        self.turns = [replace(turn, num_tokens_before=None) for turn in self.turns]
 
     def _messages(self, question: str) -> list[dict[str, str]]:
         messages = [{"role": "system", "content": self.system}] if self.system else []

@@ -1,7 +1,7 @@
 """What can go wrong in a chat with a server: one base, a child per cure, each with the server's own line.
 
-Owns the translation of gRPC codes and of the server's texts. A stream's own errors carry a text and no code, so the two
-errors of a session are known by their text. Used by all of client."""
+Owns the translation of gRPC codes and of the server's texts. INVALID_ARGUMENT is one code for many cures, and an error
+inside a stream has no code at all, so a session's errors are known by their text. Used by all of client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ChatError(Exception):
 
 
 class ServerAwayError(ChatError):
-    """Nobody answers at the address, or the server is going down. The next turn tries again by itself."""
+    """Nobody answers at the address, or the server cannot serve now. The next turn tries again by itself."""
 
 
 class ServerFailedError(ChatError):
@@ -48,9 +48,16 @@ class SessionFullError(ChatError):
     status = StatusCode.SESSION_OUT_OF_LIMIT
 
 
+class HistoryNeededError(RequestRefusedError):
+    """The model's chat template rewrites earlier turns, so a session's next turn has to bring them.
+
+    The sessions do that by themselves; no caller meets this."""
+
+
 # A session that is unknown, or that holds fewer tokens than this client saw it hold.
 _LOST = re.compile(r"session \d+ (is not known|holds )")
 _FULL = re.compile(r"exceed session_len=\d+")
+_REWRITES = re.compile(r"rewrites earlier turns")
 
 
 def error_of_line(line: str) -> ChatError:
@@ -59,6 +66,8 @@ def error_of_line(line: str) -> ChatError:
         return SessionLostError(line)
     if _FULL.search(line):
         return SessionFullError(line)
+    if _REWRITES.search(line):
+        return HistoryNeededError(line)
     return RequestRefusedError(line)
 
 
@@ -66,7 +75,7 @@ def error_of_call(error: grpc.RpcError, address: str) -> ChatError:
     """The error that a failed gRPC call to `address` means."""
     code, line = error.code(), error.details() or "no reason given"
     if code is grpc.StatusCode.UNAVAILABLE:
-        return ServerAwayError(f"{address} does not answer ({line}); check the address, or start the server")
+        return ServerAwayError(f"{address} is not available ({line}); check the address, start the server, or wait")
     if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return DeadlineError(f"{address} did not answer in time ({line}); allow a longer timeout_s")
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from client.connection import Connection
 from client.conversation import Conversation
-from client.errors import ChatError, RequestRefusedError, ServerFailedError, SessionLostError
+from client.errors import ChatError, HistoryNeededError, RequestRefusedError, ServerFailedError, SessionLostError
 from client.wire import Increment, sampling_inputs
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ class Session:
         RequestRefusedError, also while another turn runs. After an error the turn has left no trace; it may be asked
         again."""
         with self._turn() as turn:
-            inputs = {**turn.conversation.next_inputs(text, system), **sampling_inputs(sampling), "CORRID": self.id}
-            self._is_on_server = True
             answer, last = "", None
-            with closing(self._connection.infer(inputs)) as parts:
+            with closing(self._parts(turn.conversation, text, system, sampling)) as parts:
                 for part in parts:
                     turn.has_begun = True
                     answer, last = answer + part.text, part
@@ -118,7 +116,7 @@ class Session:
         """The cure of SessionLostError: the next turn brings the whole conversation with it, and the server's session
         is begun anew. Costs nothing now and the computing of the history then."""
         with self._turn() as turn:
-            turn.conversation.num_tokens = None
+            turn.conversation.begin_anew()
 
     def undo(self) -> str:
         """Takes the last turn back, here at once and on the server with the next turn. Returns its question."""
@@ -126,7 +124,7 @@ class Session:
             return turn.conversation.undo()
 
     def retry(self, **sampling: Unpack[Sampling]) -> Generator[Increment, None, None]:
-        """Takes the last turn back and asks its question again, as stream()."""
+        """Takes the last turn back, at once, and asks its question again, as stream()."""
         return self.stream(self.undo(), **sampling)
 
     def end(self) -> None:
@@ -137,6 +135,18 @@ class Session:
         if self._is_on_server:
             self._is_on_server = False
             self._interrupt({"CORRID": self.id, "STOP": 1, "END": 1})
+
+    def _parts(self, conversation: Conversation, text: str, system: str | None,
+               sampling: Sampling) -> Generator[Increment, None, None]:
+        """The increments, from a second request where the server needs the whole conversation for them."""
+        options = {**sampling_inputs(sampling), "CORRID": self.id}
+        try:
+            inputs = {**conversation.next_inputs(text, system), **options}
+            self._is_on_server = True
+            yield from self._connection.infer(inputs)
+        except HistoryNeededError:
+            conversation.tells_all = True
+            yield from self._connection.infer({**conversation.next_inputs(text, system), **options})
 
     def _interrupt(self, inputs: dict[str, int]) -> None:
         """Sends a STOP until it has surely met the running turn, if there is one: it can overtake the turn's request,

@@ -84,7 +84,7 @@ def sampling_inputs(sampling: Mapping[str, Any]) -> dict[str, Any]:
         if name not in Sampling.__annotations__:
             nearest = difflib.get_close_matches(name, Sampling.__annotations__, n=1)
             raise TypeError(f"unknown option {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
-        if value is not None and value != ():
+        if value is not None and value not in ((), []):
             inputs["STOP_WORDS" if name == "stop" else name.upper()] = value
     return inputs
 
