@@ -22,5 +22,5 @@ from client.session import Answer, Session
 from client.wire import Increment, Sampling
 
 __all__ = ["Answer", "AsyncChatClient", "AsyncSession", "ChatClient", "ChatError", "DeadlineError", "Increment",
-           "RequestRefusedError", "Sampling", "ServerAwayError", "ServerFailedError", "ServerInfo", "Session", "SessionFullError",
-           "SessionLostError", "Tls"]
+           "RequestRefusedError", "Sampling", "ServerAwayError", "ServerFailedError", "ServerInfo", "Session",
+           "SessionFullError", "SessionLostError", "Tls"]
