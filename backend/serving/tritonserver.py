@@ -10,14 +10,14 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from backend.errors import MillraceError, RequestError
+from backend.errors import DeadlineError, MillraceError, RequestError
 from backend.serving.served_model import InferContext, ServedModel, status_of
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class TritonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self._required = [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
+        self._num_inputs = len(config["input"])
         self._is_decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self._opened = AsyncExitStack()
         self._loop = asyncio.new_event_loop()
@@ -68,25 +69,35 @@ class TritonModel:
     async def _answer(self, request: Any, sender: Any) -> None:
         # An error always carries the final flag: the server crashes on one without it if the stream asked for
         # `triton_grpc_error`, and a request that never gets the flag stays open for ever.
-        last, context = None, _context(request)
+        context = _context(request)
         try:
-            async with aclosing(self._model.infer(self._inputs(request), context)) as responses:
-                async for tensors in responses:
-                    last = _response(tensors, context)
-                    if self._is_decoupled:
-                        sender.send(last)
-                        last = None
+            last = await asyncio.wait_for(self._respond(request, sender, context), context.timeout_s)
+        except asyncio.TimeoutError:  # the built-in TimeoutError only from Python 3.11 on
+            last = _failure(DeadlineError(f"the answer was not complete within the request's timeout of "
+                                          f"{context.timeout_s:g} s"))
         except asyncio.CancelledError:
             last = _error_response("the request was cancelled", "CANCELLED")
         except MillraceError as error:
-            last = _error_response(str(error), status_of(error)[1])
+            last = _failure(error)
         except Exception as error:
-            logger.exception("a request failed")
-            last = _error_response(f"{type(error).__name__}: {error}", "INTERNAL")
+            logger.exception("model '%s' failed on request '%s'", self._model.name, context.request_id)
+            reason = (str(error).splitlines() or [""])[0]
+            last = _error_response(f"{type(error).__name__}: {reason}", "INTERNAL")
         if last is None:
             sender.send(flags=FINAL)
         else:
             sender.send(last, flags=FINAL)
+
+    async def _respond(self, request: Any, sender: Any, context: InferContext) -> Any:
+        """Sends the responses of a decoupled model; the one of another model is returned, to go with the final flag."""
+        async with aclosing(self._model.infer(self._inputs(request), context)) as responses:
+            async for tensors in responses:
+                response = pb_utils.InferenceResponse([
+                    pb_utils.Tensor(name, value) for name, value in tensors.items() if context.wants(name)])
+                if not self._is_decoupled:
+                    return response
+                sender.send(response)
+        return None if self._is_decoupled else _error_response("the model gave no response", "INTERNAL")
 
     def _inputs(self, request: Any) -> dict[str, np.ndarray]:
         """The request's tensors. The server counts inputs but does not look which ones are there; we do.
@@ -95,8 +106,12 @@ class TritonModel:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         missing = [name for name in self._required if name not in inputs]
         if missing:
-            raise RequestError(f"expected inputs {self._required} but got {sorted(inputs)}: missing required input(s) "
-                               f"{missing}. Please provide all required input(s).")
+            fewest, most = len(self._required), self._num_inputs
+            raise RequestError(
+                f"[request id: {request.request_id() or '<id_unknown>'}] expected number of inputs "
+                f"{most if fewest == most else f'between {fewest} and {most}'} but got {len(inputs)} inputs for model "
+                f"'{self._model.name}'. Got input(s) {_quoted(inputs)}, but missing required input(s) "
+                f"{_quoted(missing)}. Please provide all required input(s).")
         return inputs
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -110,9 +125,12 @@ def _context(request: Any) -> InferContext:
     return InferContext(request.request_id(), timeout_s, frozenset(request.requested_output_names()))
 
 
-def _response(tensors: dict[str, np.ndarray], context: InferContext) -> Any:
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()
-                                       if context.wants(name)])
+def _quoted(names: Iterable[str]) -> str:
+    return "[" + ",".join(f"'{name}'" for name in names) + "]"
+
+
+def _failure(error: MillraceError) -> Any:
+    return _error_response(str(error), status_of(error)[1])
 
 
 def _error_response(message: str, code: str) -> Any:
