@@ -17,11 +17,20 @@ from typing import Any
 
 import tomli
 
+from backend.config_faults import explain_syntax
 from backend.errors import ConfigError
 
 FORMAT_VERSION = 1
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # weight_type in config.ini → torch's name
+DTYPE_SPELLINGS = (*DTYPES, *DTYPES.values())
 ROPE_SCALING_TYPES = ("none", "linear", "dynamic", "llama3")
+
+
+def dtype_name(spelling: str) -> str:
+    """torch's name of a dtype in either spelling, fp16 or float16. Raises ConfigError for one that is neither."""
+    if spelling not in DTYPE_SPELLINGS:
+        raise ConfigError(f"dtype={spelling!r} is not supported; use one of {', '.join(DTYPE_SPELLINGS)}")
+    return DTYPES.get(spelling, spelling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +92,7 @@ class ModelConfig:
                 raise ConfigError(f"{key}={getattr(self, name)} is too small; use at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"head_num={self.num_heads} is not a multiple of kv_head_num={self.num_kv_heads}")
-        if self.dtype not in DTYPES.values():
-            raise ConfigError(f"dtype={self.dtype!r} is not supported; use one of {', '.join(DTYPES.values())}")
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +135,8 @@ class EngineConfig:
                               "use a share in (0, 1) of the free memory, or a whole number >= 1 of KV blocks")
         if self.quant_policy != 0:
             raise ConfigError(f"quant_policy={self.quant_policy} is not supported yet; use 0")
-        if self.dtype != "auto" and self.dtype not in DTYPES.values():
-            raise ConfigError(f"dtype={self.dtype!r} is not supported; use auto or one of {', '.join(DTYPES.values())}")
+        if self.dtype != "auto":
+            object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
     def with_options(self, options: Mapping[str, Any]) -> EngineConfig:
         """A copy with the options that are not None. Raises ConfigError for a name that does not exist."""
@@ -197,28 +205,49 @@ _KEYS: dict[str, tuple[str, str]] = {
     "tp": ("engine", "tp"),
 }
 _ALIASES = {"tensor_para_size": "tp"}
+# The engine's keys as config.ini explains them.
+_ENGINE_MEANINGS = {
+    "session_len": "longest prompt + answer of one conversation, tokens",
+    "max_batch_size": "sequences that run at the same time",
+    "max_prefill_token_num": "prompt tokens computed in one step; longer prompts are cut into chunks",
+    "cache_max_entry_count": "KV cache: share in (0, 1) of the memory free after the weights, or a number of blocks",
+    "cache_block_seq_len": "tokens per KV block",
+    "enable_prefix_caching": "1: prompts that begin alike share their KV",
+    "use_context_fmha": "1: fused prefill attention; 0: plain, slower",
+    "quant_policy": "KV cache format; 0: as the model, the only one yet",
+    "max_queued": "requests that may wait; one more is refused",
+    "session_ttl_s": "seconds after which an idle conversation is forgotten",
+    "tp": "GPUs that share the model",
+}
 _WEIGHT_TYPES = {name: key for key, name in DTYPES.items()}
 
 
 def render_config(model: ModelConfig, engine: EngineConfig) -> str:
     """The text of config.ini. Values that a file does not hold (device, dtype) stay the start's own choice."""
     holders = {"model": model, "rope": model.rope, "engine": engine}
-    lines = ["[llama]", f"format_version = {FORMAT_VERSION}"]
-    for key, (holder, field) in _KEYS.items():
-        value = getattr(holders[holder], field)
-        if value is None:
-            continue
-        lines.append(f"{key} = {_to_toml(key, value)}")
-    return "\n".join(lines) + "\n"
+    values = {key: getattr(holders[holder], field) for key, (holder, field) in _KEYS.items()}
+    lines = {key: f"{key} = {_to_toml(key, value)}" for key, value in values.items() if value is not None}
+    width = max(len(lines[key]) for key in _ENGINE_MEANINGS)
+    return "\n".join([
+        "[llama]",
+        "# What the checkpoint is: do not edit.",
+        f"format_version = {FORMAT_VERSION}",
+        *(line for key, line in lines.items() if key not in _ENGINE_MEANINGS),
+        "",
+        "# How it is run: edit freely; it holds from the next start on.",
+        *(f"{lines[key]:{width}}  # {meaning}" for key, meaning in _ENGINE_MEANINGS.items()),
+    ]) + "\n"
 
 
 def read_config(path: Path) -> tuple[ModelConfig, EngineConfig]:
     """Parses config.ini. Raises ConfigError, naming file and key, for anything that is not exactly right."""
     try:
-        document = tomli.loads(path.read_text(encoding="utf-8"))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML ({error}); an original LMDeploy workspace has to be "
-                          "converted again from its checkpoint: convert MODEL_NAME MODEL_PATH") from None
+        text = path.read_text(encoding="utf-8")
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(explain_syntax(path, text, error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error}); save it as UTF-8, or convert again") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if set(document) != {"llama"} or not isinstance(document["llama"], dict):
@@ -281,12 +310,12 @@ def _from_toml(path: Path, key: str, value: Any) -> Any:
         return (value,)
     if key == "end_id" and isinstance(value, list) and all(isinstance(item, int) for item in value):
         return tuple(value)
-    if key == "weight_type" and value in DTYPES:
-        return DTYPES[value]
+    if key == "weight_type" and value in DTYPE_SPELLINGS:
+        return dtype_name(value)
     if key in ("model_name", "rope_scaling_type") and isinstance(value, str):
         return value
     wanted = ("0 or 1" if field in _FLAGS else "an integer" if field in _INTEGERS else "a number" if field in _FLOATS
-              else f"one of {', '.join(DTYPES)}" if key == "weight_type" else "a quoted string")
+              else f"one of {', '.join(DTYPE_SPELLINGS)}" if key == "weight_type" else "a quoted string")
     raise ConfigError(f"{path}: {key} = {value!r} does not work; it needs {wanted}")
 
 

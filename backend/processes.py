@@ -1,7 +1,7 @@
 """Processes: how the ranks and the engine's process are started, wherever LLM is used.
 
 Spawned, because CUDA does not survive a fork, but without importing the user's script again: what runs here is ours
-alone, so a script needs no `if __name__ == "__main__"`. Used by worker/process_executor.py and engine/async_engine.py."""
+alone, so a script needs no `if __name__ == "__main__"`. Used by worker/process_executor.py, engine/async_engine.py."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
-from backend.config import DTYPES
+from backend.config import DTYPE_SPELLINGS
 from converter.convert import FORMATS, Conversion, convert_checkpoint
 
 EXAMPLES = """
@@ -31,7 +31,7 @@ Examples:
               help="Folder to write; a workspace that is there is replaced.")
 @click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tensor parallel ranks; can be changed later in config.ini.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Weights' dtype.  [default: the checkpoint's]")
+@click.option("--dtype", type=click.Choice(DTYPE_SPELLINGS), help="Weights' dtype.  [default: the checkpoint's]")
 @click.option("--quant_policy", type=int, default=0, show_default=True, help="KV cache format.")
 @click.option("--use_context_fmha", type=click.IntRange(0, 1), default=1, show_default=True,
               help="1: fused prefill attention; 0: plain.")

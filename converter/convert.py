@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from backend.config import DTYPES, EngineConfig, ModelConfig, check_engine
+from backend.config import EngineConfig, ModelConfig, check_engine, dtype_name
 from backend.errors import CheckpointError, TokenizerError
 from backend.workspace import TOKENIZER
 from converter.canonical import canonicalise
@@ -42,14 +42,14 @@ def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "h
                        show_progress: bool = False) -> Conversion:
     """Writes the workspace `dst_path`, replacing a workspace that is there.
 
-    dtype           fp16, bf16 or fp32; None keeps the checkpoint's
+    dtype           fp16, bf16 or fp32, or torch's names of them; None keeps the checkpoint's
     tokenizer_path  a tokenizer's file or folder; None: the checkpoint's own
     force           also replace a destination that is no workspace
     Raises MillraceError, and then leaves the destination as it was."""
     started = time.perf_counter()
     check_destination(dst_path, model_path, force)
     checkpoint = _open(model_path, model_format)
-    canonical = canonicalise(checkpoint, model_name, DTYPES[dtype] if dtype else None)
+    canonical = canonicalise(checkpoint, model_name, dtype_name(dtype) if dtype else None)
     engine = default_engine(canonical.model).with_options({
         "tp": tp, "session_len": session_len, "quant_policy": quant_policy, "use_context_fmha": use_context_fmha})
     check_engine(canonical.model, engine)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Modules that everyone in backend may import; they import only one another.
-COMMON = {"backend.errors", "backend.config", "backend.requests", "backend.steps", "backend.forward_batch",
+COMMON = {"backend.errors", "backend.config", "backend.config_faults", "backend.requests", "backend.steps", "backend.forward_batch",
           "backend.distributed", "backend.workspace", "backend.model_source", "backend.memory_plan",
           "backend.tokenizer_files", "backend.chat_templates", "backend.command_line", "backend.logs",
           "backend.processes"}

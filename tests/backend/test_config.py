@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.config import EngineConfig, ModelConfig, RopeConfig, check_engine, read_config, render_config
+from backend.config import _KEYS, EngineConfig, ModelConfig, RopeConfig, check_engine, read_config, render_config
 from backend.errors import ConfigError
 
 MODEL = ModelConfig("internlm2", 100, 64, 2, 4, 2, 16, 128, 1e-5, RopeConfig(16, 1e6, "dynamic", 2.0), 2048, 1, (2, 5))
@@ -24,6 +24,31 @@ def test_config_is_read_back_as_it_was_written(tmp_path):
     assert read_config(written(tmp_path)) == (MODEL, ENGINE)
 
 
+def test_every_engine_key_is_explained_below_the_models_keys(tmp_path):
+    model, engine = written(tmp_path).read_text().split("\n\n")
+    assert all(" = " in line and "#" not in line for line in model.splitlines()[2:])
+    explained = [line.partition(" = ")[0] for line in engine.splitlines()[1:] if "  # " in line]
+    assert explained == [key for key, (holder, _) in _KEYS.items() if holder == "engine"]
+
+
+@pytest.mark.parametrize(("spelling", "name"), [("fp16", "float16"), ("bfloat16", "bfloat16"), ("fp32", "float32")])
+def test_a_dtype_may_be_spelt_either_way(tmp_path, spelling, name):
+    assert EngineConfig(session_len=8, dtype=spelling).dtype == name
+    assert dataclasses.replace(MODEL, dtype=spelling).dtype == name
+    changed = written(tmp_path, ('weight_type = "bf16"', f'weight_type = "{spelling}"'))
+    assert read_config(changed)[0].dtype == name
+
+
+@pytest.mark.parametrize("by", ["a key", "a file"])
+def test_an_original_lmdeploy_workspace_has_to_be_converted_again(tmp_path, by):
+    key = "step_length = 1\n" if by == "a key" else ""
+    (tmp_path / "config.ini").write_text(f"[llama]\nmodel_name = internlm\n{key}")
+    if by == "a file":
+        (tmp_path / "norm.weight").touch()
+    with pytest.raises(ConfigError, match="is from an original LMDeploy workspace; convert the checkpoint again"):
+        read_config(tmp_path / "config.ini")
+
+
 def test_tensor_para_size_is_tp(tmp_path):
     assert read_config(written(tmp_path, ("tp = 2", "tensor_para_size = 4")))[1].tp == 4
 
@@ -34,7 +59,9 @@ def test_integer_end_id_is_one_id(tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     (("head_num", "head_mun"), "unknown key 'head_mun'; did you mean 'head_num'"),
-    (('model_name = "internlm2"', "model_name = internlm2"), "is not valid TOML .* converted again"),
+    (('model_name = "internlm2"', "model_name = internlm2"),
+     r'line 4: put quotes around internlm2: model_name = "internlm2"$'),
+    (("tp = 2", "tp = 2 3"), "line 39: 'tp = 2 3 .*' is not valid TOML: Expected newline"),
     (("head_num = 4\n", ""), "missing head_num"),
     (("head_num = 4", 'head_num = "4"'), "head_num = '4' does not work; it needs an integer"),
     (("tp = 2", "tp = 0"), "tp=0 does not work; use an integer >= 1"),
@@ -47,7 +74,7 @@ def test_integer_end_id_is_one_id(tmp_path):
     (("format_version = 1", "format_version = 9"), "format_version=9"),
     (("kv_head_num = 2", "kv_head_num = 3"), "head_num=4 is not a multiple of kv_head_num=3"),
     (("[llama]", "[model]"), r"it needs exactly one, \[llama\]"),
-    (("weight_type = \"bf16\"", "weight_type = \"int3\""), "it needs one of fp16, bf16, fp32"),
+    (("weight_type = \"bf16\"", "weight_type = \"int3\""), "it needs one of fp16, bf16, fp32, float16"),
     (("cache_block_seq_len = 64", "cache_block_seq_len = 63"), "use a power of two"),
     (("cache_max_entry_count = 0.5", "cache_max_entry_count = 1.5"), "use a share in"),
 ])
