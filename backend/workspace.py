@@ -5,6 +5,7 @@ Imports no torch until a tensor is read."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,14 +45,19 @@ class Workspace:
 
     def __post_init__(self) -> None:
         if not (self.path / CONFIG).is_file():
-            raise WorkspaceError(f"{self.path} is no workspace: it has no {CONFIG}; "
-                                 f"make one with: convert MODEL_NAME MODEL_PATH --dst_path {self.path}")
+            raise WorkspaceError(f"{self.path} is no workspace: it has no {CONFIG}; make one with: "
+                                 f"convert MODEL_NAME MODEL_PATH --force --dst_path {shlex.quote(str(self.path))}")
         model, engine = read_config(self.path / CONFIG)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "engine", engine)
         for needed in (TOKENIZER / "tokenizer.json", *(WEIGHTS / name for name in weight_files(model.num_layers))):
             if not (self.path / needed).is_file():
                 raise WorkspaceError(f"workspace {self.path} is incomplete: {needed} is missing; convert again")
+        left_over = {file.name for file in self.weights_dir.glob("layers.*.safetensors")}
+        left_over -= set(weight_files(model.num_layers))
+        if left_over:
+            raise WorkspaceError(f"workspace {self.path} holds {min(left_over)}, but its config.ini says num_layer="
+                                 f"{model.num_layers}; correct num_layer, or convert again")
 
     @staticmethod
     def looks_like(folder: Path) -> bool:
