@@ -29,10 +29,13 @@ _SPARE_BYTES = 64 << 20  # tokenizer, template and file system overhead
 
 
 def check_destination(destination: Path, source: Path, force: bool) -> None:
-    """Raises WorkspaceError if writing the workspace would delete something that is no workspace."""
+    """Raises WorkspaceError if writing the workspace would delete something that is no workspace, or where we stand."""
     destination, source = destination.resolve(), source.resolve()
     if destination == source or destination in source.parents:
         raise WorkspaceError(f"{destination} holds the checkpoint itself; choose another --dst_path")
+    if destination in (current := Path.cwd(), *current.parents):
+        raise WorkspaceError(f"{destination} is the current folder or holds it, so it cannot be replaced; "
+                             "choose another --dst_path, like ./workspace")
     is_empty_folder = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty_folder and not (destination / CONFIG).is_file() and not force:
         raise WorkspaceError(f"{destination} exists and is no workspace; choose another --dst_path, "

@@ -121,6 +121,14 @@ def test_a_destination_that_holds_the_checkpoint_is_refused_even_with_force(tmp_
             check_destination(destination, tmp_path / "models" / "llama", force=True)
 
 
+def test_the_current_folder_and_what_holds_it_are_refused_even_with_force(tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for destination in (Path("."), Path(".."), tmp_path):
+        with pytest.raises(WorkspaceError, match="is the current folder or holds it"):
+            check_destination(destination, Path("/elsewhere/checkpoint"), force=True)
+
+
 def test_too_little_space_is_found_before_anything_is_written(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     check_space(tmp_path / "not" / "yet" / "there", 1000)
