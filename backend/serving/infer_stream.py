@@ -18,6 +18,7 @@ from backend.serving.infer_response import ResponseEncoder, failure, refusal
 from backend.serving.inference import Inference, only_response
 from backend.serving.model_repository import ModelRepository
 from backend.serving.protocol_error import wire_status
+from backend.serving.response_queue import ResponseQueue
 
 _MAX_QUEUED_RESPONSES = 256
 _MAX_RUNNING_REQUESTS = 1024  # of one stream; further ones are read when some are answered
@@ -30,7 +31,7 @@ class InferStream:
         self._repository = repository
         self._inference = inference
         self._context = context
-        self._queue: asyncio.Queue = asyncio.Queue(_MAX_QUEUED_RESPONSES)
+        self._queue = ResponseQueue(_MAX_QUEUED_RESPONSES)
         self._slots = asyncio.Semaphore(_MAX_RUNNING_REQUESTS)
         self._tasks: set[asyncio.Task] = set()
         self._last_in_order: asyncio.Task | None = None
@@ -88,11 +89,9 @@ class InferStream:
         queue, encoder = self._queue, ResponseEncoder(call)
         async with self._inference.answering(call) as responses:
             async for outputs in responses:
-                response = encoder.streamed(outputs, is_final=False)
-                if queue.full():
-                    await queue.put(response)
-                else:
-                    queue.put_nowait(response)  # saves a coroutine per token
+                if queue.is_full:
+                    await queue.room()
+                queue.append(encoder.streamed(outputs, is_final=False))
         if call.wants_empty_final:
             await queue.put(encoder.empty_final())
 
