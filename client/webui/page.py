@@ -54,9 +54,19 @@ def build_ui(client: ChatClient, model_name: str) -> gr.Blocks:
         # Without limits of its own each handler would serve one tab at a time, which is Gradio's default.
         event = partial(dict, concurrency_limit=None, show_progress="hidden", api_visibility="private")
 
+        def views(request: gr.Request, answer: Iterator[View]) -> Iterator[View]:
+            """An answer's views. Gradio shows the last one again when a handler ends, by which time the chat may have
+            been reset: so the last one is what the tab shows then."""
+            is_begun = False
+            for view in answer:
+                is_begun = True
+                yield view
+            if is_begun:
+                yield tabs.view(request.session_hash)
+
         def on_send(request: gr.Request, text: str, *values: Any) -> Iterator[list[Any]]:
             emptied = ""
-            for view in tabs.tab(request.session_hash).ask(text, Settings(*values)):
+            for view in views(request, tabs.tab(request.session_hash).ask(text, Settings(*values))):
                 yield [*_show(view), emptied]
                 emptied = gr.skip()  # what is typed while the answer runs stays
 
@@ -64,7 +74,7 @@ def build_ui(client: ChatClient, model_name: str) -> gr.Blocks:
             yield from on_send(request, chosen.value["text"], *values)
 
         def on_retry(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
-            for view in tabs.tab(request.session_hash).retry(Settings(*values)):
+            for view in views(request, tabs.tab(request.session_hash).retry(Settings(*values))):
                 yield _show(view)
 
         def on_cancel(request: gr.Request) -> None:
@@ -80,13 +90,11 @@ def build_ui(client: ChatClient, model_name: str) -> gr.Blocks:
         def on_close(request: gr.Request) -> None:
             tabs.close(request.session_hash)
 
-        answers = [
-            gr.on([prompt.submit, send.click], on_send, [prompt, *settings], [*shown, prompt], **event()),
-            messages.example_select(on_starter, settings, [*shown, prompt], **event()),
-            retry.click(on_retry, settings, shown, **event()),
-        ]
+        gr.on([prompt.submit, send.click], on_send, [prompt, *settings], [*shown, prompt], **event())
+        messages.example_select(on_starter, settings, [*shown, prompt], **event())
+        retry.click(on_retry, settings, shown, **event())
         cancel.click(on_cancel, None, None, queue=False, **event())
-        reset.click(on_reset, None, shown, cancels=answers, **event())
+        reset.click(on_reset, None, shown, **event())
         timer = gr.Timer(CHECK_SERVER_EVERY_S)
         gr.on([ui.load, timer.tick], lambda: _server_state(client), None, server, trigger_mode="once", **event())
         ui.unload(on_close)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 
 from client import ChatClient
-from client.webui.tab import Tab
+from client.webui.tab import Tab, View
 
 
 class Tabs:
@@ -24,6 +24,11 @@ class Tabs:
             if tab_id not in self._tabs:
                 self._tabs[tab_id] = Tab(self._client)
             return self._tabs[tab_id]
+
+    def view(self, tab_id: str) -> View:
+        """What a tab shows now; an empty chat where it has not begun one."""
+        tab = self._tabs.get(tab_id)
+        return tab.view if tab is not None else View()
 
     def close(self, tab_id: str) -> None:
         """Ends a tab's chat and its session on the server; an unknown tab is left alone."""

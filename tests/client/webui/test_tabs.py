@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client.webui.tab import Settings
+from client.webui.tab import Settings, View
 from client.webui.tabs import Tabs
 from tests.client.webui.fake_client import FakeClient
 
@@ -20,8 +20,10 @@ def test_closed_tab_ends_its_session_and_begins_anew():
     client = FakeClient()
     tabs = Tabs(client)
     first = tabs.tab("one")
+    list(first.ask("Hello", Settings()))
+    assert tabs.view("one") is first.view
     tabs.close("one")
-    assert client.sessions[0].is_ended and tabs.tab("one") is not first
+    assert client.sessions[0].is_ended and tabs.view("one") == View() and tabs.tab("one") is not first
 
 
 def test_closing_a_tab_while_the_server_is_away_is_no_error():
