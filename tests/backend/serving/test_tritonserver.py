@@ -73,10 +73,10 @@ def number_of_closed(raw: service_pb2_grpc.GRPCInferenceServiceStub) -> int:
     return int.from_bytes(first.infer_response.raw_output_contents[1], "little")
 
 
-def test_the_adapter_imports_no_torch():
+def test_the_models_of_a_workspace_import_no_torch():
     """What it needs of the server's own Python is one module, which stands in here as an empty one."""
     code = ("import sys, types; utils = types.ModuleType('utils'); utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1; "
-            "sys.modules['triton_python_backend_utils'] = utils; import backend.serving.tritonserver; "
+            "sys.modules['triton_python_backend_utils'] = utils; import backend.serving.workspace_model; "
             "sys.exit(bool({'torch', 'transformers', 'triton', 'tritonclient'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -104,7 +104,7 @@ def test_the_model_learns_request_id_and_timeout(client, timeout_us, seconds):
 @real_triton
 def test_an_answer_that_takes_longer_than_the_requests_timeout_is_ended(client):
     inputs = [tensor("TEXT", [[b"x"]], "BYTES"), tensor("PAUSE_S", [[60.0]], "FP32")]
-    with pytest.raises(InferenceServerException, match="request's timeout of 0.2 s") as failure:
+    with pytest.raises(InferenceServerException, match=r"request's timeout of 0\.2 s") as failure:
         client.infer("mirror", inputs, timeout=200_000)
     assert failure.value.status() == "StatusCode.CANCELLED"  # Triton's codes have no DEADLINE_EXCEEDED
 
