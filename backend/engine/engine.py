@@ -62,7 +62,8 @@ class Engine:
         room = session_len - num_prompt
         max_new_tokens = max(room, 0) if sampling.max_new_tokens is None else sampling.max_new_tokens
         if max_new_tokens > room or (room == 0 and sampling.max_new_tokens is None):
-            raise RequestError(f"{num_prompt} prompt tokens + {max(max_new_tokens, 1)} new ones exceed "
+            num_new = max(max_new_tokens, 1)
+            raise RequestError(f"{num_prompt} prompt tokens + {num_new} new token{'s' * (num_new > 1)} exceed "
                                f"session_len={session_len}; shorten the prompt, lower max_new_tokens "
                                "or end the session")
         end_ids = frozenset(sampling.stop_ids if sampling.ignore_eos else

@@ -22,12 +22,19 @@ from typing import Any
 from tqdm import tqdm
 
 from backend.engine.engine import start_engine
+from backend.engine.llm_input import (
+    Prompt,
+    as_conversations,
+    as_prompts,
+    check_session_id,
+    is_conversation,
+    one_sampling,
+    one_sampling_each,
+)
 from backend.errors import EngineDeadError, RequestError
 from backend.model_source import ModelSource, open_model
 from backend.requests import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from backend.text.front_end import Answer, Message, TextFrontEnd, TextOutput
-
-Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,36 +82,46 @@ class LLM:
         """Completes one prompt (text or token ids) or a list of them; a list gives a list, in its order.
 
         sampling  for all prompts, or one for each; None: the defaults. A bar is shown for more than one prompt."""
-        if _is_one(prompts):
-            return self.generate([prompts], sampling, show_progress=False)[0]
-        ids = [self.front_end.prompt_ids(prompt) for prompt in prompts]
-        return self._complete(ids, _one_each(sampling, len(ids)), show_progress, continues_prompt=True)
+        several, is_one = as_prompts(prompts)
+        ids = [self.front_end.prompt_ids(prompt) for prompt in several]
+        completions = self._complete(ids, one_sampling_each(sampling, len(ids)), show_progress, continues_prompt=True)
+        return completions[0] if is_one else completions
 
     def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]], sampling: SamplingParams | None = None, *,
-             tools: Sequence[Mapping[str, Any]] | None = None, show_progress: bool = True
-             ) -> Completion | list[Completion]:
+             session_id: int | None = None, tools: Sequence[Mapping[str, Any]] | None = None,
+             show_progress: bool = True) -> Completion | list[Completion]:
         """Answers a conversation [{"role": …, "content": …}, …], or each of a list of them.
 
-        tools  functions the model may call, as [{"name": …, "description": …, "parameters": …}, …]"""
-        if not messages or isinstance(messages[0], Mapping):
-            return self.chat([messages], sampling, tools=tools, show_progress=False)[0]
-        sampling = self.front_end.chat_sampling(sampling or SamplingParams())
-        ids = [self.front_end.chat_ids(conversation, tools) for conversation in messages]
-        return self._complete(ids, [sampling] * len(ids), show_progress, continues_prompt=False)
+        session_id  the engine keeps this one conversation: give only what is new, and end_session when it is over
+        tools       functions the model may call, as [{"name": …, "description": …, "parameters": …}, …]. A call is
+                    text of the answer, its special tokens included; a session's first turn tells the model of them"""
+        conversations, is_one = as_conversations(messages)
+        if session_id is not None and not is_one:
+            raise RequestError(f"session_id={session_id} is for one conversation, not for {len(conversations)}; "
+                               "give one at a time, or leave session_id out")
+        sampling = self.front_end.chat_sampling(one_sampling(sampling), tools)
+        ids = [self._turn_ids(conversation, session_id, tools) for conversation in conversations]
+        completions = self._complete(ids, [sampling] * len(ids), show_progress, continues_prompt=False,
+                                     session_id=session_id)
+        return completions[0] if is_one else completions
 
     def stream(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams | None = None, *,
                session_id: int | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Iterator[TextOutput]:
         """The answer in increments: to a prompt, or to a conversation given as messages.
 
-        session_id  the engine keeps this conversation: give only what is new, and end_session when it is over
+        session_id, tools  as in chat
         Leaving the iteration early aborts the request. Streams may be read in turns; each drives the engine."""
-        sampling = sampling or SamplingParams()
-        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        sampling = one_sampling(sampling)
+        is_chat = is_conversation(prompt)
         if is_chat:
-            sampling = self.front_end.chat_sampling(sampling)
+            sampling = self.front_end.chat_sampling(sampling, tools)
             ids = self._turn_ids(prompt, session_id, tools)
         else:
-            ids = self.front_end.prompt_ids(prompt)
+            check_session_id(session_id)
+            several, is_one = as_prompts(prompt)
+            if not is_one:
+                raise RequestError("stream answers one prompt at a time; use generate for a list of them")
+            ids = self.front_end.prompt_ids(several[0])
         request = self._add(ids, sampling, not is_chat, session_id)
         self._streams[request.request_id] = deque()
         return self._outputs_of(request.request_id)
@@ -115,6 +132,7 @@ class LLM:
 
     def _turn_ids(self, messages: Sequence[Message], session_id: int | None,
                   tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
+        check_session_id(session_id)
         goes_on = session_id is not None and session_id in self.engine.scheduler.sessions
         if not goes_on:
             return self.front_end.chat_ids(messages, tools)
@@ -132,11 +150,11 @@ class LLM:
         return request
 
     def _complete(self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams],
-                  show_progress: bool, continues_prompt: bool) -> list[Completion]:
+                  show_progress: bool, continues_prompt: bool, session_id: int | None = None) -> list[Completion]:
         parts: dict[str, list[TextOutput]] = {}
         try:
             for ids, params in zip(prompts, sampling, strict=True):
-                parts[self._add(ids, params, continues_prompt).request_id] = []
+                parts[self._add(ids, params, continues_prompt, session_id).request_id] = []
             num_open, num_tokens = len(parts), 0
             with tqdm(total=num_open, unit="prompt", disable=not show_progress or num_open < 2) as bar:
                 while num_open:
@@ -220,18 +238,6 @@ def _interrupt_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if held:
         raise KeyboardInterrupt
-
-
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or bool(len(prompts) and isinstance(prompts[0], int))
-
-
-def _one_each(sampling: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if sampling is None or isinstance(sampling, SamplingParams):
-        return [sampling or SamplingParams()] * count
-    if len(sampling) != count:
-        raise RequestError(f"{len(sampling)} SamplingParams for {count} prompts; give one, or one for each")
-    return list(sampling)
 
 
 def _completion(parts: Sequence[TextOutput]) -> Completion:

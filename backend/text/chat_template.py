@@ -78,7 +78,7 @@ class ChatTemplate:
             raise TemplateError("messages is empty; give at least one message")
         if tools and not self._takes_tools:
             raise TemplateError(f"{self.origin} takes no tools; leave them out, or use a model trained for tool calls")
-        tools = list(_list(tools, "tools")) if tools else None
+        tools = [_checked_tool(tool, index) for index, tool in enumerate(_list(tools, "tools"))] if tools else None
         template = self._templates["default"]
         if tools:
             template = self._templates.get("tool_use", template)
@@ -151,6 +151,13 @@ def _checked(message: Any, index: int) -> dict[str, Any]:
     if message.get("tool_calls"):
         checked["tool_calls"] = [_tool_call(call, index) for call in _list(message["tool_calls"], "tool_calls")]
     return checked
+
+
+def _checked_tool(tool: Any, index: int) -> Mapping[str, Any]:
+    if not isinstance(tool, Mapping):
+        raise TemplateError(f"tools[{index}] is a {type(tool).__name__}; give an object with name, description and "
+                            "parameters")
+    return tool
 
 
 def _content(content: Any, index: int, has_tool_calls: bool) -> str:

@@ -45,14 +45,19 @@ class TextFrontEnd:
 
     def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Ids of a whole conversation, ready for the assistant to answer."""
-        return self.tokenizer.encode(self.template.render(list(messages), list(tools) if tools else None))
+        return self.tokenizer.encode(self.template.render(messages, tools))
 
     def turn_ids(self, message: Message, is_first: bool) -> list[int]:
         """Ids that one more message adds to a conversation whose earlier part the engine holds."""
         return self.tokenizer.encode(self.template.render_turn(message, is_first=is_first))
 
-    def chat_sampling(self, sampling: SamplingParams) -> SamplingParams:
-        """With the texts that end an answer in this model's template: as ids where they are tokens, else as text."""
+    def chat_sampling(self, sampling: SamplingParams,
+                      tools: Sequence[Mapping[str, Any]] | None = None) -> SamplingParams:
+        """With the texts that end an answer in this model's template: as ids where they are tokens, else as text.
+
+        tools  where there are some, special tokens stay in the text: they mark where a call begins and ends"""
+        if tools:
+            sampling = dataclasses.replace(sampling, skip_special_tokens=False)
         if sampling.ignore_eos:
             return sampling
         ids, texts = self.template.stop_tokens(self.tokenizer)

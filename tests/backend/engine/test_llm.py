@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend import LLM, SamplingParams
-from backend.errors import CapacityError, ConfigError, RequestError, SessionError, WorkspaceError
+from backend.errors import CapacityError, ConfigError, RequestError, SessionError, TemplateError, WorkspaceError
 from backend.requests import FinishReason
 
 CHECKPOINT = Path(__file__).parents[3] / "demo" / "checkpoint"
@@ -103,13 +103,23 @@ def test_a_seed_repeats_and_another_differs(llm):
 
 def test_a_tool_call_is_made_and_its_result_used(llm):
     messages = [{"role": "user", "content": "What is 1234 plus 4321? Use the tool."}]
-    sampling = greedy(skip_special_tokens=False)
+    sampling = greedy()
     call = llm.chat(messages, sampling, tools=[ADD]).text
+    assert "im_end" not in call
     body = call.partition("<|action_start|><|plugin|>")[2]
     assert json.loads(body.partition("<|action_end|>")[0]) == {"name": "add", "parameters": {"a": 1234, "b": 4321}}
     messages += [{"role": "assistant", "content": call},
                  {"role": "environment", "name": "plugin", "content": "5555"}]
     assert "5555" in llm.chat(messages, sampling, tools=[ADD]).text
+
+
+def test_a_session_of_chats_is_the_conversation(llm):
+    name, question = ({"role": "user", "content": text} for text in ("My name is Ada.", "What is my name?"))
+    first = llm.chat([name], greedy(), session_id=7)
+    second = llm.chat([question], greedy(), session_id=7)
+    llm.end_session(7)
+    assert second.num_prompt_tokens > first.num_prompt_tokens + len(first.token_ids)
+    assert second.text == llm.chat([name, {"role": "assistant", "content": first.text}, question], greedy()).text
 
 
 def test_many_prompts_answer_in_their_order(llm):
@@ -142,6 +152,16 @@ def test_streams_may_be_read_in_turns_and_left_early(llm):
     (lambda llm: llm.generate([[]]), RequestError, "the prompt is empty"),
     (lambda llm: llm.generate([[5, 10**6]]), RequestError, "token id 1000000, but the vocabulary ends at 3071"),
     (lambda llm: llm.generate("fox " * 600), RequestError, "exceed session_len=512"),
+    (lambda llm: llm.generate(None), RequestError, "prompts is None; give a text"),
+    (lambda llm: llm.generate(["a", 3]), RequestError, r"prompts\[1\] is of type int; give a text"),
+    (lambda llm: llm.chat(STORY, {"temperature": 0}), RequestError, r"of type dict; give SamplingParams"),
+    (lambda llm: llm.chat(STORY[0]), RequestError, "messages is of type dict; give a list"),
+    (lambda llm: llm.chat(STORY, session_id="ada"), RequestError, "session_id='ada' does not work"),
+    (lambda llm: llm.stream("Once", session_id=-1), RequestError, "session_id=-1 does not work"),
+    (lambda llm: llm.chat([STORY, STORY], session_id=1), RequestError, "one conversation, not for 2"),
+    (lambda llm: llm.chat(STORY, tools="add"), TemplateError, "tools is a str; give a list"),
+    (lambda llm: llm.chat(STORY, tools=[1]), TemplateError, r"tools\[0\] is a int; give an object"),
+    (lambda llm: llm.stream(["a", "b"]), RequestError, "one prompt at a time"),
     (lambda llm: llm.generate(["a", "b"], [greedy()]), RequestError, "1 SamplingParams for 2 prompts"),
     (lambda llm: llm.end_session(99), SessionError, "session 99 is not known"),
 ])
