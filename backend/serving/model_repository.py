@@ -4,6 +4,7 @@ Owns the lookup by name and version, and what the control plane tells. Used by i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -114,7 +115,10 @@ class ModelRepository:
 
 
 def _version_number(version: str) -> int:
-    if not (version.isascii() and version.isdigit() and len(version) < 19):
+    if not re.fullmatch(r"-?[0-9]{1,18}", version):
         raise ProtocolError("INVALID_ARGUMENT", "failed to get model version from specified version string "
                             f"'{version}' (details: stol), version should be an integral value > 0")
+    if version.startswith("-"):
+        raise ProtocolError("INVALID_ARGUMENT", f"invalid model version specified '{version}' , version should be an "
+                            "integral value > 0")
     return int(version)
