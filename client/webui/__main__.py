@@ -36,9 +36,9 @@ def main(address: str, model_name: str | None, server_name: str, server_port: in
     ui = build_ui(client, model_name or client.address)
     try:
         link = launch(ui, server_name, server_port, share)
-    except OSError as error:
-        raise click.ClickException(
-            f"the page cannot be served at {server_name}:{server_port} ({error}); use another --server_port") from None
+    except OSError:
+        raise click.ClickException(f"{server_name}:{server_port} is taken, or is no address of this machine; "
+                                   "use another --server_port or --server_name") from None
     click.echo(f"Talk to {model_name or address} at {link} (Ctrl-C stops)")
     stopped = threading.Event()
     for stop in (signal.SIGINT, signal.SIGTERM):
