@@ -5,7 +5,7 @@ The conversation is a session of the engine in this process: each turn computes 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,16 +13,18 @@ from backend.command_line import (
     CONTEXT_SETTINGS,
     engine_options,
     engine_overrides,
+    log_option,
     run,
     sampling_options,
     sampling_params,
 )
-from backend.engine.llm import LLM
 from backend.errors import RequestError, TemplateError
 from backend.requests import FinishReason, SamplingParams
-from backend.text.front_end import TextOutput
 from terminal.interrupt import Interrupt
-from terminal.messages import messages
+
+if TYPE_CHECKING:
+    from backend.engine.llm import LLM
+    from backend.text.front_end import TextOutput
 
 SESSION_ID = 1
 
@@ -41,28 +43,44 @@ Examples:
 @click.option("--system", help="A system message that begins the conversation.")
 @sampling_options
 @engine_options
+@log_option
 def main(model_name: str, model_path: str, prompt: str | None, system: str | None, **options: Any) -> None:
     """Talk to the model in MODEL_PATH, a workspace or a Hugging Face folder.
 
     MODEL_NAME chooses the built-in chat template where the model brings none. An empty line sends your message;
     `end` forgets the conversation, `exit` leaves, Ctrl-C stops an answer."""
+    from backend.engine.llm import LLM  # takes seconds, in which Ctrl-C should be understood
+
     sampling = sampling_params(options)
-    with LLM(model_path, model_name, **engine_overrides(options)) as llm:
+    if prompt is not None and not prompt.strip():
+        raise RequestError("--prompt is empty; give a message, or leave it out to type one")
+    overrides = engine_overrides(options)
+    overrides["max_batch_size"] = overrides["max_batch_size"] or 1  # there is one user, who needs little KV cache
+    with LLM(model_path, model_name, **overrides) as llm:
         conversation = Conversation(llm, sampling, system)
         if prompt is not None:
             conversation.answer(prompt)
             return
-        for message in messages():
-            if message == "exit":
-                return
-            if message == "end":
-                conversation.forget()
-                click.echo("(the conversation is forgotten)")
-            elif message:
-                try:
-                    conversation.answer(message)
-                except RequestError as error:
-                    click.echo(f"error: {error}", err=True)
+        try:
+            _talk(conversation)
+        except UnicodeDecodeError as error:
+            raise RequestError(f"the input is not UTF-8 text ({error}); convert it, for example with iconv") from None
+
+
+def _talk(conversation: Conversation) -> None:
+    from terminal.messages import messages
+
+    for message in messages():
+        if message == "exit":
+            return
+        if message == "end":
+            conversation.forget()
+            click.echo("(the conversation is forgotten)")
+        elif message:
+            try:
+                conversation.answer(message)
+            except RequestError as error:
+                click.echo(f"error: {error}; type end to begin a new conversation", err=True)
 
 
 class Conversation:
@@ -86,10 +104,10 @@ class Conversation:
                 answer += output.text
                 if interrupt.is_set and output.finish_reason is None:
                     stream.close()
-                    click.echo(" (stopped)", nl=False)
+                    click.echo(" (stopped)", nl=False, err=True)
                     break
                 if output.finish_reason is FinishReason.LENGTH:
-                    click.echo(" (cut: the length limit is reached)", nl=False)
+                    click.echo(f" (cut: {self._limit()})", nl=False, err=True)
         click.echo()
         self._messages += [question, {"role": "assistant", "content": answer}]
 
@@ -98,6 +116,11 @@ class Conversation:
         if self._in_session and self._messages:
             self._llm.end_session(SESSION_ID)
         self._messages, self._in_session = [], True
+
+    def _limit(self) -> str:
+        if self._sampling.max_new_tokens is not None:
+            return "max_new_tokens is reached"
+        return "session_len is reached; type end to begin a new conversation"
 
     def _stream(self, question: dict[str, str]) -> Iterator[TextOutput]:
         if self._in_session and self._messages:

@@ -6,18 +6,21 @@ Used by every module there that is run with `python -m` and by the `convert` com
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
+from backend.config import DTYPE_SPELLINGS
 from backend.errors import MillraceError
 from backend.logs import configure_logging
 from backend.requests import SamplingParams
 from terminal import command_line
 from terminal.command_line import CONTEXT_SETTINGS, add_options
 
-__all__ = ["CONTEXT_SETTINGS", "engine_options", "engine_overrides", "run", "sampling_options", "sampling_params"]
+__all__ = ["CONTEXT_SETTINGS", "engine_options", "engine_overrides", "log_option", "run", "sampling_options",
+           "sampling_params"]
 
 # Adds the options of SamplingParams.
 sampling_options = command_line.sampling_options(dataclasses.asdict(SamplingParams()))
@@ -32,15 +35,28 @@ def run(command: click.Command) -> None:
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options that override a workspace's config.ini; each arrives as None where it is not given."""
     return add_options(command, [
-        click.option("--session_len", type=int, help="Longest prompt + answer of one conversation, in tokens."),
+        click.option("--session_len", type=int,
+                     help="Longest prompt + answer of one conversation, in tokens.  [default: the model's]"),
         click.option("--max_batch_size", type=int, help="Sequences that run at the same time."),
         click.option("--cache_max_entry_count", type=float,
                      help="KV cache: share of the memory free after the weights, or a number of blocks."),
         click.option("--use_context_fmha", type=click.BOOL, help="1: fused prefill attention; 0: plain."),
         click.option("--tp", type=int, help="Ranks (GPUs) that share the model."),
-        click.option("--device", help="auto, cpu or cuda."),
-        click.option("--dtype", help="auto, float32, float16 or bfloat16."),
+        click.option("--device", help="auto, cpu or cuda.  [default: auto, which is cuda where there is one]"),
+        click.option("--dtype", type=click.Choice(("auto", *DTYPE_SPELLINGS)),
+                     help="[default: auto, which is the model's on cuda, fp32 on the CPU]"),
     ])
+
+
+def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --log_level, which is in force once the options are read; the command itself does not get it."""
+    return click.option("--log_level", type=click.Choice(("info", "warning", "error")), default="info",
+                        show_default=True, expose_value=False, callback=_set_log_level,
+                        help="What is said on stderr.")(command)
+
+
+def _set_log_level(_context: click.Context, _option: click.Parameter, level: str) -> None:
+    logging.getLogger().setLevel(level.upper())
 
 
 def sampling_params(options: Mapping[str, Any]) -> SamplingParams:

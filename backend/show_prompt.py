@@ -18,8 +18,8 @@ from backend.text.tokenizer import Tokenizer
 
 EPILOG = """\b
 Examples:
-  python -m backend.show_prompt internlm ./workspace "Tell me a story about a fox."
-  python -m backend.show_prompt internlm ./workspace --system "Be brief." "Hello!" "Hi, how are you?" "Well."
+  python -m backend.show_prompt internlm2 ./workspace "Tell me a story about a fox."
+  python -m backend.show_prompt internlm2 ./workspace --system "Be brief." "Hello!" "Hi, how are you?" "Well."
   python -m backend.show_prompt internlm2 /path/to/internlm2-chat-7b --tools tools.json "What is 2 + 3?"
 """
 

@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Modules that everyone in backend may import; they import only one another.
-COMMON = {"backend.errors", "backend.config", "backend.config_faults", "backend.requests", "backend.steps", "backend.forward_batch",
-          "backend.distributed", "backend.workspace", "backend.model_source", "backend.memory_plan",
-          "backend.tokenizer_files", "backend.chat_templates", "backend.command_line", "backend.logs",
-          "backend.processes"}
+COMMON = {"backend.errors", "backend.config", "backend.config_faults", "backend.requests", "backend.steps",
+          "backend.forward_batch", "backend.distributed", "backend.workspace", "backend.model_source",
+          "backend.memory_plan", "backend.tokenizer_files", "backend.chat_templates", "backend.command_line",
+          "backend.logs", "backend.processes"}
 # A module under the prefix may import, besides COMMON and its own prefix, only modules under these.
 ALLOWED = {
     "backend.kernels": set(),
@@ -85,7 +85,8 @@ def test_engine_imports_no_torch_itself(module):
 
 
 @pytest.mark.parametrize("module", ["backend.engine.scheduler", "backend.requests", "backend.steps", "backend.config",
-                                    "backend.memory_plan", "backend.model_source"])
-def test_deciding_needs_no_torch(module):
+                                    "backend.memory_plan", "backend.model_source", "backend.chat",
+                                    "converter.__main__"])
+def test_deciding_and_reading_a_command_line_need_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

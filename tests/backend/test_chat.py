@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pexpect
@@ -36,9 +38,40 @@ def test_a_piped_conversation_remembers_until_it_is_ended():
     assert "Ada" not in unknown
 
 
+def test_the_log_level_silences_what_is_no_answer():
+    result = chat("--prompt", "What is seven plus twelve?", "--log_level", "warning")
+    assert result.stdout and result.stderr == ""
+
+
+def test_a_cut_answer_says_so_beside_it_and_a_full_conversation_how_to_go_on():
+    result = chat("--session_len", "60", text="Count from 1 to 60.\n\nWhat is my name?\n\n")
+    assert "cut" not in result.stdout
+    assert "(cut: session_len is reached; type end to begin a new conversation)" in result.stderr
+    assert "exceed session_len=60; " in result.stderr
+    assert result.stderr.count("type end to begin a new conversation") == 2
+
+
+def test_input_that_is_not_utf_8_is_one_line_and_a_failure():
+    result = subprocess.run(ARGUMENTS, input=b"caf\xe9\n\n", capture_output=True, timeout=120,
+                            env={**ENVIRONMENT, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"})
+    assert result.returncode == 1
+    assert b"error: the input is not UTF-8 text" in result.stderr and b"Traceback" not in result.stderr
+
+
+def test_ctrl_c_while_the_model_loads_is_one_word():
+    process = subprocess.Popen(ARGUMENTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, env=ENVIRONMENT)
+    while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():  # it is being imported
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].strip() == "stopped"
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    (["--prompt", " "], "error: --prompt is empty"),
     (["--top_p", "1.5", "--prompt", "hi"], "error: top_p=1.5 is out of range; use a number in (0, 1]"),
-    (["--session-len", "0", "--prompt", "hi"], "error: session_len=0 is too small"),
+    (["--session-len", "0", "--prompt", "hi"], "error: session_len=0 does not work; use an integer >= 1"),
     (["--tp", "3", "--prompt", "hi"], "error: tp=3 does not divide kv_head_num=2"),
     (["--sesion_len", "5"], "No such option"),
     (["--session_len", "20", "--prompt", "fox " * 50], "exceed session_len=20"),

@@ -43,7 +43,10 @@ def test_tools_come_from_a_file(folder):
     file.write_text("{}")
     with pytest.raises(TemplateError, match="holds a dict; give a list of tools"):
         show("internlm2", "anywhere", "--tools", str(file), "2 + 3?")
+    file.write_text("[1, 2]")
+    with pytest.raises(TemplateError, match=r"tools\[0\] is a int; give an object"):
+        show("internlm2", "anywhere", "--tools", str(file), "2 + 3?")
 
 
 def test_help_has_an_example():
-    assert "python -m backend.show_prompt internlm ./workspace" in show("--help")
+    assert "python -m backend.show_prompt internlm2 ./workspace" in show("--help")
