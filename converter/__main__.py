@@ -4,16 +4,21 @@ Parses and reports; the work is convert.py's. Installed as the command `convert`
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import DTYPE_SPELLINGS
-from converter.convert import FORMATS, Conversion, convert_checkpoint
 
+if TYPE_CHECKING:
+    from converter.convert import Conversion
+
+FORMATS = ("hf", "llama", "awq")
 EXAMPLES = """
 \b
 Examples:
@@ -32,7 +37,8 @@ Examples:
 @click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True,
               help="Tensor parallel ranks; can be changed later in config.ini.")
 @click.option("--dtype", type=click.Choice(DTYPE_SPELLINGS), help="Weights' dtype.  [default: the checkpoint's]")
-@click.option("--quant_policy", type=int, default=0, show_default=True, help="KV cache format.")
+@click.option("--quant_policy", type=int, default=0, show_default=True,
+              help="KV cache format: 0, the model's dtype; 4 and 8, quantised, come later.")
 @click.option("--use_context_fmha", type=click.IntRange(0, 1), default=1, show_default=True,
               help="1: fused prefill attention; 0: plain.")
 @click.option("--session_len", type=click.IntRange(min=1),
@@ -46,7 +52,9 @@ def command(model_name: str, model_path: Path, model_format: str, dst_path: Path
     """Convert a checkpoint folder into a workspace.
 
     MODEL_NAME chooses the chat template if the checkpoint brings none; MODEL_PATH is a folder with safetensors or .bin
-    files (MODEL_FORMAT hf) or with Meta's consolidated.*.pth (llama)."""
+    files (MODEL_FORMAT hf) or with Meta's consolidated.*.pth (llama); awq, quantised weights, comes later."""
+    from converter.convert import convert_checkpoint  # takes seconds, in which Ctrl-C should be understood
+
     conversion = convert_checkpoint(
         model_name, model_path, model_format, dst_path, dtype=dtype, tokenizer_path=tokenizer_path, tp=tp,
         session_len=session_len, quant_policy=quant_policy, use_context_fmha=bool(use_context_fmha), force=force,
@@ -66,7 +74,7 @@ def _summary(conversion: Conversion) -> str:
     return (f"{conversion.workspace}: {model.model_name}, {model.num_layers} layers of {model.hidden_size}, "
             f"{model.num_heads} heads{kv_heads}, {model.dtype}, sessions of {conversion.engine.session_len} tokens\n"
             f"{conversion.num_bytes / 2**20:,.1f} MiB of weights in {conversion.duration_s:.1f} s\n"
-            f"next: python -m backend.chat {model.model_name} {conversion.workspace}")
+            f"next: python -m backend.chat {shlex.quote(model.model_name)} {shlex.quote(str(conversion.workspace))}")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,17 @@ read and never held as a whole, so memory does not grow with the model. Used by 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from backend.chat_templates import builtin_template
 from backend.config import EngineConfig, ModelConfig, check_engine, dtype_name
-from backend.errors import CheckpointError, TokenizerError
+from backend.errors import CheckpointError, ConfigError, TemplateError, TokenizerError
 from backend.workspace import TOKENIZER
 from converter.canonical import canonicalise
 from converter.checkpoint import Checkpoint, open_hf, open_meta
@@ -21,7 +24,7 @@ from converter.tokenizer import prepare_tokenizer
 from converter.vocabulary import with_tokenizer_ids
 from converter.workspace_writer import check_destination, check_space, new_workspace, write_config, write_weights
 
-FORMATS = ("hf", "llama", "awq")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "h
     force           also replace a destination that is no workspace
     Raises MillraceError, and then leaves the destination as it was."""
     started = time.perf_counter()
+    if not model_name.strip():
+        raise ConfigError("MODEL_NAME is empty; give the model's name, like internlm2-chat-7b")
     check_destination(dst_path, model_path, force)
     checkpoint = _open(model_path, model_format)
     canonical = canonicalise(checkpoint, model_name, dtype_name(dtype) if dtype else None)
@@ -56,6 +61,7 @@ def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "h
     check_space(dst_path, canonical.num_bytes)
     with new_workspace(dst_path) as workspace:
         tokenizer = prepare_tokenizer(tokenizer_folder(model_path, tokenizer_path), workspace / TOKENIZER, model_name)
+        _warn_if_unknown(model_name)
         canonical = dataclasses.replace(canonical, model=with_tokenizer_ids(canonical, tokenizer))
         write_config(workspace, canonical, engine)
         with tqdm(total=canonical.num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights",
@@ -85,10 +91,20 @@ def tokenizer_folder(model_path: Path, tokenizer_path: Path | None = None) -> Pa
     return model_path.parent if beside else model_path
 
 
+def _warn_if_unknown(model_name: str) -> None:
+    """For a checkpoint that brings its own template, whose name is then only a label, if perhaps a misspelt one."""
+    try:
+        builtin_template(model_name)
+    except TemplateError as error:
+        logger.warning("%s; the checkpoint brings its own template, which is used", error)
+
+
 def _open(model_path: Path, model_format: str) -> Checkpoint:
     if not model_path.is_dir():
-        raise CheckpointError(f"{model_path} is no folder; download the checkpoint first, "
-                              f"for example with: hf download {model_path} --local-dir ./checkpoint")
+        is_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(model_path)) and not model_path.parent.exists()
+        cure = (f"download the checkpoint first: hf download {model_path} --local-dir ./checkpoint" if is_hub_name
+                else "give the folder of a downloaded checkpoint")
+        raise CheckpointError(f"{model_path} is no folder; {cure}")
     if model_format == "awq":
         raise CheckpointError("the format `awq` is not supported yet; use `hf` with the unquantised checkpoint")
     return open_meta(model_path) if model_format == "llama" else open_hf(model_path)

@@ -92,6 +92,44 @@ def test_options_end_up_in_the_configuration(run_convert, pristine_llama, tmp_pa
     assert f"next: python -m backend.chat vicuna {tmp_path / 'workspace'}" in out
 
 
+def test_the_next_command_works_when_pasted(run_convert, pristine_llama, tmp_path):
+    _, out, _ = run_convert("llama 2", pristine_llama, "--dst_path", tmp_path / "my workspace")
+    assert f"next: python -m backend.chat 'llama 2' '{tmp_path}/my workspace'" in out
+
+
+@pytest.mark.parametrize("spelling", ["fp16", "float16"])
+def test_a_dtype_may_be_spelt_either_way(run_convert, pristine_llama, tmp_path, spelling):
+    run_convert("llama", pristine_llama, "--dst_path", tmp_path / "workspace", "--dtype", spelling)
+    assert Workspace(tmp_path / "workspace").model.dtype == "float16"
+
+
+def test_a_misspelt_name_is_noticed_though_the_checkpoint_brings_its_template(llama, tmp_path, caplog):
+    file = llama / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"chat_template": "{{ messages[0].content }}"}
+    file.write_text(json.dumps(settings))
+    convert_checkpoint("internml2", llama, dst_path=tmp_path / "workspace")
+    assert len(caplog.messages) == 1
+    assert "'internml2'; did you mean 'internlm2'?" in caplog.text and "the checkpoint brings its own" in caplog.text
+
+
+@pytest.mark.parametrize(("model_path", "cure"), [
+    ("internlm/internlm2-chat-7b", "download the checkpoint first: hf download internlm/internlm2-chat-7b"),
+    ("./models/internlm2", "give the folder of a downloaded checkpoint"),
+    ("/models/internlm2", "give the folder of a downloaded checkpoint"),
+    ("internlm2", "give the folder of a downloaded checkpoint"),
+])
+def test_a_download_is_advised_only_for_what_a_hub_could_have(run_convert, tmp_path, monkeypatch, model_path, cure):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    code, _, err = run_convert("internlm2", model_path)
+    assert code == 1 and cure in err
+
+
+def test_an_empty_name_is_refused(run_convert, pristine_llama, tmp_path):
+    code, _, err = run_convert("", pristine_llama, "--dst_path", tmp_path / "workspace")
+    assert (code, err) == (1, "error: MODEL_NAME is empty; give the model's name, like internlm2-chat-7b\n")
+
+
 def test_a_sliding_window_bounds_the_session(tmp_path):
     make_checkpoint("mistral", tmp_path / "hf")
     assert convert_checkpoint("mistral", tmp_path / "hf", dst_path=tmp_path / "w").engine.session_len == 256
