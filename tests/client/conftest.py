@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from client import ChatClient
-from tests.client.fake_chat import FakeServer
+from tests.client.fake_server import FakeServer
 
 
 @pytest.fixture

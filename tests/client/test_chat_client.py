@@ -11,7 +11,8 @@ import pytest
 from backend.serving.server_options import ServerOptions
 from client import ChatClient, RequestRefusedError, ServerAwayError, Tls
 from protocol.ports import GRPC_PORT
-from tests.client.fake_chat import SESSION_LEN, FakeServer
+from tests.client.fake_chat import SESSION_LEN
+from tests.client.fake_server import FakeServer
 
 
 def test_a_ready_server_says_so_and_one_that_is_away_is_not_ready(server, client):

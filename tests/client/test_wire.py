@@ -6,7 +6,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from client.wire import INPUTS, Sampling, sampling_inputs
-from tests.client.fake_chat import MODELS
+from tests.client.fake_server import MODELS
 
 CONFIG = text_format.Parse((MODELS / "chat" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
 
