@@ -1,4 +1,4 @@
-# make demo: set up, convert the bundled checkpoint, serve it, talk to it.   make test: set up, run the whole suite, no GPU.
+# make demo: set up, convert the bundled checkpoint, serve it, talk to it.   make test: set up, run the whole suite.
 # make help lists the rest. PYTHON=python3.12 picks an interpreter; the newest from 3.12 down to 3.10 is the default.
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3; do \

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import signal
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.command_line import CONTEXT_SETTINGS, engine_options, engine_overrides, run
+from backend.command_line import CONTEXT_SETTINGS, engine_options, engine_overrides, log_option, run
 from backend.config import EngineConfig
-from backend.engine.async_engine import AsyncEngine
 from backend.model_source import ModelSource, open_model
-from backend.serving.embedded_server import EmbeddedServer
-from backend.serving.service import Address, Server, run_service
-from backend.serving.tritonserver_process import TritonserverProcess, find_repository, find_tritonserver
+from backend.serving.address import Address
 from protocol.ports import GRPC_PORT, HTTP_PORT
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
+if TYPE_CHECKING:
+    from backend.engine.async_engine import AsyncEngine
+    from backend.serving.service import Server
 
 EPILOG = """\b
 Examples:
@@ -42,19 +42,20 @@ Examples:
 @click.option("--http_port", type=click.IntRange(1, 65535), default=HTTP_PORT, show_default=True, help="HTTP port.")
 @click.option("--grace", type=click.FloatRange(min=0), default=10.0, show_default=True,
               help="Seconds that running requests get once the service is told to stop.")
-@click.option("--log_level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @engine_options
+@log_option
 def main(model_path: str, model_name: str | None, server: str, host: str, port: int, http_port: int, grace: float,
-         log_level: str, **options: Any) -> None:
+         **options: Any) -> None:
     """Serve the model in MODEL_PATH, a workspace or a Hugging Face folder, until Ctrl-C or SIGTERM.
 
     MODEL_NAME chooses the built-in chat template where the model brings none."""
-    logging.getLogger().setLevel(log_level.upper())
     address = Address(host, port, http_port)
     address.check_is_free()
     source = open_model(model_path, model_name)
     config = source.engine.with_options(engine_overrides(options))
     open_server = _opener(server, source, config, address)
+    from backend.serving.service import run_service  # takes seconds, and what can be refused was refused above
+
     _use_uvloop()
     asyncio.run(run_service(
         source, config, open_server, grace,
@@ -65,7 +66,11 @@ def _opener(server: str, source: ModelSource, config: EngineConfig,
             address: Address) -> Callable[[AsyncEngine], Server]:
     """Builds the server once the engine runs; what it needs of the machine is looked for at once."""
     if server == "embedded":
+        from backend.serving.embedded_server import EmbeddedServer
+
         return lambda engine: EmbeddedServer(source, config, engine, address)
+    from backend.serving.tritonserver_process import TritonserverProcess, find_repository, find_tritonserver
+
     program, repository = find_tritonserver(), find_repository(source.path)
     return lambda engine: TritonserverProcess(program, repository, engine.address, address)
 
@@ -79,4 +84,6 @@ def _use_uvloop() -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the service looks after them itself
+        signal.signal(number, lambda *_: sys.exit(0))
     run(main)

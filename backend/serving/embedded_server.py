@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backend.config import EngineConfig
-from backend.engine.async_engine import AsyncEngine
 from backend.errors import MillraceError
 from backend.model_source import ModelSource
+from backend.serving.address import Address
 from backend.serving.kserve_grpc import GrpcServer
+from backend.serving.kserve_http import HttpServer
 from backend.serving.model_repository import ModelRepository
 from backend.serving.served_models import build_models
-from backend.serving.service import Address
 from backend.text.front_end import TextFrontEnd
 from protocol.models import TURBOMIND
+
+if TYPE_CHECKING:
+    from backend.engine.async_engine import AsyncEngine
 
 # Beside this package, both in a checkout and where setup.py installs it.
 TEMPLATE_MODELS = Path(__file__).resolve().parents[2] / "workspace_template" / "triton_models"
@@ -32,16 +36,18 @@ class EmbeddedServer:
         _describe(repository, source, config)
         self._address = address
         self._grpc = GrpcServer(repository)
+        self._http = HttpServer(repository)
 
     async def start(self) -> None:
         await self._grpc.start(self._address.host, self._address.port)
+        await self._http.start(self._address.host, self._address.http_port)
 
     async def ended(self) -> MillraceError:
         await asyncio.Event().wait()  # never: it lives in this process
         raise AssertionError
 
     async def stop(self, grace_s: float) -> None:
-        await self._grpc.stop(grace_s)
+        await asyncio.gather(self._grpc.stop(grace_s), self._http.stop(grace_s))
 
 
 def _describe(repository: ModelRepository, source: ModelSource, config: EngineConfig) -> None:

@@ -1,48 +1,26 @@
 """Service: the life of what `backend.serve` starts: engine, then a server, until a signal or the death of either.
 
 Owns the order of starting and stopping, and nothing of protocols. The server is embedded_server.py's or
-tritonserver_process.py's. Used by backend/serve.py. Imports no torch."""
+tritonserver_process.py's. Used by backend/serve.py."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import multiprocessing.connection
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from backend.config import EngineConfig
 from backend.engine.async_engine import LAST_WORDS_S, AsyncEngine
-from backend.errors import ConfigError, MillraceError
+from backend.errors import MillraceError
 from backend.model_source import ModelSource
 
 logger = logging.getLogger(__name__)
 
 LOST_ENGINE_GRACE_S = 1.0  # for the error to reach those who wait
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a service listens: one host, gRPC on `port`, HTTP on `http_port`."""
-
-    host: str
-    port: int
-    http_port: int
-
-    def check_is_free(self) -> None:
-        """Raises ConfigError, naming port and option, before anything slow has begun."""
-        if self.port == self.http_port:
-            raise ConfigError(f"--port and --http_port are both {self.port}; choose two different ones")
-        _check_port(self.host, self.port, "--port")
-        _check_port(self.host, self.http_port, "--http_port")
-
-    def __str__(self) -> str:
-        return f"grpc://{self.host}:{self.port} and http://{self.host}:{self.http_port}"
 
 
 class Server(Protocol):
@@ -129,21 +107,3 @@ def _stop_signal() -> Iterator[asyncio.Event]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def _check_port(host: str, port: int, option: str) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As servers do: a port whose last connections still time out is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror:
-        raise ConfigError(f"the host {host!r} is not known; use --host 0.0.0.0 for all interfaces, or 127.0.0.1 for "
-                          "this machine alone") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port {port} is in use; stop what listens there, or choose another with "
-                              f"{option}") from None
-        raise ConfigError(f"port {port} of {host} cannot be used ({error.strerror}); choose another with "
-                          f"{option}") from None

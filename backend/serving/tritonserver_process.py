@@ -12,13 +12,14 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from backend.errors import ConfigError, MillraceError
+from backend.serving.address import Address
 from backend.serving.engine_address import ENGINE_ADDRESS
-from backend.serving.service import Address
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
@@ -48,14 +49,18 @@ class TritonserverProcess:
     def __init__(self, program: str, repository: Path, engine_address: str, address: Address) -> None:
         self._program, self._repository = program, repository
         self._engine_address, self._address = engine_address, address
+        self._folder = tempfile.TemporaryDirectory(prefix="millrace-triton-")
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
+        # tritonserver starts its models through a shell and quotes nothing: a space in the path would end them.
+        link = Path(self._folder.name) / "model_repository"
+        link.symlink_to(self._repository.resolve())
         environment = {**os.environ, ENGINE_ADDRESS: self._engine_address, "PYTHONDONTWRITEBYTECODE": "1",
                        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         # A session of its own: a Ctrl-C in the terminal is ours to pass on, once requests had their time.
         self._process = await asyncio.create_subprocess_exec(
-            self._program, *self._arguments(), env=environment, start_new_session=True)
+            self._program, *self._arguments(link), env=environment, start_new_session=True)
         ended = asyncio.create_task(self.ended())
         try:
             for _ in range(round(START_TIMEOUT_S / POLL_S)):
@@ -74,6 +79,7 @@ class TritonserverProcess:
         return MillraceError(f"tritonserver {how}; its log says why")
 
     async def stop(self, grace_s: float) -> None:
+        self._folder.cleanup()
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -84,9 +90,9 @@ class TritonserverProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
 
-    def _arguments(self) -> list[str]:
+    def _arguments(self, repository: Path) -> list[str]:
         host = self._address.host
-        return [f"--model-repository={self._repository}", "--disable-auto-complete-config",
+        return [f"--model-repository={repository}", "--disable-auto-complete-config",
                 f"--grpc-address={host}", f"--grpc-port={self._address.port}",
                 "--allow-http=1", f"--http-address={host}", f"--http-port={self._address.http_port}",
                 "--allow-metrics=0",  # on a port of its own, where a second service would not start
