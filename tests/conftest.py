@@ -1,4 +1,4 @@
-"""What every test run needs: Triton's interpreter where there is no GPU, and skips for tests that need one."""
+"""What every test run needs: Triton's interpreter where there is no GPU, skips for tests that need one, no deadlines."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, so before any test is
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure; timing belongs to benchmarks/
+settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
