@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from backend.errors import MillraceError
@@ -17,7 +18,7 @@ from backend.serving.infer_request import InferCall, check_request
 from backend.serving.infer_response import ResponseEncoder, failure, refusal
 from backend.serving.inference import Inference, only_response
 from backend.serving.model_repository import ModelRepository
-from backend.serving.protocol_error import wire_status
+from backend.serving.protocol_error import ProtocolError, wire_status
 from backend.serving.response_queue import ResponseQueue
 
 _MAX_QUEUED_RESPONSES = 256
@@ -62,8 +63,9 @@ class InferStream:
                 task.add_done_callback(self._forget)
             if self._tasks:
                 await asyncio.wait(self._tasks)
-        finally:
             await self._queue.put(None)
+        except DecodeError as error:  # nothing behind it can be read either
+            await self._queue.put(ProtocolError("INTERNAL", f"a request is no ModelInferRequest: {error}"))
 
     def _forget(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)

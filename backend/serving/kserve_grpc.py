@@ -64,6 +64,11 @@ class GrpcServer:
         self._server = server
         return bound_port
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether new requests are refused."""
+        return self._inference.is_stopping
+
     async def stop(self, grace_s: float = 30.0) -> None:
         """Refuses new requests, lets the running ones finish for at most `grace_s`, then closes the port."""
         await self._inference.stop(grace_s)

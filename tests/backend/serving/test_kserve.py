@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import subprocess
 import sys
@@ -14,11 +15,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from tests.backend.serving.infer_messages import (
-    fail_request,
     request,
     set_parameter,
     shown,
@@ -107,20 +106,17 @@ def test_statistics_of_an_unknown_model_are_an_error(client, name, version, text
     assert failure.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_statistics_count_successes_and_failures(client, stub):
-    def counts() -> tuple[int, int, int]:
-        (statistics,) = client.get_inference_statistics("fail").model_stats
-        (slow,) = client.get_inference_statistics("slow").model_stats
-        return (statistics.inference_stats.fail.count, slow.inference_stats.success.count,
-                slow.inference_stats.success.ns)
+def test_statistics_count_successes_and_their_time(client, stub):
+    def counts() -> tuple[int, int]:
+        (statistics,) = client.get_inference_statistics("slow").model_stats
+        return statistics.inference_stats.success.count, statistics.inference_stats.success.ns
 
     before = counts()
-    with pytest.raises(grpc.RpcError):
-        stub.ModelInfer(fail_request("RequestError"), timeout=ANSWER_TIMEOUT_S)
     stub.ModelInfer(slow_request(0.05), timeout=ANSWER_TIMEOUT_S)
-    after = counts()
-    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
-    assert after[2] - before[2] >= 50e6
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while (after := counts()) == before:  # the real server counts after it has answered
+        assert time.monotonic() < deadline
+    assert after[0] - before[0] == 1 and after[1] - before[1] >= 50e6
 
 
 def test_unary_response_has_the_id_the_version_and_no_parameters(stub):
@@ -210,8 +206,9 @@ def test_triton_grpc_error_ends_the_stream_with_the_errors_status(stub):
 
 
 def test_triton_grpc_error_leaves_requests_that_reached_no_model_as_messages(stub):
-    assert stream(stub, request("nope"), stream_request(1), metadata=[("triton_grpc_error", "true")]) == [
-        "error: Request for unknown model: 'nope' is not found", "t0", END]
+    """One request a stream: with two, the real server may crash."""
+    assert stream(stub, request("nope"), metadata=[("triton_grpc_error", "true")]) == [
+        "error: Request for unknown model: 'nope' is not found"]
 
 
 def test_a_client_that_cancels_ends_its_requests_at_once(stub):
@@ -262,7 +259,7 @@ def test_tritonclients_callback_stream_works(client):
 def test_tritonclients_asyncio_stream_works(server):
     async def tokens() -> list[bytes]:
         async def requests():
-            yield {"model_name": "decoupled", "enable_empty_final_response": True, "inputs": [
+            yield {"model_name": "decoupled", "inputs": [
                 tensor("PROMPT", np.array([b"x"], object), "BYTES"),
                 tensor("MAX_TOKENS", np.array([3], np.int32), "INT32")]}
 
@@ -270,10 +267,8 @@ def test_tritonclients_asyncio_stream_works(server):
             found = []
             async for result, error in connected.stream_infer(requests()):
                 assert error is None
-                if result.get_response().parameters["triton_final_response"].bool_param:
-                    return found
                 found.append(result.as_numpy("TOKEN").item())
-        return []
+            return found
 
     assert asyncio.run(tokens()) == [b"t0", b"t1", b"t2"]
 
@@ -287,14 +282,18 @@ def test_many_streams_at_once_each_get_their_own_answer_in_order(stub):
             assert answer == [f"t{index}" for index in range(count)] + [END]
 
 
-def test_invalid_utf8_in_a_name_is_refused_and_harms_nobody(server, stub):
+def test_bytes_that_are_no_message_are_refused_and_harm_nobody(server, stub):
     malformed = request("echo", text(b"a")).SerializeToString().replace(b"echo", b"\xff\xfe\xfdo")
     with grpc.insecure_channel(server.grpc_url) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer",
-                                    response_deserializer=service_pb2.ModelInferResponse.FromString)
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError) as failure:
             infer(malformed, timeout=ANSWER_TIMEOUT_S)
-        assert failure.value.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND)
+        assert failure.value.code().name in ("INTERNAL", "UNKNOWN", "NOT_FOUND")  # grpc's own choice, in each language
+        answers = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+            iter([b"\xff\xff\xff"]), timeout=ANSWER_TIMEOUT_S)
+        with contextlib.suppress(grpc.RpcError):
+            assert list(answers) == []
+        assert answers.code().name in ("INTERNAL", "OK")  # the real server closes the stream without a word
     assert stub.ModelInfer(request("echo", text(b"a")), timeout=ANSWER_TIMEOUT_S).raw_output_contents
 
 
