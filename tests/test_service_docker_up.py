@@ -26,7 +26,7 @@ class Machine:
         self.folder = folder
         self._bin = folder / "bin"
         self._bin.mkdir()
-        for tool in ("bash", "sh", "sed", "grep", "tr", "seq", "dirname", "cat", "find", "env"):
+        for tool in ("bash", "sh", "sed", "grep", "tr", "seq", "dirname", "cat", "find", "env", "id"):
             (self._bin / tool).symlink_to(shutil.which(tool))
 
     def add(self, name: str, script: str) -> None:
@@ -112,9 +112,11 @@ def test_docker_with_gpus_and_image_comes_first(machine):
     machine.add_docker()
     machine.add("tritonserver", "true")
     assert machine.command("--port", 40000) == [
-        "docker", "run", "--rm", "--init", "--stop-timeout", "30", "--shm-size", "16g", "--gpus", '"device=0,1"',
+        "docker", "run", "--rm", "--init", "--stop-timeout", "30", "--shm-size", "16g",
+        "--user", f"{os.getuid()}:{os.getgid()}", "--gpus", '"device=0,1"',
         "--publish", "40000:33337", "--publish", "33338:33338",
         "--mount", f'type=bind,"source={workspace}",target=/workspace/models,readonly',
+        "--mount", "type=volume,source=millrace-cache,target=/cache",
         "millrace:latest", "python3", "-m", "backend.serve", "/workspace/models", "--server", "triton"]
 
 

@@ -196,7 +196,7 @@ say "runtime $runtime ($reason)"
 # --- the command ------------------------------------------------------------------------------------------------------
 
 if [ "$runtime" = docker ]; then
-    command=(docker run --rm --init --stop-timeout 30 --shm-size 16g)
+    command=(docker run --rm --init --stop-timeout 30 --shm-size 16g --user "$(id -u):$(id -g)")
     [ ! -t 0 ] || [ ! -t 1 ] || command+=(--interactive --tty)
     if [ "$gpus" != none ]; then
         devices="${gpus:-$(seq -s, 0 $((tp - 1)))}"
@@ -204,6 +204,7 @@ if [ "$runtime" = docker ]; then
     fi
     command+=(--publish "$port:33337" --publish "$http_port:33338"
         --mount "type=bind,\"source=$workspace\",target=$CONTAINER_WORKSPACE,readonly"
+        --mount "type=volume,source=millrace-cache,target=/cache"  # compiled kernels
         "$IMAGE" python3 -m backend.serve "$CONTAINER_WORKSPACE" --server triton)
 else
     python="$(find_python)" ||
