@@ -45,6 +45,10 @@ def read_model_config(file: Path) -> ModelSpec:
         raise WorkspaceError(f"{file} is no model configuration: {error}; convert the checkpoint again") from None
     if not config.name:
         config.name = file.parent.name
+    for tensor in config.output:
+        if tensor.HasField("reshape"):
+            raise WorkspaceError(f"{file}: output {tensor.name} has a reshape, which is not supported; declare the "
+                                 "shape that the model gives")
     has_batch = config.max_batch_size > 0
     spec = ModelSpec(
         name=config.name,
