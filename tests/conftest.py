@@ -1,4 +1,4 @@
-"""What every test run needs: Triton's interpreter where there is no GPU, skips for tests that need one, no deadlines."""
+"""What every test run needs: Triton's interpreter without a GPU, skips for tests that need one, no deadlines."""
 
 from __future__ import annotations
 

@@ -99,12 +99,16 @@ class ChatTemplate:
         Raises TemplateError where the template rewrites earlier turns, so that nothing can be appended."""
         if is_first:
             return self.render([message])
-        question = {"role": "user", "content": _QUESTION}
-        answer = {"role": "assistant", "content": _ANSWER}
+        content, frame = _checked(message, 0)["content"], ""
+        while frame + _QUESTION in content or frame + _ANSWER in content:
+            frame += "\ue001"  # the message holds a stand-in itself
+        question = {"role": "user", "content": frame + _QUESTION}
+        answer = {"role": "assistant", "content": frame + _ANSWER}
         held = self.render([question])
         whole = self.render([question, answer, message])
-        gap, found, added = whole.removeprefix(held).partition(_ANSWER)
-        if not whole.startswith(held) or not found or gap.strip() or _QUESTION in added or _ANSWER in added:
+        gap, found, added = whole.removeprefix(held).partition(answer["content"])
+        rewrites = gap.strip() or question["content"] in added or answer["content"] in added
+        if not whole.startswith(held) or not found or rewrites:
             raise TemplateError(f"{self.origin} rewrites earlier turns, so a turn cannot be appended to a session; "
                                 "send the whole conversation with each request")
         return added

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -84,6 +84,7 @@ def test_built_ins_name_what_ends_an_answer(name, stop):
 
 @pytest.mark.parametrize("name", BUILTINS)
 @given(texts=st.lists(st.text(min_size=1), min_size=3, max_size=3))
+@example(texts=["0", "0", "\ue000answer\ue000 \ue001\ue000question\ue000"])  # what the probe stands on
 def test_held_text_with_answer_and_turn_is_the_text_of_the_whole_conversation(name, texts):
     template = builtin(name)
     if name in ("llama3", "llama3.1"):
