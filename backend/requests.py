@@ -107,6 +107,23 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An engine's books at one moment, and its counts since it started (prompt, cached and completion tokens).
+
+    num_cached_tokens  prompt tokens that the prefix cache or a session saved from being computed"""
+
+    num_blocks: int
+    num_free_blocks: int
+    num_running: int
+    num_waiting: int
+    num_sessions: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateOutput:
     """What one engine step added to one request.
 

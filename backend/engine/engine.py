@@ -16,7 +16,7 @@ from backend.engine.scheduler import ScheduledStep, Scheduler
 from backend.engine.sequence import Sequence
 from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.model_source import ModelSource
-from backend.requests import FinishReason, GenerateOutput, GenerateRequest
+from backend.requests import EngineStats, FinishReason, GenerateOutput, GenerateRequest
 from backend.steps import SampledToken
 from backend.worker.executor import Executor, StepHandle, start_executor
 
@@ -37,6 +37,7 @@ class Engine:
         self._in_flight: deque[tuple[ScheduledStep, StepHandle]] = deque()
         self._outputs: list[GenerateOutput] = []
         self._has_failed = False
+        self._num_prompt_tokens = self._num_cached_tokens = self._num_completion_tokens = 0
         self._warned_at_s, self._warned_preemptions = time.monotonic(), 0
 
     @property
@@ -130,6 +131,14 @@ class Engine:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    def stats(self) -> EngineStats:
+        """The books now, and the counts of all requests that have ended."""
+        scheduler = self.scheduler
+        return EngineStats(
+            scheduler.blocks.num_blocks, scheduler.blocks.num_free, len(scheduler.running), len(scheduler.waiting),
+            len(scheduler.sessions), scheduler.num_preemptions, self._num_prompt_tokens, self._num_cached_tokens,
+            self._num_completion_tokens)
+
     def check_integrity(self) -> None:
         """AssertionError unless every block and row is accounted for."""
         self.scheduler.check_integrity()
@@ -158,6 +167,10 @@ class Engine:
     def _finish(self, sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason,
                 num_completion_tokens: int | None = None) -> GenerateOutput:
         del self._sequences[sequence.request_id]
+        if sequence.was_admitted:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+            self._num_cached_tokens += sequence.num_cached_prompt_tokens
+        self._num_completion_tokens += sequence.num_completion_tokens
         self.scheduler.remove(sequence, num_completion_tokens)
         return _output(sequence, tokens, reason)
 

@@ -19,7 +19,9 @@ from zmq.utils.monitor import recv_monitor_message
 from backend import errors
 from backend.engine.messages import Command, Event, unlimited_queues
 from backend.errors import EngineDeadError, MillraceError, RequestError
-from backend.requests import GenerateOutput, GenerateRequest
+from backend.requests import EngineStats, GenerateOutput, GenerateRequest
+
+_Item = GenerateOutput | MillraceError | EngineStats | None  # None: a command was carried out
 
 
 class EngineClient:
@@ -30,7 +32,7 @@ class EngineClient:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._waiting: dict[str, asyncio.Queue[GenerateOutput | MillraceError | None]] = {}
+        self._waiting: dict[str, asyncio.Queue[_Item]] = {}
         self.session_len = 0
         self._dead: MillraceError | None = None
         self._ready = asyncio.Event()
@@ -107,6 +109,10 @@ class EngineClient:
         """Forgets a session; see Engine.end_session. Raises SessionError if it is unknown."""
         await self._call(Command("end_session", call_id=self.new_request_id(), session_id=session_id))
 
+    async def stats(self) -> EngineStats:
+        """The engine's books at this moment."""
+        return await self._call(Command("stats", call_id=self.new_request_id()))
+
     async def stop_engine(self) -> None:
         """Tells the engine's process to end; only for whoever started it."""
         await self._send(Command("stop"))
@@ -119,15 +125,16 @@ class EngineClient:
                 stream.put_nowait(error)
             self._ready.set()
 
-    async def _call(self, command: Command) -> None:
+    async def _call(self, command: Command) -> EngineStats | None:
         if self._dead is not None:
             raise self._dead
         answer = self._waiting[command.call_id] = asyncio.Queue()
         try:
             await self._send(command)
-            error = await answer.get()
-            if error is not None:
-                raise error
+            item = await answer.get()
+            if isinstance(item, MillraceError):
+                raise item
+            return item
         finally:
             del self._waiting[command.call_id]
 
@@ -147,7 +154,7 @@ class EngineClient:
             if event.refused is not None:
                 self._deliver(event.refused.about, _error(event.refused.error, event.refused.message))
             if event.done:
-                self._deliver(event.done, None)
+                self._deliver(event.done, event.stats)
             if event.ready:
                 self._dead, self.session_len = None, event.session_len
                 self._ready.set()
@@ -166,7 +173,7 @@ class EngineClient:
     async def _connection_lost(self) -> None:
         self.fail(EngineDeadError("the engine's process is gone; its log says why"))
 
-    def _deliver(self, about: str, item: GenerateOutput | MillraceError | None) -> None:
+    def _deliver(self, about: str, item: _Item) -> None:
         stream = self._waiting.get(about)
         if stream is not None:
             stream.put_nowait(item)

@@ -104,6 +104,8 @@ class _EngineLoop:
             elif command.kind == "stop_session":
                 engine.stop_session(command.session_id, command.forget)
                 self._send(peer, Event(done=command.call_id))
+            elif command.kind == "stats":
+                self._send(peer, Event(done=command.call_id, stats=engine.stats()))
             elif command.kind == "end_session":
                 engine.end_session(command.session_id)
                 self._send(peer, Event(done=command.call_id))

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 import zmq
 
-from backend.requests import GenerateOutput, GenerateRequest
+from backend.requests import EngineStats, GenerateOutput, GenerateRequest
 
 
 class Command(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -20,9 +20,10 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     add                        request
     abort, finish              request_id; finish also num_completion_tokens
     stop_session, end_session  call_id, session_id; stop_session also forget; answered by `done` or `refused`
+    stats                      call_id; answered by `done` with stats
     stop                       nothing; ends the engine"""
 
-    kind: Literal["hello", "add", "abort", "finish", "stop_session", "end_session", "stop"]
+    kind: Literal["hello", "add", "abort", "finish", "stop_session", "end_session", "stats", "stop"]
     request: GenerateRequest | None = None
     request_id: str = ""
     num_completion_tokens: int = 0
@@ -46,6 +47,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     outputs: list[GenerateOutput] = []
     refused: Refusal | None = None
     done: str = ""
+    stats: EngineStats | None = None
     ready: bool = False
     session_len: int = 0
     dead: str = ""
