@@ -32,8 +32,8 @@ def main(workspace: str) -> None:
             print(f"\n> {question}")
             for part in session.stream(question, temperature=0):
                 print(part.text, end="", flush=True)
-            print(f"\n  ({part.num_completion_tokens} tokens; {part.num_cached_tokens} of {part.num_prompt_tokens} "
-                  "before them were still in the session)")
+            print(f"\n  ({part.num_completion_tokens} tokens; of the {part.num_prompt_tokens} before them the session "
+                  f"still held {part.num_cached_tokens})")
         session.end()
         print(flush=True)
 

@@ -208,7 +208,7 @@ if [ "$runtime" = docker ]; then
         "$IMAGE" python3 -m backend.serve "$CONTAINER_WORKSPACE" --server triton)
 else
     python="$(find_python)" ||
-        fail "Millrace's Python package is not installed here; run in its folder: pip install -e '.[serve]'"
+        fail "no Python here has Millrace; activate its environment, or run in its folder: pip install -e '.[serve]'"
     command=(env PYTHONSAFEPATH=1)  # the current folder may hold a `backend` of somebody else's
     if [ "$gpus" = none ]; then
         command+=(CUDA_VISIBLE_DEVICES=)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -92,6 +93,14 @@ def add_tritonserver(folder: Path) -> Path:
     return program
 
 
+def run_documented_example(port: int) -> str:
+    """What the Python block of docs/serving.md prints, at this port."""
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return subprocess.run([sys.executable, "-c", code.replace(":33337", f":{port}")], check=True, text=True,
+                          capture_output=True, timeout=TIMEOUT_S).stdout
+
+
 def answer_slowly(client: ChatClient, num_tokens: int) -> tuple[threading.Thread, list[str | ChatError]]:
     """Begins an answer of so many tokens in a thread; returns once its first token is there."""
     received: list[str | ChatError] = []
@@ -121,6 +130,7 @@ def test_a_workspace_is_served_until_sigterm_and_what_runs_is_finished(workspace
         with ChatClient(f"127.0.0.1:{service.port}") as client:
             assert client.server_info().model_name == "internlm2"
             assert "Ada" in client.session().infer("My name is Ada.", temperature=0).text
+            assert "fox" in run_documented_example(service.port)
             reading, received = answer_slowly(client, 300)
             service.process.send_signal(signal.SIGTERM)
             service.read_until("INFO  stopping")
