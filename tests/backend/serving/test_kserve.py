@@ -106,17 +106,16 @@ def test_statistics_of_an_unknown_model_are_an_error(client, name, version, text
     assert failure.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_statistics_count_successes_and_their_time(client, stub):
-    def counts() -> tuple[int, int]:
-        (statistics,) = client.get_inference_statistics("slow").model_stats
-        return statistics.inference_stats.success.count, statistics.inference_stats.success.ns
+def test_statistics_count_successes(client, stub):
+    def count() -> int:
+        return client.get_inference_statistics("slow").model_stats[0].inference_stats.success.count
 
-    before = counts()
-    stub.ModelInfer(slow_request(0.05), timeout=ANSWER_TIMEOUT_S)
+    before = count()
+    stub.ModelInfer(slow_request(0.01), timeout=ANSWER_TIMEOUT_S)
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    while (after := counts()) == before:  # the real server counts after it has answered
+    while count() == before:  # the real server counts after it has answered
         assert time.monotonic() < deadline
-    assert after[0] - before[0] == 1 and after[1] - before[1] >= 50e6
+    assert count() == before + 1
 
 
 def test_unary_response_has_the_id_the_version_and_no_parameters(stub):
@@ -195,18 +194,8 @@ def test_an_error_of_the_model_is_the_requests_last_message_and_the_stream_lives
     assert sorted(mixed) == sorted(["t0", "error: ZeroDivisionError: a bug on purpose!", "t0", "t1", END])
 
 
-def test_triton_grpc_error_ends_the_stream_with_the_errors_status(stub):
-    answers = stub.ModelStreamInfer(iter([stream_request(1, error=b"RequestError")]), timeout=ANSWER_TIMEOUT_S,
-                                    metadata=[("triton_grpc_error", "true")])
-    assert shown(next(answers)) == "t0"
-    with pytest.raises(grpc.RpcError) as failure:
-        next(answers)
-    assert failure.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert failure.value.details() == "a RequestError on purpose"
-
-
 def test_triton_grpc_error_leaves_requests_that_reached_no_model_as_messages(stub):
-    """One request a stream: with two, the real server may crash."""
+    """With an error of a model the real server crashes (24.10), so that is tested in test_kserve_grpc.py."""
     assert stream(stub, request("nope"), metadata=[("triton_grpc_error", "true")]) == [
         "error: Request for unknown model: 'nope' is not found"]
 

@@ -60,15 +60,26 @@ def test_timeout_ends_one_request_of_a_stream_and_closes_its_generator(embedded,
     assert embedded.models["decoupled"].num_running == 0
 
 
-def test_a_failed_request_counts_as_failed(own_stub):
-    def failed() -> int:
-        statistics = own_stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="fail"))
-        return statistics.model_stats[0].inference_stats.fail.count
+def test_triton_grpc_error_ends_the_stream_with_the_errors_status(own_stub):
+    answers = own_stub.ModelStreamInfer(iter([stream_request(1, error=b"RequestError")]), timeout=ANSWER_TIMEOUT_S,
+                                        metadata=[("triton_grpc_error", "true")])
+    assert shown(next(answers)) == "t0"
+    with pytest.raises(grpc.RpcError) as failure:
+        next(answers)
+    assert failure.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert failure.value.details() == "a RequestError on purpose"
 
-    before = failed()
+
+def test_statistics_show_failures_and_the_time_of_successes(own_stub):
+    def of(name: str) -> service_pb2.InferStatistics:
+        return own_stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=name)).model_stats[0].inference_stats
+
+    failed, took_ns = of("fail").fail.count, of("slow").success.ns
     with pytest.raises(grpc.RpcError):
         own_stub.ModelInfer(fail_request("RequestError"))
-    assert failed() == before + 1
+    own_stub.ModelInfer(slow_request(0.05))
+    assert of("fail").fail.count == failed + 1
+    assert of("slow").success.ns - took_ns >= 50e6
 
 
 def test_a_reader_that_is_slow_stops_its_model_and_not_the_server(embedded, own_stub):
