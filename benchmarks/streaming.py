@@ -45,6 +45,7 @@ def main(targets: tuple[str, ...], rounds: int, serve: Path | None) -> None:
         return
     targets = targets or (("embedded", "triton") if (VENV / ".installed").is_file() else ("embedded",))
     figures: dict[str, list[dict[str, float]]] = {}
+    load_before = os.getloadavg()[0]
     for number in range(rounds):
         for target in targets:
             for streams, responses in CASES:
@@ -59,7 +60,7 @@ def main(targets: tuple[str, ...], rounds: int, serve: Path | None) -> None:
         click.echo(f"{case:32} {median['responses_per_s']:8.0f} responses/s  {median['server_cpu_us']:6.1f} us")
     save(RESULTS / "streaming.json", {
         "model": "tests.backend.serving.stub_models.Decoupled", "packages": {"grpcio": version("grpcio")},
-        "load_average_before": os.getloadavg()[0], "rounds": figures, "medians": medians})
+        "load_average": [round(load_before, 1), round(os.getloadavg()[0], 1)], "rounds": figures, "medians": medians})
 
 
 async def _measure(server: psutil.Process, port: int, streams: int, responses: int) -> dict[str, float]:
