@@ -53,7 +53,7 @@ class EngineClient:
             if self._dead is not None:
                 raise self._dead
         except BaseException:  # Ctrl-C too, while the model loads
-            await self.__aexit__()
+            await EngineClient.__aexit__(self)  # the connection's end, and no more
             raise
         return self
 
