@@ -50,8 +50,8 @@ class HttpServer:
             raise ConfigError(f"HTTP cannot listen on {host}:{port} ({error.strerror}); choose another with "
                               "--http_port") from None
         self._server = _Server(uvicorn.Config(
-            self._app, log_config=None, log_level="warning", access_log=False, lifespan="off", ssl_keyfile=self._options.tls_key,
-            ssl_certfile=self._options.tls_cert, timeout_graceful_shutdown=1))
+            self._app, log_config=None, log_level="warning", access_log=False, lifespan="off",
+            ssl_keyfile=self._options.tls_key, ssl_certfile=self._options.tls_cert, timeout_graceful_shutdown=1))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
             if self._serving.done():
