@@ -21,6 +21,7 @@ from backend.config_faults import explain_syntax
 from backend.errors import ConfigError
 
 FORMAT_VERSION = 1
+MAX_HEAD_DIM = 256  # of the attention kernels
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # weight_type in config.ini → torch's name
 DTYPE_SPELLINGS = (*DTYPES, *DTYPES.values())
 ROPE_SCALING_TYPES = ("none", "linear", "dynamic", "llama3")
@@ -156,6 +157,8 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
             common = math.gcd(*divided.values())
             divisors = [n for n in range(1, model.num_kv_heads + 1) if common % n == 0]
             raise ConfigError(f"tp={engine.tp} does not divide {what}={count} of {name}; use tp in {divisors}")
+    if model.head_dim > MAX_HEAD_DIM:
+        raise ConfigError(f"size_per_head={model.head_dim} of {name} is not supported; the largest is {MAX_HEAD_DIM}")
     if model.sliding_window is not None and longest > model.sliding_window:
         raise ConfigError(f"session_len={longest} exceeds the {model.sliding_window} tokens of {name}'s attention "
                           f"window; use session_len={model.sliding_window}")

@@ -13,13 +13,19 @@ import zmq
 
 from backend.config import EngineConfig
 from backend.engine.engine_client import EngineClient
-from backend.engine.engine_process import run_engine_process
 from backend.errors import EngineDeadError
 from backend.model_source import ModelSource
 from backend.processes import start_process
 
 STOP_TIMEOUT_S = 10.0
 LAST_WORDS_S = 0.2  # how long words of a process that has ended may still be on their way
+
+
+def _run_engine(source: ModelSource, config: EngineConfig, address: str) -> None:
+    """The process's body. It alone imports the engine, and torch with it: the front end starts without."""
+    from backend.engine.engine_process import run_engine_process
+
+    run_engine_process(source, config, address)
 
 
 class AsyncEngine(EngineClient):
@@ -34,7 +40,7 @@ class AsyncEngine(EngineClient):
         self._source, self._config = source, config
 
     async def __aenter__(self) -> AsyncEngine:
-        self.process = start_process(run_engine_process, (self._source, self._config, self.address), "millrace-engine")
+        self.process = start_process(_run_engine, (self._source, self._config, self.address), "millrace-engine")
         self._exit_watch = asyncio.create_task(self._watch_process())
         try:
             await super().__aenter__()

@@ -106,7 +106,7 @@ class LLM:
         return completions[0] if is_one else completions
 
     def stream(self, prompt: Prompt | Sequence[Message], sampling: SamplingParams | None = None, *,
-               session_id: int | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Iterator[TextOutput]:
+               session_id: int | None = None, tools: Sequence[Mapping[str, Any]] | None = None) -> Stream:
         """The answer in increments: to a prompt, or to a conversation given as messages.
 
         session_id, tools  as in chat
@@ -123,8 +123,8 @@ class LLM:
                 raise RequestError("stream answers one prompt at a time; use generate for a list of them")
             ids = self.front_end.prompt_ids(several[0])
         request = self._add(ids, sampling, not is_chat, session_id)
-        self._streams[request.request_id] = deque()
-        return self._outputs_of(request.request_id)
+        increments = self._streams[request.request_id] = deque()
+        return Stream(self, request.request_id, increments)
 
     def end_session(self, session_id: int) -> None:
         """Forgets a conversation that the engine keeps. Raises SessionError if there is none of that id."""
@@ -173,20 +173,6 @@ class LLM:
             for request_id in parts:
                 self._drop(request_id)
 
-    def _outputs_of(self, request_id: str) -> Iterator[TextOutput]:
-        stream = self._streams[request_id]
-        try:
-            while True:
-                while not stream:
-                    self._step()
-                output = stream.popleft()
-                yield output
-                if output.finish_reason is not None:
-                    return
-        finally:
-            del self._streams[request_id]
-            self._drop(request_id)
-
     def _step(self) -> list[TextOutput]:
         """One engine step; its increments are returned and, those of streams, queued for their readers."""
         with _interrupt_held():
@@ -212,8 +198,45 @@ class LLM:
 
     def _drop(self, request_id: str) -> None:
         """Aborts the request if it still runs; what it would still say is not wanted."""
+        self._streams.pop(request_id, None)
         if self._answers.pop(request_id, None) is not None:
             self.engine.abort(request_id)
+
+
+class Stream:
+    """The increments of one answer. Left early, closed or never read, it aborts its request and frees its session."""
+
+    def __init__(self, llm: LLM, request_id: str, increments: deque[TextOutput]) -> None:
+        self._llm = llm
+        self._request_id = request_id
+        self._increments = increments
+        self._is_over = False
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> TextOutput:
+        if self._is_over:
+            raise StopIteration
+        try:
+            while not self._increments:
+                self._llm._step()
+        except BaseException:
+            self.close()
+            raise
+        increment = self._increments.popleft()
+        if increment.finish_reason is not None:
+            self.close()
+        return increment
+
+    def close(self) -> None:
+        """Ends the answer; what was not read is lost."""
+        if not self._is_over:
+            self._is_over = True
+            self._llm._drop(self._request_id)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @contextmanager

@@ -154,6 +154,12 @@ def test_streams_may_be_read_in_turns_and_left_early(llm):
     assert_idle(llm)
 
 
+def test_a_stream_that_nobody_reads_leaves_its_session_free(llm):
+    llm.stream(STORY, greedy(), session_id=8)
+    assert "".join(part.text for part in llm.stream(STORY, greedy(), session_id=8))
+    llm.end_session(8)
+
+
 @pytest.mark.parametrize(("call", "error", "message"), [
     (lambda llm: llm.generate([[]]), RequestError, "the prompt is empty"),
     (lambda llm: llm.generate([[5, 10**6]]), RequestError, "token id 1000000, but the vocabulary ends at 3071"),
