@@ -22,10 +22,12 @@ _HTTP = {
 
 
 class ProtocolError(MillraceError):
-    """A request that the server itself refuses or cannot answer; `status` is a gRPC status code's name."""
+    """A request that the server itself refuses or cannot answer; `status` is a gRPC status code's name.
+
+    The message is one line: a line break in what it quotes from the request is written as \\n."""
 
     def __init__(self, status: str, message: str):
-        super().__init__(message)
+        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
         self.status = status
 
 
