@@ -69,6 +69,8 @@ class DecodeGraphs:
         self.sizes = graph_batch_sizes(num_rows - 1)
         begin, free_bytes = time.perf_counter(), free_memory_bytes(device)
         self.logits = torch.empty((self.sizes[-1], tables.sampling.vocab_size), dtype=torch.float32, device=device)
+        self.logits_indices = torch.arange(self.sizes[-1], device=device)
+        self.query_start = torch.arange(self.sizes[-1] + 1, dtype=torch.int32, device=device)
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs = {size: self._capture(size) for size in reversed(self.sizes)}
         torch.cuda.synchronize(device)
@@ -94,23 +96,22 @@ class DecodeGraphs:
         padding = self._padding(size)
         packed = pack(padding).to(self.device)
         inputs = unpack(padding, packed)
-        indices = torch.arange(size + 1, device=self.device)
-        self._step(inputs, indices)  # compiles and loads what it launches, which a capture must not
+        self._step(inputs)  # compiles and loads what it launches, which a capture must not
         graph = torch.cuda.CUDAGraph()
         # Other threads of this process may use CUDA meanwhile.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            logits, token_ids = self._step(inputs, indices)
+            logits, token_ids = self._step(inputs)
         return DecodeGraph(graph, packed, logits, token_ids)
 
-    def _step(self, inputs: DecodeInputs, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """What is captured; indices [B + 1] int64 count from 0."""
+    def _step(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
+        """What is captured. Whatever it reads must live as long as the graphs: these know addresses, not tensors."""
         num_rows = len(inputs.positions)
         token_table = self.tables.token_ids.view(-1)
         batch = ForwardBatch(
             token_ids=token_table.index_select(0, inputs.token_slots).long(), positions=inputs.positions,
             slot_mapping=inputs.slot_mapping, block_tables=inputs.block_tables, context_lens=inputs.context_lens,
-            query_start=indices.int(), logits_indices=indices[:-1], kv_cache=self.kv_cache, num_decodes=num_rows,
-            max_query_len=0, max_context_len=self.session_len)
+            query_start=self.query_start[: num_rows + 1], logits_indices=self.logits_indices[:num_rows],
+            kv_cache=self.kv_cache, num_decodes=num_rows, max_query_len=0, max_context_len=self.session_len)
         logits = self.logits[:num_rows].copy_(self.model(batch))
         token_ids = logits.argmax(-1)
         token_table.index_copy_(0, inputs.sample_slots, token_ids.int())
