@@ -108,6 +108,7 @@ class EngineConfig:
     max_queued             requests that may wait for a place in the batch; one more is refused
     session_ttl_s          seconds after which an idle session is forgotten
     use_context_fmha       1: fused prefill attention; 0: plain attention that materialises scores
+    cuda_graphs            decode steps on one GPU are recorded at the start and replayed; off: each kernel launched
     device, dtype          "auto": CUDA if there is one; the checkpoint's dtype on CUDA, float32 on the CPU"""
 
     session_len: int
@@ -117,6 +118,7 @@ class EngineConfig:
     block_size: int = 64
     enable_prefix_caching: bool = True
     use_context_fmha: bool = True
+    cuda_graphs: bool = True
     quant_policy: int = 0
     max_queued: int = 100_000
     session_ttl_s: int = 86_400
@@ -202,6 +204,7 @@ _KEYS: dict[str, tuple[str, str]] = {
     "cache_block_seq_len": ("engine", "block_size"),
     "enable_prefix_caching": ("engine", "enable_prefix_caching"),
     "use_context_fmha": ("engine", "use_context_fmha"),
+    "cuda_graphs": ("engine", "cuda_graphs"),
     "quant_policy": ("engine", "quant_policy"),
     "max_queued": ("engine", "max_queued"),
     "session_ttl_s": ("engine", "session_ttl_s"),
@@ -217,6 +220,7 @@ _ENGINE_MEANINGS = {
     "cache_block_seq_len": "tokens per KV block",
     "enable_prefix_caching": "1: prompts that begin alike share their KV",
     "use_context_fmha": "1: fused prefill attention; 0: plain, slower",
+    "cuda_graphs": "1: decode steps are recorded at the start, fast; 0: a faster start, slower steps",
     "quant_policy": "KV cache format; 0: as the model, the only one yet",
     "max_queued": "requests that may wait; one more is refused",
     "session_ttl_s": "seconds after which an idle conversation is forgotten",
@@ -296,7 +300,7 @@ _INTEGERS = {"num_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size
              "max_position_embeddings", "bos_token_id", "dim", "original_max_position_embeddings", "session_len",
              "max_batch_size", "max_prefill_tokens", "block_size", "quant_policy", "max_queued", "session_ttl_s", "tp",
              "sliding_window"}
-_FLAGS = {"attention_bias", "output_bias", "qk_norm", "enable_prefix_caching", "use_context_fmha"}
+_FLAGS = {"attention_bias", "output_bias", "qk_norm", "enable_prefix_caching", "use_context_fmha", "cuda_graphs"}
 _FLOATS = {"norm_eps", "theta", "factor", "low_freq_factor", "high_freq_factor", "cache_max_entry_count"}
 
 

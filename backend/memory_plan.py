@@ -1,7 +1,7 @@
 """Memory plan: what weights, KV cache and everything else take of a device, worked out before anything is loaded.
 
-Pure arithmetic over configurations; knows no device. Used by worker (prints it, enforces it) and
-scheduler (blocks_of)."""
+Pure arithmetic over configurations; knows no device. Used by worker (prints it, enforces it; its CUDA graphs are those
+that are planned here) and scheduler (blocks_of)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from backend.errors import CapacityError
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU, as seen on an H100
+GRAPH_LAYER_BYTES = 2**18  # what a CUDA graph takes of the driver's memory for each decoder layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +103,40 @@ def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
 
 
 def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bool) -> int:
-    """Activations of the largest step, logits and sampling, the row tables, and the runtime's own."""
+    """Activations of the largest step, logits and sampling, the row tables, CUDA graphs, and the runtime's own."""
     tokens = config.max_prefill_tokens + config.max_batch_size
     local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
     activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
     sampling = 6 * min(config.max_batch_size, tokens) * model.vocab_size * 4
     tables = config.max_batch_size * (config.session_len + 1) * 8 + config.session_len * model.rope.dim * 8
-    return activations + sampling + tables + (0 if on_cpu else RUNTIME_BYTES)
+    if on_cpu:
+        return activations + sampling + tables
+    graphs = graph_bytes(model, config, dtype) if uses_cuda_graphs(config) else 0
+    return activations + sampling + tables + graphs + RUNTIME_BYTES
+
+
+def uses_cuda_graphs(config: EngineConfig) -> bool:
+    """Whether decode steps on a GPU run as CUDA graphs; ranks that talk to each other do not, so far."""
+    return config.cuda_graphs and config.tp == 1
+
+
+def graph_batch_sizes(max_batch_size: int) -> list[int]:
+    """The batch sizes for which a CUDA graph is captured, ascending; a step runs in the next larger one.
+
+    Close to one another, since a padding row costs what a row costs but for its attention."""
+    sizes = [1, 2, 4, 8, *range(16, 256, 8), *range(256, max_batch_size, 32)]
+    return [size for size in sizes if size < max_batch_size] + [max_batch_size]
+
+
+def graph_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
+    """The driver's memory for all graphs; the activations and logits of the largest, which the others share; and each
+    one's own block tables."""
+    sizes = graph_batch_sizes(config.max_batch_size)
+    local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
+    activations = (4 * model.hidden_size + local + model.vocab_size) * DTYPE_BYTES[dtype]
+    logits = 2 * model.vocab_size * 4
+    tables = sum(sizes) * 4 * blocks_of(config.session_len, config.block_size)
+    return len(sizes) * model.num_layers * GRAPH_LAYER_BYTES + sizes[-1] * (activations + logits) + tables
 
 
 def _next_tp(model: ModelConfig, tp: int) -> int:

@@ -6,7 +6,6 @@ measured in the same run."""
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +18,8 @@ from backend.config import EngineConfig
 from backend.engine.engine import Engine, start_engine
 from backend.memory_plan import kv_block_bytes, weights_bytes
 from backend.requests import GenerateRequest, SamplingParams
+from benchmarks.device_limits import read_bandwidth
+from benchmarks.prompts import random_prompt
 from benchmarks.record import RESULTS, save
 from benchmarks.shapes import SHAPES, RandomModel
 
@@ -61,8 +62,7 @@ def main(shape: str, prompt_tokens: int, new_tokens: int, rounds: int, file: Pat
 
 def generate(engine: Engine, seed: int, num_prompt: int, num_new: int) -> float:
     """Wall-clock seconds of one greedy request of exactly num_new tokens."""
-    source = random.Random(seed)
-    prompt = tuple(source.randrange(10, engine.model.vocab_size) for _ in range(num_prompt))
+    prompt = random_prompt(seed, num_prompt, engine.model.vocab_size)
     sampling = SamplingParams(temperature=0, max_new_tokens=num_new, ignore_eos=True)
     begin = time.perf_counter()
     engine.add_request(GenerateRequest(str(seed), prompt, sampling))
@@ -71,20 +71,6 @@ def generate(engine: Engine, seed: int, num_prompt: int, num_new: int) -> float:
         count += sum(len(output.token_ids) for output in engine.step())
     assert count == num_new
     return time.perf_counter() - begin
-
-
-def read_bandwidth() -> float:
-    """Bytes per second of reading 4 GiB once, by a reduction; median of 10."""
-    data = torch.ones(2**30, dtype=torch.float32, device="cuda")
-    times = []
-    for _ in range(12):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        data.sum()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return data.numel() * 4 / statistics.median(times[2:])
 
 
 if __name__ == "__main__":

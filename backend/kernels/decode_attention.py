@@ -1,8 +1,9 @@
 """Decode attention in Triton: one new token per sequence over its paged KV, split along the context.
 
 A sequence's context is cut into equal splits so that few sequences still fill the device; each split leaves its output
-and the logarithm of its weight, and a second kernel combines them (Flash-Decoding, Dao et al., 2023). The query heads
-that share a KV head form one tile, so that keys are read once. Used by dispatch.py."""
+and the logarithm of its weight, and a second kernel combines them (Flash-Decoding, Dao et al., 2023). Where the rows
+alone fill the device, a context is one split and its output is final. The query heads that share a KV head form one
+tile, so that keys are read once. Used by dispatch.py."""
 
 from __future__ import annotations
 
@@ -36,17 +37,20 @@ def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tens
     dim_tile = triton.next_power_of_2(head_dim)
     programs = num_kv_heads * triton.cdiv(group, heads_tile)
     num_splits = _num_splits(num_rows * programs, max_context_len)
-    partial = torch.empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32, device=q.device)
-    log_weights = torch.empty((num_rows, num_heads, num_splits), dtype=torch.float32, device=q.device)
+    partial, log_weights = output, None
+    if num_splits > 1:
+        partial = torch.empty((num_rows, num_heads, num_splits, head_dim), dtype=torch.float32, device=q.device)
+        log_weights = torch.empty((num_rows, num_heads, num_splits), dtype=torch.float32, device=q.device)
     keys_tile = _keys_tile(dim_tile, q.dtype)
     _decode_split_kernel[(num_rows, programs, num_splits)](
         q, k_cache, v_cache, block_tables, context_lens, partial, log_weights, q.stride(0), q.stride(1),
         block_tables.stride(0), scale * LOG2_E, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size, HEADS_TILE=heads_tile, DIM_TILE=dim_tile, KEYS_TILE=keys_tile,
-        num_warps=4, num_stages=2)
-    _decode_combine_kernel[(num_rows, num_heads)](
-        partial, log_weights, context_lens, output, num_splits, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
-        SPLITS_TILE=triton.next_power_of_2(num_splits), DIM_TILE=dim_tile, KEYS_TILE=keys_tile, num_warps=4)
+        IS_SPLIT=num_splits > 1, num_warps=4, num_stages=2)
+    if num_splits > 1:
+        _decode_combine_kernel[(num_rows, num_heads)](
+            partial, log_weights, context_lens, output, num_splits, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
+            SPLITS_TILE=triton.next_power_of_2(num_splits), DIM_TILE=dim_tile, KEYS_TILE=keys_tile, num_warps=4)
     return output
 
 
@@ -72,7 +76,7 @@ def _decode_split_kernel(q, k_cache, v_cache, block_tables, context_lens, partia
                          q_row_stride, q_head_stride, table_stride, scale_log2,
                          NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                          BLOCK_SIZE: tl.constexpr, HEADS_TILE: tl.constexpr, DIM_TILE: tl.constexpr,
-                         KEYS_TILE: tl.constexpr):
+                         KEYS_TILE: tl.constexpr, IS_SPLIT: tl.constexpr):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1) % NUM_KV_HEADS
@@ -113,8 +117,10 @@ def _decode_split_kernel(q, k_cache, v_cache, block_tables, context_lens, partia
         best = new_best
 
     target = (row * NUM_HEADS + head) * num_splits + split
-    tl.store(log_weights + target, best + tl.log2(weight), mask=member < GROUP)
-    tl.store(partial + target[:, None] * HEAD_DIM + column[None, :], attended / weight[:, None], mask=inside)
+    if IS_SPLIT:
+        tl.store(log_weights + target, best + tl.log2(weight), mask=member < GROUP)
+    attended = (attended / weight[:, None]).to(partial.dtype.element_ty)
+    tl.store(partial + target[:, None] * HEAD_DIM + column[None, :], attended, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_splits"], do_not_specialize_on_alignment=["context_lens"])

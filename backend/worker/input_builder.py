@@ -19,8 +19,13 @@ from backend.worker.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
-class _StepArrays:
-    """What a step uploads. setup_slots and token_slots are flat places in the token table."""
+class StepInputs:
+    """What a step uploads: numpy arrays on the host, tensors once uploaded. Fields that are not explained here are
+    ForwardBatch's.
+
+    setup_slots, setup_tokens  flat places in the token table, and the ids that rows which begin have there
+    token_slots                flat places in the token table of the step's T tokens
+    sampling                   None where no row samples"""
 
     setup_slots: Array
     setup_tokens: Array
@@ -32,6 +37,9 @@ class _StepArrays:
     query_start: Array
     logits_indices: Array
     sampling: SamplingBatch | None
+    num_decodes: int
+    max_query_len: int
+    max_context_len: int
 
 
 class InputBuilder:
@@ -45,6 +53,10 @@ class InputBuilder:
 
     def build(self, plan: StepPlan) -> tuple[ForwardBatch, SamplingBatch | None]:
         """The batch of a plan with at least one row, and the sampler's part of it if any row samples."""
+        return self.upload(self.arrange(plan))
+
+    def arrange(self, plan: StepPlan) -> StepInputs:
+        """Brings the host's tables up to date and gathers from them what the plan's step needs."""
         for setup in plan.setups:
             self.tables.set_row(setup)
         self.tables.append_blocks(plan.rows)
@@ -68,24 +80,28 @@ class InputBuilder:
         blocks = self.tables.block_tables[token_rows, positions // self.block_size].astype(np.int64)
         sampling_rows = np.flatnonzero(table[:, 3])
         setup_slots, setup_tokens = self._setup_tokens(plan)
-        arrays = upload(_StepArrays(
+        return StepInputs(
             setup_slots, setup_tokens, token_slots=token_rows * width + positions, positions=positions,
             slot_mapping=blocks * self.block_size + positions % self.block_size,
             block_tables=self.tables.block_tables[rows, : -(-max_context_len // self.block_size)],
             context_lens=context_lens.astype(np.int32), query_start=query_start.astype(np.int32),
             logits_indices=query_start[1:][sampling_rows] - 1,
-            sampling=self._sampling(rows[sampling_rows], context_lens[sampling_rows])), self.device)
+            sampling=self._sampling(rows[sampling_rows], context_lens[sampling_rows]), num_decodes=num_decodes,
+            max_query_len=int(num_new[num_decodes:].max(initial=0)), max_context_len=max_context_len)
 
+    def upload(self, inputs: StepInputs) -> tuple[ForwardBatch, SamplingBatch | None]:
+        """The batch of a step, on the device; ids of rows that begin are in the token table from here on."""
+        inputs = upload(inputs, self.device)
         flat_token_ids = self.tables.token_ids.view(-1)
-        if plan.setups:
-            flat_token_ids.index_copy_(0, arrays.setup_slots, arrays.setup_tokens)
+        if len(inputs.setup_slots):
+            flat_token_ids.index_copy_(0, inputs.setup_slots, inputs.setup_tokens)
         batch = ForwardBatch(
-            token_ids=flat_token_ids.index_select(0, arrays.token_slots).long(), positions=arrays.positions,
-            slot_mapping=arrays.slot_mapping, block_tables=arrays.block_tables, context_lens=arrays.context_lens,
-            query_start=arrays.query_start, logits_indices=arrays.logits_indices, kv_cache=self.kv_cache,
-            num_decodes=num_decodes, max_query_len=int(num_new[num_decodes:].max(initial=0)),
-            max_context_len=max_context_len)
-        return batch, arrays.sampling
+            token_ids=flat_token_ids.index_select(0, inputs.token_slots).long(), positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping, block_tables=inputs.block_tables, context_lens=inputs.context_lens,
+            query_start=inputs.query_start, logits_indices=inputs.logits_indices, kv_cache=self.kv_cache,
+            num_decodes=inputs.num_decodes, max_query_len=inputs.max_query_len,
+            max_context_len=inputs.max_context_len)
+        return batch, inputs.sampling
 
     def _sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingBatch | None:
         if not rows.size:

@@ -1,6 +1,6 @@
 """Model runner: one step on one rank, launched without waiting for it.
 
-Owns the order of a step: inputs, model, sampler, copy of the result to the host. Used by worker.py."""
+Owns the order of a step: inputs, model or its CUDA graph, sampler, copy of the result to the host. Used by worker."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from torch import Tensor, nn
 from backend.forward_batch import ForwardBatch
 from backend.requests import TokenLogprobs
 from backend.steps import SampledToken, StepPlan, StepResult
-from backend.worker.input_builder import InputBuilder
+from backend.worker.cuda_graph import DecodeGraphs
+from backend.worker.input_builder import InputBuilder, StepInputs
 from backend.worker.row_tables import RowTables
 from backend.worker.sampler import SampledTokens, sample
+from backend.worker.upload import upload
 
 
 class ModelRunner:
-    """Runs plans in the order in which they come; on CUDA, `run` returns while the device still works."""
+    """Runs plans in the order in which they come; on CUDA, `run` returns while the device still works.
+
+    use_graphs  captures CUDA graphs now, and replays them for the steps that they fit"""
 
     def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[tuple[Tensor, Tensor]],
-                 device: torch.device) -> None:
+                 device: torch.device, use_graphs: bool) -> None:
         self.model = model
         self.tables = tables
+        self.device = device
         self.inputs = InputBuilder(tables, kv_cache, device)
+        self.graphs = DecodeGraphs(model, tables, kv_cache, device) if use_graphs else None
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> RunningStep:
         """Launches the plan. Rows are set up by the plan in which they first run."""
         assert plan.rows, "a plan without rows"
-        batch, sampling = self.inputs.build(plan)
-        logits = self.model(batch)
-        if sampling is None:
+        inputs = self.inputs.arrange(plan)
+        fits_graph = self.graphs is not None and self.graphs.fits(inputs)
+        sampled = self._replay(inputs) if fits_graph else self._launch(inputs)
+        if sampled is None:
             return RunningStep(plan.step, (), (), None, None)
-        sampled = sample(logits, sampling, self.tables.token_ids)
         rows = tuple(row.row for row in plan.rows if row.samples)
         # Taken now: a row may belong to another sequence when the result is read.
         num_logprobs = tuple(self.tables.sampling.num_logprobs[list(rows)].tolist())
@@ -44,6 +50,19 @@ class ModelRunner:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """The logits [R, V] of a batch, without sampling."""
         return self.model(batch)
+
+    def _launch(self, inputs: StepInputs) -> SampledTokens | None:
+        """Kernel by kernel."""
+        batch, sampling = self.inputs.upload(inputs)
+        logits = self.model(batch)
+        return None if sampling is None else sample(logits, sampling, self.tables.token_ids)
+
+    def _replay(self, inputs: StepInputs) -> SampledTokens:
+        """As a CUDA graph, which takes the argmax too; what wants more than that is sampled after it."""
+        logits, token_ids = self.graphs.replay(inputs)
+        if inputs.sampling.is_argmax:
+            return SampledTokens(token_ids)
+        return sample(logits, upload(inputs.sampling, self.device), self.tables.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,14 @@ from backend.worker.sampling_state import SamplingState
 class RowTables:
     """One row per running sequence.
 
-    token_ids     [rows, session_len + 1] int32 on the device; the extra place takes a full sequence's last sample
+    token_ids     [rows + 1, session_len + 1] int32 on the device; the extra place takes a full sequence's last sample,
+                  the extra row is the padding's of a CUDA graph
     block_tables  [rows, blocks of a full sequence] int32 on the host, 0 beyond num_blocks
     num_blocks    [rows] int64 on the host"""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, device: torch.device) -> None:
         num_rows = engine.max_batch_size
-        self.token_ids = torch.zeros((num_rows, engine.session_len + 1), dtype=torch.int32, device=device)
+        self.token_ids = torch.zeros((num_rows + 1, engine.session_len + 1), dtype=torch.int32, device=device)
         self.block_tables = np.zeros((num_rows, -(-engine.session_len // engine.block_size)), np.int32)
         self.num_blocks = np.zeros(num_rows, np.int64)
         self.sampling = SamplingState(num_rows, model.vocab_size)

@@ -91,6 +91,11 @@ class SamplingBatch:
     logprobs_index: Array | None
     num_top_logprobs: int
 
+    @property
+    def is_argmax(self) -> bool:
+        """Every row takes the argmax of its logits as they are, and nothing else is asked for."""
+        return self.draw is None and self.penalties is None and self.changes is None and self.logprobs_index is None
+
 
 class SamplingState:
     """Sampling parameters of every row, as host arrays from which a step gathers its rows'."""

@@ -13,7 +13,7 @@ import torch
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
-from backend.memory_plan import MemoryPlan, plan_memory
+from backend.memory_plan import MemoryPlan, plan_memory, uses_cuda_graphs
 from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
 from backend.steps import StepPlan
@@ -57,7 +57,8 @@ class Worker:
     def allocate_kv(self, num_blocks: int) -> None:
         """Allocates the KV cache and gets ready for steps."""
         kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device)
-        self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device)
+        use_graphs = self.device.type == "cuda" and uses_cuda_graphs(self.engine)
+        self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs)
 
     def run(self, plan: StepPlan) -> RunningStep:
         """Launches a step."""

@@ -61,7 +61,7 @@ def test_integer_end_id_is_one_id(tmp_path):
     (("head_num", "head_mun"), "unknown key 'head_mun'; did you mean 'head_num'"),
     (('model_name = "internlm2"', "model_name = internlm2"),
      r'line 4: put quotes around internlm2: model_name = "internlm2"$'),
-    (("tp = 2", "tp = 2 3"), "line 39: 'tp = 2 3 .*' is not valid TOML: Expected newline"),
+    (("tp = 2", "tp = 2 3"), "line 40: 'tp = 2 3 .*' is not valid TOML: Expected newline"),
     (("head_num = 4\n", ""), "missing head_num"),
     (("head_num = 4", 'head_num = "4"'), "head_num = '4' does not work; it needs an integer"),
     (("tp = 2", "tp = 0"), "tp=0 does not work; use an integer >= 1"),

@@ -8,7 +8,7 @@ import pytest
 
 from backend.config import EngineConfig, ModelConfig, RopeConfig
 from backend.errors import CapacityError
-from backend.memory_plan import GIB, plan_memory, weights_bytes
+from backend.memory_plan import GIB, graph_batch_sizes, plan_memory, weights_bytes
 
 LLAMA_7B = ModelConfig("llama2", 32000, 4096, 32, 32, 32, 128, 11008, 1e-5, RopeConfig(128), 4096, 1, (2,))
 
@@ -31,6 +31,19 @@ def test_kv_cache_takes_its_share_of_what_the_weights_leave():
 def test_whole_plan_never_exceeds_what_is_free():
     result = plan(24, cache_max_entry_count=0.999, session_len=1024)
     assert result.weights_bytes + result.kv_bytes + result.other_bytes <= 24 * GIB
+
+
+def test_cuda_graphs_are_captured_for_close_batch_sizes_up_to_the_largest():
+    assert graph_batch_sizes(1) == [1]
+    assert graph_batch_sizes(20) == [1, 2, 4, 8, 16, 20]
+    sizes = graph_batch_sizes(256)
+    assert len(sizes) == 35 and sizes[-1] == 256
+    assert graph_batch_sizes(512)[-9:] == [256, 288, 320, 352, 384, 416, 448, 480, 512]
+
+
+def test_memory_of_cuda_graphs_is_planned_where_there_are_any():
+    assert plan(80).other_bytes > plan(80, cuda_graphs=False).other_bytes
+    assert plan(80, tp=2).other_bytes == plan(80, tp=2, cuda_graphs=False).other_bytes
 
 
 def test_plan_reads_as_a_sentence():

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backend.requests import SamplingParams
+from tests.backend.step_driver import StepDriver
+from tests.backend.tiny_model import tiny_source
+
+MAX_BATCH_SIZE = 20  # graphs of 1, 2, 4, 8, 16 and 20 rows
+LOGITS_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}  # matmuls of another size round otherwise; logits reach 30
+NUM_NEW = 8
+
+pytestmark = pytest.mark.gpu
+
+
+def make_driver(dtype: str = "float32", **options: object) -> StepDriver:
+    return StepDriver(tiny_source(device="cuda", head_dim=64, max_batch_size=MAX_BATCH_SIZE, max_prefill_tokens=2048,
+                                  cache_max_entry_count=16 * MAX_BATCH_SIZE, dtype=dtype, **options))
+
+
+def prompt(row: int) -> list[int]:
+    return [3 + (7 * row + 5 * place) % 90 for place in range(1 + 11 * row)]
+
+
+def prefill(driver: StepDriver, rows: range, sampling: SamplingParams) -> None:
+    setups = [driver.setup(row, prompt(row), sampling, seed=row) for row in rows]
+    driver.run([(row, 0, len(prompt(row))) for row in sorted(rows, key=lambda row: len(prompt(row)) > 1)], setups)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 9, 20])
+def test_a_graph_gives_the_logits_of_the_launched_step(num_rows: int, dtype: str) -> None:
+    driver = make_driver(dtype)
+    runner = driver.worker.runner
+    prefill(driver, range(num_rows), SamplingParams(temperature=0.0))
+    inputs = runner.inputs.arrange(driver.plan([(row, len(prompt(row)), 1) for row in range(num_rows)]))
+    assert runner.graphs.fits(inputs)
+    with torch.inference_mode():
+        expected = runner.model(runner.inputs.upload(inputs)[0])
+        logits, token_ids = runner.graphs.replay(inputs)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=LOGITS_TOLERANCE[dtype])
+    assert torch.equal(token_ids, logits.argmax(-1))
+    assert torch.equal(driver.worker.tables.token_ids.view(-1)[inputs.sampling.slots].long(), token_ids)
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0.0),
+                                      SamplingParams(temperature=1.2, top_p=0.9, repetition_penalty=1.2, logprobs=2)])
+def test_graphs_give_the_tokens_of_launched_steps_while_rows_come_and_go(sampling: SamplingParams) -> None:
+    found = []
+    for cuda_graphs in (True, False):
+        driver = make_driver(cuda_graphs=cuda_graphs)
+        assert (driver.worker.runner.graphs is not None) is cuda_graphs
+        prefill(driver, range(12), sampling)
+        found.append([])
+        for count in range(NUM_NEW):
+            rows = range(count % 3, 12 - count)  # batches of other sizes, so of other padding, at every step
+            rows = [row for row in rows if count < NUM_NEW // 2 or row % 2]
+            lengths = {row: len(prompt(row)) + count for row in rows}
+            tokens = driver.run([(row, lengths[row], 1) for row in rows])
+            found[-1].append([token.token_id for token in tokens])
+    assert found[0] == found[1]
+
+
+def test_padding_leaves_other_sequences_as_they_are() -> None:
+    driver = make_driver()
+    alone = driver.generate(0, prompt(5), NUM_NEW)
+    prefill(driver, range(3), SamplingParams(temperature=0.0))
+    kv_cache, tables = driver.worker.runner.inputs.kv_cache, driver.worker.tables
+    before = [cache[:-1].clone() for layer in kv_cache for cache in layer]
+    ids = tables.token_ids[:-1].clone()
+    driver.run([(row, len(prompt(row)), 1) for row in range(3)])  # in the graph of 4 rows
+    changed = sum(int((cache[:-1] != old).any(-1).any(-1).sum()) for cache, old in
+                  zip([cache for layer in kv_cache for cache in layer], before, strict=True))
+    assert changed == 2 * 3 * len(kv_cache)  # the key and value of each row's token
+    assert (tables.token_ids[:-1] != ids).sum() <= 3
+    assert driver.generate(0, prompt(5), NUM_NEW) == alone
+
+
+def test_a_step_with_a_prompt_or_a_row_that_begins_is_launched() -> None:
+    driver = make_driver()
+    runner = driver.worker.runner
+    setups = [driver.setup(0, [5]), driver.setup(1, [5, 6])]
+    assert not runner.graphs.fits(runner.inputs.arrange(driver.plan([(0, 0, 1)], setups[:1])))
+    assert not runner.graphs.fits(runner.inputs.arrange(driver.plan([(0, 1, 1), (1, 0, 2)], setups[1:])))
+    assert not runner.graphs.fits(runner.inputs.arrange(driver.plan([(0, 1, 1)], silent=[0])))
