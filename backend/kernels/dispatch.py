@@ -28,6 +28,13 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return _implementation(gate_up).silu_and_mul(gate_up)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See reference.linear. On CUDA one token goes through a kernel of ours, more through torch's, which is cuBLAS."""
+    if x.is_cuda and x.shape[0] == 1:
+        return _triton_kernels().matvec(x, weight, bias)
+    return reference.linear(x, weight, bias)
+
+
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
     """See reference.rotary."""
     _implementation(q).rotary(q, k, positions, cos_sin)
@@ -57,9 +64,9 @@ def _implementation(tensor: Tensor) -> ModuleType | SimpleNamespace:
 
 @functools.cache
 def _triton_kernels() -> SimpleNamespace:
-    from backend.kernels import activation, decode_attention, kv_store, prefill_attention, rms_norm, rotary
+    from backend.kernels import activation, decode_attention, kv_store, matvec, prefill_attention, rms_norm, rotary
 
     return SimpleNamespace(
         rms_norm=rms_norm.rms_norm, add_rms_norm=rms_norm.add_rms_norm, silu_and_mul=activation.silu_and_mul,
-        rotary=rotary.rotary, store_kv=kv_store.store_kv, paged_decode=decode_attention.paged_decode,
-        paged_prefill=prefill_attention.paged_prefill)
+        matvec=matvec.matvec, rotary=rotary.rotary, store_kv=kv_store.store_kv,
+        paged_decode=decode_attention.paged_decode, paged_prefill=prefill_attention.paged_prefill)

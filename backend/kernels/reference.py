@@ -46,6 +46,11 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b: x [T, X], weight [Y, X], bias [Y] or None. Returns [T, Y] in x's dtype."""
+    return F.linear(x, weight, bias)
+
+
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
     """Rotates the first R values of every query and key head in place, half-split as in Hugging Face.
 

@@ -33,6 +33,16 @@ def check_gate_up(gate_up: Tensor) -> None:
     _check_rows(gate_up=gate_up)
 
 
+def check_matvec(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """x [1, X], weight [Y, X] contiguous, bias [Y] or None. Raises ShapeError."""
+    if x.dim() != 2 or x.shape[0] != 1 or weight.shape[1:] != x.shape[1:] or not weight.is_contiguous():
+        raise ShapeError(f"matvec: x is {list(x.shape)} and weight {list(weight.shape)}; "
+                         "x must be [1, X], and weight [Y, X] and contiguous")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"matvec: bias is {list(bias.shape)}; it must be [{weight.shape[0]}], as the weight has rows")
+    _check_rows(x=x)
+
+
 def check_rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
     """q [T, H, D], k [T, K, D], positions [T], cos_sin [P, 2, R/2] with R <= D. Raises ShapeError."""
     num_tokens, _, head_dim = q.shape

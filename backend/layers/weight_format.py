@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn import functional
 
+from backend.kernels import dispatch as kernels
 from backend.layers.parameter import ShardedModule
 
 
@@ -55,7 +55,7 @@ class Dense:
             layer.set_parameter("weight", layer.weight.t().contiguous().t())
 
     def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None) -> Tensor:
-        return functional.linear(inputs, layer.weight, bias)
+        return kernels.linear(inputs, layer.weight, bias)
 
 
 DENSE = Dense()
