@@ -51,8 +51,19 @@ def logits_of(source: ModelSource, **options: int | str) -> tuple[list[int], Ten
 
 
 def watch_logits(engine: Engine, into: list[Tensor]) -> None:
-    model = engine.executor.worker.model
-    model.register_forward_hook(lambda module, inputs, output: into.append(output.cpu()) if len(output) else None)
+    """Of steps that run kernel by kernel, and of those that are replayed as a CUDA graph."""
+    runner = engine.executor.worker.runner
+    runner.model.register_forward_hook(lambda module, inputs, output: into.append(output.cpu()))
+    if runner.graphs is None:
+        return
+    replay = runner.graphs.replay
+
+    def watched_replay(inputs: object) -> tuple[Tensor, Tensor]:
+        logits, token_ids = replay(inputs)
+        into.append(logits.cpu())
+        return logits, token_ids
+
+    runner.graphs.replay = watched_replay
 
 
 @torch.inference_mode()
