@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
@@ -23,10 +24,23 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServe
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def real_starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], TritonServer]]:
+    """The real server, started again where it has died, so that one test's crash is not every later test's."""
     folder = tmp_path_factory.mktemp("triton")
-    with start_triton(write_repository(folder, CONFIGS, "tests.backend.serving.stub_models", "models")) as running:
-        yield running
+    repository = write_repository(folder, CONFIGS, "tests.backend.serving.stub_models", "models")
+    running: list[TritonServer] = []
+    with contextlib.ExitStack() as servers:
+        def living() -> TritonServer:
+            if not running or running[-1].process.poll() is not None:
+                running.append(servers.enter_context(start_triton(repository)))
+            return running[-1]
+
+        yield living
+
+
+@pytest.fixture
+def real(real_starts: Callable[[], TritonServer]) -> TritonServer:
+    return real_starts()
 
 
 @pytest.fixture(params=PARAMS)
