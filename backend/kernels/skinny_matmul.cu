@@ -2,40 +2,33 @@
 //
 //   y = norm(x) Wᵀ + bias;   silu(y's first half) · y's second half where GATED;   added to `output` where RESIDUAL
 //
-// Reading the weight is all that takes time, so it goes from memory straight into the registers that the tensor cores
-// read (mma.m16n8k16: 16 rows of the weight times 8 tokens), every warp's next tile under way while this one is used.
-// The inputs are divided over the K_GROUPS warps of a block and the CLUSTER blocks of a thread block cluster, so that a
-// block keeps its share of x in shared memory, in the order in which the tensor cores want it; the sums are put together
-// through distributed shared memory, always in the same order. The order of the 32 inputs of a chunk does not matter to
-// a sum, as long as weight and x agree: thread t of four takes 8t to 8t + 7, 16 bytes, for two products of 16 inputs.
+// Reading the weight is all that takes time. Every warp copies its own part of it into its own ring in shared memory,
+// STAGES ahead of the tensor cores (mma.m16n8k16: 16 tokens times 8 rows of the weight); a thread copies just what it
+// will read itself, so no warp waits for another one's copies. The inputs are divided over the K_GROUPS warps of a block
+// and the CLUSTER blocks of a thread block cluster, so that a block's share of x fits in its shared memory; the sums meet
+// through distributed shared memory, always in the same order. The order of the 32 inputs of a chunk does not matter to a
+// sum, as long as weight and x agree: thread t of four takes 8t to 8t + 7, 16 bytes, for two products of 16 inputs.
 //
-// The first tile is loaded before the kernel that makes x has ended (programmatic dependent launch).
+// The ring is filled before the kernel that makes x has ended (programmatic dependent launch).
 // Compiled by skinny_matmul.py, which defines: SIZE (inputs), CLUSTER, K_GROUPS, ROW_GROUPS (a block has their product of
-// warps), CHUNKS (of 32 inputs, a warp's share), TOKEN_TILES (of 8), NORM, BIAS, RESIDUAL, GATED, FLOAT_OUTPUT (each 0
-// or 1), IS_HALF (1: float16, 0: bfloat16).
+// warps), STRIPS (of 16 rows, a warp's tile), STAGES, TOKEN_TILES (of 16), NORM, BIAS, RESIDUAL, GATED, FLOAT_OUTPUT
+// (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
 typedef unsigned int u32;
 typedef unsigned short u16;
 
-constexpr int WARPS = K_GROUPS * ROW_GROUPS;
+constexpr int WARPS = K_GROUPS * ROW_GROUPS, THREADS = 32 * WARPS;
 constexpr int ALL_CHUNKS = SIZE / 32;
 constexpr int BLOCK_CHUNKS = (ALL_CHUNKS + CLUSTER - 1) / CLUSTER;
-constexpr int X_CHUNKS = (BLOCK_CHUNKS + WARPS - 1) / WARPS;  // of each token, that a warp copies
-constexpr int TILE_ROWS = 16 * ROW_GROUPS;
-constexpr int PAIRS = ROW_GROUPS * TOKEN_TILES * 64;  // of sums in a tile: a thread's two rows
-constexpr int SHARE = PAIRS / CLUSTER;                // of them that this block finishes
-constexpr int TOKENS = 8 * TOKEN_TILES;
-static_assert(SIZE % 32 == 0 && K_GROUPS * CHUNKS >= BLOCK_CHUNKS, "the warps cover the inputs");
+constexpr int WARP_X_CHUNKS = (BLOCK_CHUNKS + WARPS - 1) / WARPS;  // of each token, that a warp brings
+constexpr int TILE_STRIPS = STRIPS * ROW_GROUPS;
+constexpr int TOKENS = 16 * TOKEN_TILES;
+constexpr int UNITS = TILE_STRIPS * TOKEN_TILES * 64;  // of four sums of one token in a tile: two and two rows
+constexpr int SHARE = UNITS / CLUSTER;                 // of them that this block finishes
+static_assert(SIZE % 32 == 0 && UNITS % CLUSTER == 0 && STAGES > 1, "");
 
 __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
-__device__ __forceinline__ uint4 load_constant(const void* address) {
-    uint4 value;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address));
-    return value;
-}
 
 __device__ __forceinline__ float to_float(u16 bits) {
 #if IS_HALF
@@ -57,8 +50,8 @@ __device__ __forceinline__ u16 from_float(float value) {
     return bits;
 }
 
-// Adds the product of 16 rows x 16 inputs of the weight and 16 inputs x 8 tokens of x.
-__device__ __forceinline__ void multiply(float* sums, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// Adds the product of 16 tokens x 16 inputs of x and 16 inputs x 8 rows of the weight.
+__device__ __forceinline__ void multiply(float* sums, uint4 x, u32 weight_0, u32 weight_1) {
 #if IS_HALF
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
@@ -67,7 +60,17 @@ __device__ __forceinline__ void multiply(float* sums, u32 a0, u32 a1, u32 a2, u3
                  "{%0, %1, %2, %3};"
 #endif
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+                 : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(weight_0), "r"(weight_1));
+}
+
+__device__ __forceinline__ void copy_constant(u32 shared, const void* address) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(shared), "l"(address) : "memory");
+}
+
+__device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N> __device__ __forceinline__ void wait_for_groups_but() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
 }
 
 // The product of two values of each word; adds the squares of the first to `squares`.
@@ -78,38 +81,53 @@ __device__ __forceinline__ u32 scaled(u32 values, u32 factors, float& squares) {
         | (u32)from_float(high * to_float((u16)(factors >> 16))) << 16;
 }
 
-__device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+// Shared memory by its address, also another block's of the cluster. Values are sent together with their bytes' count to a
+// barrier of the receiver: unlike a release, that does not wait for the weights that are under way.
+__device__ __forceinline__ u32 address_of(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
+
+__device__ __forceinline__ u32 in_block(u32 address, int rank) {
+    u32 mapped;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+    return mapped;
 }
 
-__device__ __forceinline__ u32 in_block(const void* shared, int rank) {  // the same place in that block of the cluster
-    u32 address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(address) : "r"((u32)__cvta_generic_to_shared(shared)), "r"(rank));
-    return address;
+__device__ __forceinline__ void send(u32 address, float4 values, u32 barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                 :: "r"(address), "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w), "r"(barrier) : "memory");
 }
 
-__device__ __forceinline__ float2 load_pair(u32 address) {
-    float2 pair;
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address));
-    return pair;
+__device__ __forceinline__ void send(u32 address, float value, u32 barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];"
+                 :: "r"(address), "f"(value), "r"(barrier) : "memory");
 }
 
-__device__ __forceinline__ float load_single(u32 address) {
-    float value;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
-    return value;
+__device__ __forceinline__ void make_barrier(u32 barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(barrier) : "memory");
 }
+
+__device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_bytes(u32 barrier, int parity) {
+    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
+}
+
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 struct Shared {
-    uint4 x[BLOCK_CHUNKS * TOKEN_TILES][32];  // what lane l of any warp hands to the tensor cores
-    float2 warp_sums[K_GROUPS][PAIRS];
-    float2 block_sums[2][PAIRS];  // by turns, so that one barrier a tile is enough
+    uint4 ring[WARPS][STAGES][STRIPS][2][32];
+    uint4 x[BLOCK_CHUNKS][TOKEN_TILES][2][32];  // what lane l of any warp hands to the tensor cores
+    float4 warp_sums[K_GROUPS][UNITS];
+    float4 received[2][CLUSTER][SHARE];  // every block's sums of this block's share of a tile; tiles by turns
     float warp_squares[WARPS][TOKENS];
-    float block_squares[TOKENS];
+    float squares[CLUSTER][TOKENS];
+    unsigned long long sums_came[2], squares_came;
 };
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(32 * WARPS, 1)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
 skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restrict__ norm_weight,
               const u16* __restrict__ bias, void* output, int num_rows, int num_tokens, float eps) {
     extern __shared__ __align__(128) unsigned char memory[];
@@ -117,155 +135,220 @@ skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restric
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int k_group = warp % K_GROUPS, row_group = warp / K_GROUPS;
     const int rank = blockIdx.x % CLUSTER, num_clusters = gridDim.x / CLUSTER;
-    const int num_tiles = (num_rows + TILE_ROWS - 1) / TILE_ROWS;
+    const int num_results = GATED ? num_rows / 2 : num_rows;
+    const int num_strips = (num_rows + 15) / 16;
+    const int num_tiles = (num_strips + TILE_STRIPS - 1) / TILE_STRIPS;
     const int first_chunk = rank * BLOCK_CHUNKS;
     const int block_chunks = min(BLOCK_CHUNKS, ALL_CHUNKS - first_chunk);
-    const int num_chunks = min(CHUNKS, block_chunks - k_group * CHUNKS);  // of this warp; may be none
-    const int num_results = GATED ? num_rows / 2 : num_rows;
+    const int begin = k_group * block_chunks / K_GROUPS, end = (k_group + 1) * block_chunks / K_GROUPS;  // this warp's
 
-    // This thread's two rows of a tile: neighbours, or a gate and its up. Rows beyond the last one repeat it.
-    auto first_row = [&](int tile) {
-        const int group = tile * ROW_GROUPS + row_group;
-        return GATED ? min(group * 8 + lane / 4, num_rows / 2 - 1) : min(group * 16 + lane / 4 * 2, num_rows - 2);
+    if (thread == 0) {
+        make_barrier(address_of(&shared.sums_came[0]));
+        make_barrier(address_of(&shared.sums_came[1]));
+        make_barrier(address_of(&shared.squares_came));
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    cluster_arrive();
+
+    // A strip is 8 + 8 rows of the weight: neighbours, or gates and their ups. Rows beyond the last one repeat it.
+    const u16* const column = weight + (first_chunk + begin) * 32 + lane % 4 * 8;
+    auto row_start = [&](int tile, int s, int half) {
+        const int strip = (tile * ROW_GROUPS + row_group) * STRIPS + s;
+        const int row = (GATED ? min(strip * 8 + lane / 4, num_results - 1) + half * num_results
+                               : min(strip * 16 + half * 8 + lane / 4, num_rows - 1));
+        return column + (size_t)row * SIZE;
     };
-    const u16* const columns = weight + (first_chunk + k_group * CHUNKS) * 32 + lane % 4 * 8;
-    const size_t between = (size_t)(GATED ? num_rows / 2 : 1) * SIZE;
-    uint4 loaded[CHUNKS][2];
-
-    int tile = blockIdx.x / CLUSTER;
-    {
-        const u16* row = columns + (size_t)first_row(tile) * SIZE;
+    const int first_tile = blockIdx.x / CLUSTER;
+    int copied_tile = first_tile, copied_chunk = 0, copied_stage = 0;
+    const u16* sources[STRIPS][2];
+    auto find_sources = [&]() {
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            if (c < num_chunks) {
-                loaded[c][0] = load_constant(row + c * 32);
-                loaded[c][1] = load_constant(row + between + c * 32);
+        for (int s = 0; s < STRIPS; s++) {
+            sources[s][0] = row_start(copied_tile, s, 0);
+            sources[s][1] = row_start(copied_tile, s, 1);
+        }
+    };
+    auto copy_next_chunk = [&]() {
+        if (copied_tile < num_tiles) {
+            const u32 slot = address_of(&shared.ring[warp][copied_stage][0][0][lane]);
+#pragma unroll
+            for (int s = 0; s < STRIPS; s++) {
+                copy_constant(slot + s * 1024, sources[s][0] + copied_chunk * 32);
+                copy_constant(slot + s * 1024 + 512, sources[s][1] + copied_chunk * 32);
+            }
+            if (++copied_chunk == end - begin) {
+                copied_chunk = 0;
+                copied_tile += num_clusters;
+                find_sources();
             }
         }
-    }
-    uint4 factors[X_CHUNKS];
+        if (++copied_stage == STAGES) copied_stage = 0;
+        close_group();
+    };
+    find_sources();
+    for (int i = 0; i < STAGES - 1; i++) copy_next_chunk();
+    uint4 factors[WARP_X_CHUNKS];
     if (NORM) {
 #pragma unroll
-        for (int i = 0; i < X_CHUNKS; i++) {
+        for (int i = 0; i < WARP_X_CHUNKS; i++) {
             const int chunk = i * WARPS + warp;
-            if (chunk < block_chunks) factors[i] = load_constant(norm_weight + (first_chunk + chunk) * 32 + lane % 4 * 8);
+            if (chunk < block_chunks)
+                factors[i] = __ldg((const uint4*)(norm_weight + (first_chunk + chunk) * 32 + lane % 4 * 8));
         }
     }
     let_next_begin();
     wait_for_inputs();
 
-#pragma unroll
     for (int tokens = 0; tokens < TOKEN_TILES; tokens++) {
-        const int token = tokens * 8 + lane / 4;
-        float squares = 0;
+        float squares[2] = {};
+        uint4 values[WARP_X_CHUNKS][2];
 #pragma unroll
-        for (int i = 0; i < X_CHUNKS; i++) {
-            const int chunk = i * WARPS + warp;
-            if (chunk >= block_chunks) break;
-            uint4 values = make_uint4(0, 0, 0, 0);
-            if (token < num_tokens)  // from L2: L1 may hold older lines, read for the kernel before
-                values = __ldcg((const uint4*)(x + (size_t)token * SIZE + (first_chunk + chunk) * 32 + lane % 4 * 8));
-            if (NORM) {
-                values = make_uint4(scaled(values.x, factors[i].x, squares), scaled(values.y, factors[i].y, squares),
-                                    scaled(values.z, factors[i].z, squares), scaled(values.w, factors[i].w, squares));
+        for (int i = 0; i < WARP_X_CHUNKS; i++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int chunk = i * WARPS + warp, token = tokens * 16 + half * 8 + lane / 4;
+                values[i][half] = make_uint4(0, 0, 0, 0);
+                if (chunk < block_chunks && token < num_tokens)  // from L2: L1 may hold lines of the kernel before
+                    values[i][half] = __ldcg((const uint4*)(x + (size_t)token * SIZE + (first_chunk + chunk) * 32
+                                                            + lane % 4 * 8));
             }
-            shared.x[chunk * TOKEN_TILES + tokens][lane] = values;
+        }
+#pragma unroll
+        for (int i = 0; i < WARP_X_CHUNKS; i++) {
+            const int chunk = i * WARPS + warp;
+            if (chunk < block_chunks) {
+                if (NORM) {
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        uint4& v = values[i][half];
+                        v = make_uint4(scaled(v.x, factors[i].x, squares[half]), scaled(v.y, factors[i].y, squares[half]),
+                                       scaled(v.z, factors[i].z, squares[half]), scaled(v.w, factors[i].w, squares[half]));
+                    }
+                }
+                const uint4 a = values[i][0], b = values[i][1];
+                shared.x[chunk][tokens][0][lane] = make_uint4(a.x, b.x, a.y, b.y);
+                shared.x[chunk][tokens][1][lane] = make_uint4(a.z, b.z, a.w, b.w);
+            }
         }
         if (NORM) {
-            squares += __shfl_xor_sync(0xffffffffu, squares, 1);
-            squares += __shfl_xor_sync(0xffffffffu, squares, 2);
-            if (lane % 4 == 0) shared.warp_squares[warp][token] = squares;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                squares[half] += __shfl_xor_sync(0xffffffffu, squares[half], 1);
+                squares[half] += __shfl_xor_sync(0xffffffffu, squares[half], 2);
+                if (lane % 4 == 0) shared.warp_squares[warp][tokens * 16 + half * 8 + lane / 4] = squares[half];
+            }
         }
     }
+    cluster_wait();  // the barriers of all blocks are made
     __syncthreads();
     if (NORM && thread < TOKENS) {
         float squares = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) squares += shared.warp_squares[w][thread];
-        shared.block_squares[thread] = squares;
+        const u32 place = address_of(&shared.squares[rank][thread]), barrier = address_of(&shared.squares_came);
+        if (thread == 0) expect_bytes(barrier, CLUSTER * TOKENS * 4);
+#pragma unroll
+        for (int r = 0; r < CLUSTER; r++) send(in_block(place, r), squares, in_block(barrier, r));
     }
 
-    for (int buffer = 0; tile < num_tiles; buffer ^= 1) {
-        const int current = tile;
-        tile += num_clusters;
-        const bool has_next = tile < num_tiles;
-        const u16* row = columns + (size_t)first_row(tile) * SIZE;
-        float sums[TOKEN_TILES][4] = {};
+    int stage = 0, turn = 0;
+    for (int tile = first_tile; tile < num_tiles; tile += num_clusters, turn++) {
+        float sums[STRIPS][TOKEN_TILES][2][4] = {};
+#pragma unroll 2
+        for (int chunk = begin; chunk < end; chunk++) {
+            wait_for_groups_but<STAGES - 2>();
+            uint4 weights[STRIPS][2];
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            if (c < num_chunks) {
-                const uint4 (*const values)[32] = &shared.x[(k_group * CHUNKS + c) * TOKEN_TILES];
-                const uint4 a = loaded[c][0], b = loaded[c][1];
+            for (int s = 0; s < STRIPS; s++) {
+                weights[s][0] = shared.ring[warp][stage][s][0][lane];
+                weights[s][1] = shared.ring[warp][stage][s][1][lane];
+            }
+            if (++stage == STAGES) stage = 0;
+            copy_next_chunk();  // into the place of the chunk before this one
 #pragma unroll
-                for (int tokens = 0; tokens < TOKEN_TILES; tokens++) {
-                    const uint4 v = values[tokens][lane];
-                    multiply(sums[tokens], a.x, b.x, a.y, b.y, v.x, v.y);
-                    multiply(sums[tokens], a.z, b.z, a.w, b.w, v.z, v.w);
-                }
-                if (has_next) {
-                    loaded[c][0] = load_constant(row + c * 32);
-                    loaded[c][1] = load_constant(row + between + c * 32);
+            for (int tokens = 0; tokens < TOKEN_TILES; tokens++) {
+                const uint4 x_0 = shared.x[chunk][tokens][0][lane], x_1 = shared.x[chunk][tokens][1][lane];
+#pragma unroll
+                for (int s = 0; s < STRIPS; s++) {
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        multiply(sums[s][tokens][half], x_0, weights[s][half].x, weights[s][half].y);
+                        multiply(sums[s][tokens][half], x_1, weights[s][half].z, weights[s][half].w);
+                    }
                 }
             }
         }
 #pragma unroll
-        for (int tokens = 0; tokens < TOKEN_TILES; tokens++) {
-            float2* const pairs = &shared.warp_sums[k_group][(row_group * TOKEN_TILES + tokens) * 64 + lane];
-            pairs[0] = make_float2(sums[tokens][0], sums[tokens][2]);
-            pairs[32] = make_float2(sums[tokens][1], sums[tokens][3]);
+        for (int s = 0; s < STRIPS; s++) {
+#pragma unroll
+            for (int tokens = 0; tokens < TOKEN_TILES; tokens++) {
+                const float (&sum)[2][4] = sums[s][tokens];
+                float4* const units
+                    = &shared.warp_sums[k_group][((row_group * STRIPS + s) * TOKEN_TILES + tokens) * 64 + lane];
+                units[0] = make_float4(sum[0][0], sum[0][1], sum[1][0], sum[1][1]);
+                units[32] = make_float4(sum[0][2], sum[0][3], sum[1][2], sum[1][3]);
+            }
         }
+        const u32 sums_came = address_of(&shared.sums_came[turn % 2]);
+        if (thread == 0) expect_bytes(sums_came, UNITS * 16);
         __syncthreads();
-        for (int pair = thread; pair < PAIRS; pair += 32 * WARPS) {
-            float2 total = make_float2(0, 0);
+        for (int unit = thread; unit < UNITS; unit += THREADS) {
+            float4 total = shared.warp_sums[0][unit];
 #pragma unroll
-            for (int k = 0; k < K_GROUPS; k++) {
-                const float2 part = shared.warp_sums[k][pair];
-                total.x += part.x;
-                total.y += part.y;
+            for (int k = 1; k < K_GROUPS; k++) {
+                const float4 part = shared.warp_sums[k][unit];
+                total = make_float4(total.x + part.x, total.y + part.y, total.z + part.z, total.w + part.w);
             }
-            shared.block_sums[buffer][pair] = total;
+            const int owner = unit / SHARE;
+            send(in_block(address_of(&shared.received[turn % 2][rank][unit % SHARE]), owner), total,
+                 in_block(sums_came, owner));
         }
-        cluster_barrier();
-        for (int pair = rank * SHARE + thread; pair < (rank + 1) * SHARE; pair += 32 * WARPS) {
-            const int group = current * ROW_GROUPS + pair / (64 * TOKEN_TILES);
-            const int token = pair / 64 % TOKEN_TILES * 8 + pair % 4 * 2 + pair / 32 % 2;
-            const int row = pair % 32 / 4;
-            float2 total = make_float2(0, 0);
-            float squares = 0;
+        __syncthreads();  // the warps may write their sums again
+        wait_for_bytes(sums_came, turn / 2 % 2);
+        if (NORM && turn == 0) wait_for_bytes(address_of(&shared.squares_came), 0);
+        for (int i = thread; i < SHARE; i += THREADS) {
+            const int unit = rank * SHARE + i;
+            const int strip = tile * TILE_STRIPS + unit / (64 * TOKEN_TILES);
+            const int token = unit / 32 % (2 * TOKEN_TILES) * 8 + unit % 32 / 4;
+            float total[4] = {}, squares = 0;
 #pragma unroll
             for (int r = 0; r < CLUSTER; r++) {
-                const float2 part = load_pair(in_block(&shared.block_sums[buffer][pair], r));
-                total.x += part.x;
-                total.y += part.y;
-                if (NORM) squares += load_single(in_block(&shared.block_squares[token], r));
+                const float4 part = shared.received[turn % 2][r][i];
+                total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
+                if (NORM) squares += shared.squares[r][token];
             }
-            if (NORM) {
-                const float scale = rsqrtf(squares / SIZE + eps);
-                total.x *= scale;
-                total.y *= scale;
-            }
-            const int result = GATED ? group * 8 + row : group * 16 + row * 2;
-            if (token >= num_tokens || result >= num_results) continue;
-            if (BIAS) {
-                total.x += to_float(bias[result]);
-                total.y += to_float(bias[GATED ? result + num_results : result + 1]);
-            }
-            const size_t place = (size_t)token * num_results + result;
-            if (GATED) total.x = total.x / (1 + __expf(-total.x)) * total.y;
-            if (RESIDUAL) {
-                const u16* const old = (const u16*)output + place;
-                total.x += to_float(__ldcg(old));
-                if (!GATED) total.y += to_float(__ldcg(old + 1));
-            }
-            if (FLOAT_OUTPUT) {
-                ((float*)output)[place] = total.x;
-                if (!GATED) ((float*)output)[place + 1] = total.y;
-            } else if (GATED) {
-                ((u16*)output)[place] = from_float(total.x);
-            } else {
-                *(u32*)((u16*)output + place) = (u32)from_float(total.x) | (u32)from_float(total.y) << 16;
+            if (token >= num_tokens) continue;
+            const float scale = NORM ? rsqrtf(squares / SIZE + eps) : 1;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                // GATED: the first half of the four are gates, the second their ups.
+                const int result = GATED ? strip * 8 + unit % 4 * 2 : strip * 16 + half * 8 + unit % 4 * 2;
+                if (result >= num_results || (GATED && half)) continue;
+                float pair[2];
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    pair[j] = total[half * 2 + j] * scale;
+                    if (BIAS) pair[j] += to_float(bias[result + j]);
+                    if (GATED) {
+                        float up = total[2 + j] * scale;
+                        if (BIAS) up += to_float(bias[num_results + result + j]);
+                        pair[j] = pair[j] / (1 + __expf(-pair[j])) * up;
+                    }
+                }
+                const size_t place = (size_t)token * num_results + result;
+                if (RESIDUAL) {
+                    const u32 old = __ldcg((const u32*)((const u16*)output + place));
+                    pair[0] += to_float((u16)old);
+                    pair[1] += to_float((u16)(old >> 16));
+                }
+                if (FLOAT_OUTPUT) *(float2*)((float*)output + place) = make_float2(pair[0], pair[1]);
+                else *(u32*)((u16*)output + place) = (u32)from_float(pair[0]) | (u32)from_float(pair[1]) << 16;
             }
         }
+        // A buffer is filled again two tiles later: by then every block has read it, and has said so here.
+        if (turn) cluster_wait();
+        __syncwarp();
+        cluster_arrive();
     }
-    cluster_barrier();  // the others may still read this block's sums
+    cluster_wait();
 }
