@@ -15,9 +15,9 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["converter*", "backend*", "client*", "protocol", "terminal"]),
               "workspace_template"],
-    package_data={"workspace_template": ["**/*"], "client.webui": ["style.css"]},
+    package_data={"backend.kernels": ["*.cu"], "workspace_template": ["**/*"], "client.webui": ["style.css"]},
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.8",
         "triton>=3.2; platform_system == 'Linux'",
         "safetensors>=0.5",
         "tokenizers>=0.21",
@@ -33,6 +33,7 @@ setup(
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
         "client": GRPC,
         "webui": ["gradio>=6.0,<7"],
+        "cuda": ["cuda-bindings>=12.8"],  # torch's builds for CUDA bring it, or its compiler, by themselves
         "bench": ["transformers>=5.0"],
         "dev": DEV,
     },

@@ -111,7 +111,8 @@ class Scheduler:
             resumes = False
             sequence.block_table, sequence.digests = self.blocks.share_prefix(sequence.token_ids)
             sequence.num_cached = len(sequence.block_table) * self.blocks.block_size
-        needed = self._num_new_blocks(sequence, sequence.num_uncomputed)
+        # Those that run are left a block each to grow into: who comes when they are short is preempted in a moment.
+        needed = self._num_new_blocks(sequence, sequence.num_uncomputed) + len(self.running)
         while needed > self.blocks.num_free and self.sessions.evict_one():
             pass
         if needed > self.blocks.num_free:

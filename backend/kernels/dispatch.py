@@ -18,21 +18,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _implementation(x).rms_norm(x, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See reference.add_rms_norm."""
-    return _implementation(x).add_rms_norm(x, residual, weight, eps)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: tuple[Tensor, float] | None = None,
+           is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
+    """See reference.linear."""
+    return _implementation(x).linear(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
 
 
-def silu_and_mul(gate_up: Tensor) -> Tensor:
-    """See reference.silu_and_mul."""
-    return _implementation(gate_up).silu_and_mul(gate_up)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See reference.linear. On CUDA one token goes through a kernel of ours, more through torch's, which is cuBLAS."""
-    if x.is_cuda and x.shape[0] == 1:
-        return _triton_kernels().matvec(x, weight, bias)
-    return reference.linear(x, weight, bias)
+def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
+    """See reference.logits."""
+    return _implementation(x).logits(x, weight, norm)
 
 
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
@@ -64,9 +58,9 @@ def _implementation(tensor: Tensor) -> ModuleType | SimpleNamespace:
 
 @functools.cache
 def _triton_kernels() -> SimpleNamespace:
-    from backend.kernels import activation, decode_attention, kv_store, matvec, prefill_attention, rms_norm, rotary
+    from backend.kernels import decode_attention, kv_store, linear, prefill_attention, rms_norm, rotary
 
     return SimpleNamespace(
-        rms_norm=rms_norm.rms_norm, add_rms_norm=rms_norm.add_rms_norm, silu_and_mul=activation.silu_and_mul,
-        matvec=matvec.matvec, rotary=rotary.rotary, store_kv=kv_store.store_kv,
+        rms_norm=rms_norm.rms_norm, linear=linear.linear, logits=linear.logits, rotary=rotary.rotary,
+        store_kv=kv_store.store_kv,
         paged_decode=decode_attention.paged_decode, paged_prefill=prefill_attention.paged_prefill)

@@ -29,16 +29,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Adds x to the residual stream, then normalises the sum.
-
-    x, residual [T, X], weight [X]. Returns (rms_norm(sum), sum) with sum = x + residual in x's dtype.
-    Raises ShapeError."""
-    shapes.check_residual(x, residual)
-    total = x + residual
-    return rms_norm(total, weight, eps), total
-
-
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """SwiGLU's product: silu(gate) · up. gate_up [T, 2I], gate | up. Returns [T, I]. Raises ShapeError."""
     shapes.check_gate_up(gate_up)
@@ -46,9 +36,26 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + b: x [T, X], weight [Y, X], bias [Y] or None. Returns [T, Y] in x's dtype."""
-    return F.linear(x, weight, bias)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: tuple[Tensor, float] | None = None,
+           is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
+    """y = norm(x) Wᵀ + b, with what stands before and after it in a decoder layer, so that a kernel can fuse them.
+
+    x         [T, X]
+    weight    [Y, X];  bias [Y]
+    norm      weight [X] and eps of an RMSNorm that x goes through first
+    is_gated  y is gate | up, and the result silu(gate) · up, [T, Y/2]
+    residual  [T, Y] (or Y/2): the result is added to it in place, and it is returned
+    Returns [T, Y] (or Y/2) in x's dtype. Raises ShapeError."""
+    shapes.check_linear(x, weight, bias, norm, is_gated, residual)
+    y = F.linear(x if norm is None else rms_norm(x, *norm), weight, bias)
+    if is_gated:
+        y = silu_and_mul(y)
+    return y if residual is None else residual.add_(y)
+
+
+def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
+    """norm(x) Wᵀ in float32: x [R, X], weight [V, X], norm as in `linear`. Returns [R, V]. Raises ShapeError."""
+    return linear(x, weight, norm=norm).float()
 
 
 def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:

@@ -19,13 +19,6 @@ def check_norm(x: Tensor, weight: Tensor) -> None:
     _check_rows(x=x)
 
 
-def check_residual(x: Tensor, residual: Tensor) -> None:
-    """x and residual [T, X]. Raises ShapeError."""
-    if x.shape != residual.shape or x.dim() != 2:
-        raise ShapeError(f"add_rms_norm: x is {list(x.shape)} and residual {list(residual.shape)}; both must be [T, X]")
-    _check_rows(residual=residual)
-
-
 def check_gate_up(gate_up: Tensor) -> None:
     """gate_up [T, 2I]. Raises ShapeError where the halves cannot be equal."""
     if gate_up.shape[-1] % 2:
@@ -33,13 +26,23 @@ def check_gate_up(gate_up: Tensor) -> None:
     _check_rows(gate_up=gate_up)
 
 
-def check_matvec(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """x [1, X], weight [Y, X] contiguous, bias [Y] or None. Raises ShapeError."""
-    if x.dim() != 2 or x.shape[0] != 1 or weight.shape[1:] != x.shape[1:] or not weight.is_contiguous():
-        raise ShapeError(f"matvec: x is {list(x.shape)} and weight {list(weight.shape)}; "
-                         "x must be [1, X], and weight [Y, X] and contiguous")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(f"matvec: bias is {list(bias.shape)}; it must be [{weight.shape[0]}], as the weight has rows")
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Tensor, float] | None, is_gated: bool,
+                 residual: Tensor | None) -> None:
+    """See reference.linear. Raises ShapeError."""
+    if x.dim() != 2 or weight.dim() != 2 or weight.shape[1] != x.shape[1]:
+        raise ShapeError(f"linear: x is {list(x.shape)} and weight {list(weight.shape)}; "
+                         "x must be [T, X], and weight [Y, X]")
+    num_outputs = weight.shape[0]
+    if bias is not None and bias.shape != (num_outputs,):
+        raise ShapeError(f"linear: bias is {list(bias.shape)}; it must be [{num_outputs}], as the weight has rows")
+    if norm is not None and norm[0].shape != x.shape[1:]:
+        raise ShapeError(f"linear: the norm's weight is {list(norm[0].shape)}; it must be [{x.shape[1]}], as x has "
+                         "columns")
+    if is_gated and num_outputs % 2:
+        raise ShapeError(f"linear: gate and up together are {num_outputs} outputs; they must be equally many")
+    num_results = num_outputs // 2 if is_gated else num_outputs
+    if residual is not None and residual.shape != (x.shape[0], num_results):
+        raise ShapeError(f"linear: residual is {list(residual.shape)}; it must be [{x.shape[0]}, {num_results}]")
     _check_rows(x=x)
 
 

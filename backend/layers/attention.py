@@ -1,4 +1,4 @@
-"""Attention with grouped queries over a paged KV cache: project, rotate, store, attend, project.
+"""Attention with grouped queries over a paged KV cache: project, rotate, store, attend, project, add.
 
 Rows of a batch come decodes first: those go through the decode kernel, the rest through the prefill kernel, and a
 batch of one kind costs no split. Used by models/decoder.py."""
@@ -38,17 +38,18 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
 
-    def forward(self, hidden: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
-        """hidden [T, hidden_size] → [T, hidden_size]; stores the new keys and values on the way.
+    def forward(self, hidden: Tensor, norm: RMSNorm, rotary: Tensor, batch: ForwardBatch) -> Tensor:
+        """hidden += attention(norm(hidden)); stores the new keys and values on the way.
 
+        hidden  [T, hidden_size], changed in place and returned
         rotary  cos/sin table [P, 2, R/2] float32, one for all layers"""
-        q, k, v = self.split_heads(self.w_qkv(hidden))
+        q, k, v = self.split_heads(self.w_qkv(hidden, norm))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         kernels.rotary(q, k, batch.positions, rotary)
         k_cache, v_cache = batch.kv_cache[self.layer]
         kernels.store_kv(k, v, k_cache, v_cache, batch.slot_mapping)
-        return self.wo(self.attend(q, k_cache, v_cache, batch).flatten(1))
+        return self.wo(self.attend(q, k_cache, v_cache, batch).flatten(1), hidden)
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, (H + 2K) * D] → views [T, H, D], [T, K, D], [T, K, D]."""

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from backend.distributed import TensorParallel
+from backend.kernels import dispatch as kernels
 from backend.layers.parameter import Shard, ShardedModule
+from backend.layers.rms_norm import RMSNorm
 from backend.layers.weight_format import DENSE
 
 
@@ -32,7 +34,7 @@ class TokenEmbedding(ShardedModule):
 
 
 class OutputHead(ShardedModule):
-    """hidden [R, hidden_size] → logits [R, vocab_size] float32, whole on every rank."""
+    """norm(hidden) [R, hidden_size] → logits [R, vocab_size] float32, whole on every rank."""
 
     def __init__(self, hidden_size: int, vocab_size: int, tp: TensorParallel) -> None:
         super().__init__()
@@ -43,6 +45,6 @@ class OutputHead(ShardedModule):
     def prepare(self) -> None:
         DENSE.prepare(self)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.tp.all_gather(DENSE.apply(hidden, self, bias=None))
-        return logits[:, : self.vocab_size].float()
+    def forward(self, hidden: Tensor, norm: RMSNorm) -> Tensor:
+        logits = self.tp.all_gather(kernels.logits(hidden, self.weight, norm.operands))
+        return logits[:, : self.vocab_size]

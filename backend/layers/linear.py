@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backend.distributed import TensorParallel
 from backend.layers.parameter import Shard, ShardedModule
+from backend.layers.rms_norm import RMSNorm
 from backend.layers.weight_format import DENSE, WeightFormat
 
 
@@ -32,12 +33,13 @@ class ColumnLinear(ShardedModule):
     def prepare(self) -> None:
         self.weight_format.prepare(self)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.weight_format.apply(inputs, self, self.bias)
+    def forward(self, hidden: Tensor, norm: RMSNorm, is_gated: bool = False) -> Tensor:
+        """The product of norm(hidden), [T, out / tp]; with is_gated, silu of its first half times the second."""
+        return self.weight_format.apply(hidden, self, self.bias, norm=norm.operands, is_gated=is_gated)
 
 
 class RowLinear(ShardedModule):
-    """Divides the inputs and sums over the ranks: [T, in / tp] → [T, out]. The bias is whole, added once.
+    """Divides the inputs, sums over the ranks and adds to the residual stream. The bias is whole, added once.
 
     Raises ConfigError where tp does not divide in_features."""
 
@@ -55,8 +57,9 @@ class RowLinear(ShardedModule):
     def prepare(self) -> None:
         self.weight_format.prepare(self)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, residual: Tensor) -> Tensor:
+        """inputs [T, in / tp]; residual [T, out] is changed in place and returned."""
         if self.tp.size == 1:
-            return self.weight_format.apply(inputs, self, self.bias)
-        output = self.tp.all_reduce(self.weight_format.apply(inputs, self, None))
-        return output if self.bias is None else output + self.bias
+            return self.weight_format.apply(inputs, self, self.bias, residual=residual)
+        residual.add_(self.tp.all_reduce(self.weight_format.apply(inputs, self, None)))
+        return residual if self.bias is None else residual.add_(self.bias)

@@ -7,12 +7,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from backend.distributed import TensorParallel
-from backend.kernels import dispatch as kernels
 from backend.layers.linear import ColumnLinear, RowLinear
+from backend.layers.rms_norm import RMSNorm
 
 
 class FeedForward(nn.Module):
-    """[T, hidden_size] → [T, hidden_size]. Raises ConfigError where tp does not divide intermediate_size."""
+    """hidden += w2(silu(gate) * up) of norm(hidden). Raises ConfigError where tp does not divide intermediate_size."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, tp: TensorParallel) -> None:
         super().__init__()
@@ -20,5 +20,6 @@ class FeedForward(nn.Module):
         self.w13 = ColumnLinear(hidden_size, (intermediate_size, intermediate_size), bias=False, tp=tp)
         self.w2 = RowLinear(intermediate_size, hidden_size, bias=False, tp=tp)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.w2(kernels.silu_and_mul(self.w13(hidden)))
+    def forward(self, hidden: Tensor, norm: RMSNorm) -> Tensor:
+        """hidden [T, hidden_size] is changed in place and returned."""
+        return self.w2(self.w13(hidden, norm, is_gated=True), hidden)

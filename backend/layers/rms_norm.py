@@ -1,6 +1,6 @@
-"""RMSNorm (Zhang and Sennrich, 2019), alone or fused with the residual addition before it.
+"""RMSNorm (Zhang and Sennrich, 2019), alone or fused into the linear layer that follows it.
 
-Used by models/decoder.py and, per head, by attention.py."""
+Used by models/decoder.py and linear.py, and, per head, by attention.py."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class RMSNorm(ShardedModule):
     def forward(self, hidden: Tensor) -> Tensor:
         return kernels.rms_norm(hidden, self.weight, self.eps)
 
-    def add(self, hidden: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm(hidden + residual), hidden + residual), each [T, size]."""
-        return kernels.add_rms_norm(hidden, residual, self.weight, self.eps)
+    @property
+    def operands(self) -> tuple[Tensor, float]:
+        """Weight and eps, for a kernel that normalises on the way."""
+        return self.weight, self.eps

@@ -36,8 +36,10 @@ class WeightFormat(Protocol):
         """Arranges the weight that `layer` now holds for the device it is on; called once, after loading."""
         ...
 
-    def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None) -> Tensor:
-        """inputs [T, in] times the weight held by `layer`, plus bias: [T, out]."""
+    def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None, *,
+              norm: tuple[Tensor, float] | None = None, is_gated: bool = False,
+              residual: Tensor | None = None) -> Tensor:
+        """inputs [T, in] times the weight held by `layer`; the rest as in kernels.linear."""
         ...
 
 
@@ -54,8 +56,10 @@ class Dense:
         if layer.weight.device.type == "cpu" and out_features > in_features:
             layer.set_parameter("weight", layer.weight.t().contiguous().t())
 
-    def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None) -> Tensor:
-        return kernels.linear(inputs, layer.weight, bias)
+    def apply(self, inputs: Tensor, layer: ShardedModule, bias: Tensor | None, *,
+              norm: tuple[Tensor, float] | None = None, is_gated: bool = False,
+              residual: Tensor | None = None) -> Tensor:
+        return kernels.linear(inputs, layer.weight, bias, norm=norm, is_gated=is_gated, residual=residual)
 
 
 DENSE = Dense()

@@ -35,18 +35,16 @@ class Decoder(nn.Module):
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Logits [R, vocab_size] float32 of the tokens at batch.logits_indices."""
         hidden = self.tok_embeddings(batch.token_ids)
-        residual = None
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual, self.rotary, batch)
-        wanted = batch.logits_indices
-        hidden, _ = self.norm.add(hidden[wanted], residual[wanted])
-        return self.output(hidden)
+            hidden = layer(hidden, self.rotary, batch)
+        if len(batch.logits_indices) < len(hidden):  # else every token samples
+            hidden = hidden[batch.logits_indices]
+        return self.output(hidden, self.norm)
 
 
 class DecoderLayer(nn.Module):
-    """x += attention(norm(x)); x += feed_forward(norm(x)).
-
-    The sum x travels as (hidden, residual), so that each addition is fused into the norm that follows it."""
+    """x += attention(norm(x)); x += feed_forward(norm(x)). Each norm is fused into the linear layer after it, each
+    addition into the one before it."""
 
     def __init__(self, model: ModelConfig, layer: int, tp: TensorParallel, use_fused_prefill: bool) -> None:
         super().__init__()
@@ -55,13 +53,7 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.feed_forward = FeedForward(model.hidden_size, model.intermediate_size, tp)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, rotary: Tensor,
-                batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """hidden, residual [T, hidden_size]; residual is None in the first layer. Returns the two of the next layer."""
-        if residual is None:
-            normed, residual = self.attention_norm(hidden), hidden
-        else:
-            normed, residual = self.attention_norm.add(hidden, residual)
-        hidden = self.attention(normed, rotary, batch)
-        normed, residual = self.ffn_norm.add(hidden, residual)
-        return self.feed_forward(normed), residual
+    def forward(self, hidden: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
+        """hidden [T, hidden_size] is changed in place and returned."""
+        hidden = self.attention(hidden, self.attention_norm, rotary, batch)
+        return self.feed_forward(hidden, self.ffn_norm)

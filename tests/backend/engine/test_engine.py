@@ -283,6 +283,14 @@ def test_a_step_that_is_interrupted_ends_the_engine_instead_of_sharing_blocks_th
         engine.step()
 
 
+def test_a_request_waits_while_it_would_take_the_block_that_a_running_one_is_about_to_need():
+    engine = make_engine(num_blocks=16, session_len=16 * BLOCK, max_prefill_tokens=16 * BLOCK)
+    for seed in range(4):
+        engine.add_request(request(str(seed), prompt(seed, 4 * BLOCK - 1), max_new_tokens=3, ignore_eos=True))
+    run(engine)
+    assert engine.scheduler.num_preemptions == 0
+
+
 def run_turn(engine: Engine, name: str, seed: int, **options: object) -> list[int]:
     """A turn of session 7 with a prompt of its own; returns the prompt and its completion."""
     options = {"ignore_eos": True, "max_new_tokens": 8, **options}

@@ -10,7 +10,7 @@ import torch
 from backend.kernels import dispatch, reference
 from tests.backend.kernels.paged_batch import make_batch
 
-KERNELS = ["rms_norm", "add_rms_norm", "silu_and_mul", "rotary", "store_kv", "paged_decode", "paged_prefill"]
+KERNELS = ["rms_norm", "linear", "logits", "rotary", "store_kv", "paged_decode", "paged_prefill"]
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -22,17 +22,19 @@ def test_every_implementation_has_the_reference_signature(name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_cpu_tensors_run_the_reference(name, monkeypatch):
-    parameters = inspect.signature(getattr(reference, name)).parameters
-    arguments = [torch.zeros(1) for _ in parameters]
+    signature = inspect.signature(getattr(reference, name))
+    given = {parameter: torch.zeros(1) for parameter in signature.parameters}
     calls = []
-    monkeypatch.setattr(reference, name, lambda *given: calls.append(given))
-    getattr(dispatch, name)(*arguments)
-    assert [[id(argument) for argument in call] for call in calls] == [[id(argument) for argument in arguments]]
+    monkeypatch.setattr(reference, name, lambda *args, **kwargs: calls.append(signature.bind(*args, **kwargs)))
+    getattr(dispatch, name)(**given)
+    assert len(calls) == 1
+    assert {key: id(value) for key, value in calls[0].arguments.items()} == {key: id(v) for key, v in given.items()}
 
 
 @pytest.mark.gpu
 def test_a_layer_of_kernels_does_not_wait_for_the_device():
     batch = make_batch([30, 40], [1, 4], device="cuda", dtype=torch.float16)
+    square = torch.zeros(256, 256, device="cuda", dtype=torch.float16)
     weight, k = torch.ones(64, device="cuda", dtype=torch.float16), batch.q[:, :2]
     positions = torch.arange(5, device="cuda")
     cos_sin = torch.ones(5, 2, 32, device="cuda")
@@ -41,8 +43,9 @@ def test_a_layer_of_kernels_does_not_wait_for_the_device():
     def layer():
         flat = batch.q.flatten(1)
         dispatch.rms_norm(batch.q, weight, 1e-6)
-        dispatch.add_rms_norm(flat, flat, weight.repeat(4), 1e-6)
-        dispatch.silu_and_mul(flat)
+        dispatch.linear(flat, square, norm=(weight.repeat(4), 1e-6), is_gated=True)
+        dispatch.linear(flat[:1], square, residual=flat[:1])
+        dispatch.logits(flat, square, (weight.repeat(4), 1e-6))
         dispatch.rotary(batch.q, k, positions, cos_sin)
         dispatch.store_kv(k, k, *caches, positions)
         dispatch.paged_decode(batch.q[:2], batch.k_cache, batch.v_cache, batch.block_tables, batch.context_lens, 1.0,

@@ -33,11 +33,37 @@ def test_rms_norm_divides_by_the_root_mean_square(dtype):
     assert_near(reference.rms_norm(x, weight, 1e-5), expected)
 
 
-def test_add_rms_norm_returns_the_norm_and_the_new_residual():
-    x, residual, weight = torch.randn(3, 48), torch.randn(3, 48), torch.randn(48)
-    normed, total = reference.add_rms_norm(x, residual, weight, 1e-5)
-    assert torch.equal(total, x + residual)
-    assert torch.equal(normed, reference.rms_norm(x + residual, weight, 1e-5))
+def test_linear_normalises_multiplies_gates_and_adds_to_the_residual():
+    x, weight, bias, norm_weight = torch.randn(3, 48), torch.randn(20, 48), torch.randn(20), torch.randn(48)
+    residual = torch.randn(3, 10)
+    gate, up = (reference.rms_norm(x, norm_weight, 1e-5) @ weight.t() + bias).chunk(2, dim=-1)
+    expected = residual + gate / (1 + torch.exp(-gate)) * up
+    result = reference.linear(x, weight, bias, norm=(norm_weight, 1e-5), is_gated=True, residual=residual)
+    assert result is residual
+    torch.testing.assert_close(result, expected)
+
+
+def test_logits_are_float32_whatever_the_model_computes_in():
+    x, weight, norm_weight = (torch.randn(shape).bfloat16() for shape in ((3, 48), (20, 48), (48,)))
+    logits = reference.logits(x, weight, (norm_weight, 1e-5))
+    assert logits.dtype == torch.float32
+    assert_near(logits.bfloat16(), reference.rms_norm(x, norm_weight, 1e-5).double() @ weight.double().t())
+
+
+@pytest.mark.parametrize(("shapes", "message"), [
+    (((2, 8), (4, 9), None, None, None), r"x must be \[T, X\]"),
+    (((2, 8), (4, 8), (5,), None, None), r"bias is \[5\]; it must be \[4\]"),
+    (((2, 8), (4, 8), None, (4,), None), r"the norm's weight is \[4\]; it must be \[8\]"),
+    (((2, 8), (4, 8), None, None, (1, 4)), r"residual is \[1, 4\]; it must be \[2, 4\]")])
+def test_a_linear_layer_whose_shapes_do_not_fit_is_refused(shapes, message):
+    x, weight, bias, norm, residual = (None if shape is None else torch.zeros(shape) for shape in shapes)
+    with pytest.raises(ShapeError, match=message):
+        reference.linear(x, weight, bias, norm=None if norm is None else (norm, 1e-5), residual=residual)
+
+
+def test_a_gate_without_its_half_is_refused():
+    with pytest.raises(ShapeError, match="gate and up together are 5 outputs"):
+        reference.linear(torch.zeros(2, 8), torch.zeros(5, 8), is_gated=True)
 
 
 @ALL_DTYPES

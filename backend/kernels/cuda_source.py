@@ -1,0 +1,127 @@
+"""CUDA source: kernels in CUDA C++, compiled at first use by NVRTC, which comes with torch, and kept on disk.
+
+No toolkit is needed. Where the compiler or its Python package is missing, `is_available` says so, once in the log, and
+the callers use their Triton kernels. Used by matvec_cuda.py."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FIRST_CAPABILITY = (9, 0)  # programmatic dependent launch
+
+
+@functools.cache
+def is_available(device: torch.device) -> bool:
+    """Whether kernels in CUDA C++ can be compiled for, and run on, this device."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return False
+    try:
+        from cuda.bindings import driver, nvrtc  # noqa: F401
+
+        _check(nvrtc.nvrtcVersion())
+    except (ImportError, RuntimeError) as error:
+        logger.warning("kernels in CUDA C++ are off (%s), Triton's are used instead, which are slower at batch 1; "
+                       "pip install cuda-bindings for CUDA %s turns them on", error, torch.version.cuda)
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class CudaKernel:
+    """A loaded kernel, to be launched with `threads` threads a block."""
+
+    function: Any
+    threads: int
+
+    def launch(self, num_blocks: int, arguments: list[tuple[Any, Any]]) -> None:
+        """On torch's current stream, and allowed to begin before the kernel in front of it has ended.
+
+        arguments  (value, ctypes type) pairs; the type of a pointer is ctypes.c_void_p"""
+        from cuda.bindings import driver
+
+        early = driver.CUlaunchAttribute()
+        early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        early.value.programmaticStreamSerializationAllowed = 1
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = num_blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.hStream = torch.cuda.current_stream().cuda_stream
+        config.attrs, config.numAttrs = [early], 1
+        values, types = zip(*arguments, strict=True)
+        _check(driver.cuLaunchKernelEx(config, self.function, (values, types), 0))
+
+
+def load(file: Path, name: str, macros: dict[str, int], device: torch.device, threads: int) -> CudaKernel:
+    """The kernel `name` of a source file, compiled with these macros for the device; from the cache if it is there.
+
+    Raises RuntimeError with the compiler's words."""
+    from cuda.bindings import driver
+
+    major, minor = torch.cuda.get_device_capability(device)
+    options = [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)]
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()  # torch's context is the current one from here on
+        module = _check(driver.cuModuleLoadData(_machine_code(file, options)))
+        return CudaKernel(_check(driver.cuModuleGetFunction(module, name.encode())), threads)
+
+
+def _machine_code(file: Path, options: list[str]) -> bytes:
+    from cuda.bindings import nvrtc
+
+    source = file.read_bytes()
+    key = "\n".join([source.decode(), *options, str(_check(nvrtc.nvrtcVersion()))])
+    cached = _cache_dir() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
+    if cached.is_file():
+        return cached.read_bytes()
+    code = compile_source(source, file.name, options)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part:
+            part.write(code)
+        os.replace(part.name, cached)  # whole or not at all, also when several processes compile the same kernel
+    except OSError as error:
+        logger.warning("compiled kernels are not kept: %s", error)
+    return code
+
+
+def compile_source(source: bytes, name: str, options: list[str]) -> bytes:
+    """Machine code of a CUDA C++ source. Needs no GPU. Raises RuntimeError with the compiler's words."""
+    from cuda.bindings import nvrtc
+
+    program = _check(nvrtc.nvrtcCreateProgram(source, name.encode(), 0, None, None))
+    try:
+        result, = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))
+            _check(nvrtc.nvrtcGetProgramLog(program, log))
+            raise RuntimeError(f"{name} does not compile: {log.decode(errors='replace')}")
+        code = b" " * _check(nvrtc.nvrtcGetCUBINSize(program))
+        _check(nvrtc.nvrtcGetCUBIN(program, code))
+        return code
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace" / "kernels"
+
+
+def _check(result: tuple[Any, ...]) -> Any:
+    """The value of a call of cuda.bindings; RuntimeError where it failed."""
+    status, *values = result
+    if int(status) != 0:
+        raise RuntimeError(f"{type(status).__name__}: {status.name}")
+    return values[0] if values else None

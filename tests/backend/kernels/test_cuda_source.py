@@ -1,0 +1,45 @@
+"""CUDA source: compiled once, kept, and an error that shows the compiler's words."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from backend.kernels import cuda_source
+
+SOURCE = """extern "C" __global__ void fill(float* output, float value) { output[threadIdx.x] = value * FACTOR; }"""
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A source file, and a cache that is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "fill.cu"
+    file.write_text(SOURCE)
+    return file
+
+
+def test_there_are_no_cuda_kernels_on_a_cpu():
+    assert not cuda_source.is_available(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_a_kernel_is_compiled_launched_and_kept(source, monkeypatch):
+    device = torch.device("cuda", 0)
+    output = torch.zeros(32, device=device)
+    for factor in (3, 5):
+        kernel = cuda_source.load(source, "fill", {"FACTOR": factor}, device, threads=32)
+        kernel.launch(1, [(output.data_ptr(), ctypes.c_void_p), (2.0, ctypes.c_float)])
+        assert output.tolist() == [2.0 * factor] * 32
+    assert len(list((source.parent / "cache").rglob("*.cubin"))) == 2
+    monkeypatch.setattr(cuda_source, "compile_source", None)  # a second start needs no compiler
+    cuda_source.load(source, "fill", {"FACTOR": 3}, device, threads=32)
+
+
+@pytest.mark.gpu
+def test_a_source_that_does_not_compile_shows_the_compilers_words(source):
+    source.write_text(SOURCE.replace("float*", "flaot*"))
+    with pytest.raises(RuntimeError, match=r"fill.cu does not compile: (?s:.*)flaot"):
+        cuda_source.load(source, "fill", {"FACTOR": 1}, torch.device("cuda", 0), threads=32)

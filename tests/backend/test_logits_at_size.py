@@ -1,0 +1,111 @@
+"""At the size of a 7B model, on a GPU: bfloat16 logits are no further from float32's than transformers' bfloat16 is.
+
+Random weights of benchmarks.shapes, so nothing is downloaded; about 60 GiB of GPU memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from backend.config import EngineConfig, ModelConfig
+from benchmarks.prompts import random_prompt
+from benchmarks.shapes import SHAPES, RandomModel
+from tests.backend.step_driver import StepDriver
+
+BATCH_SIZES = [1, 2, 16, 40]
+SESSION_LEN = 1024
+MEMORY_BYTES = 80e9
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+
+def engine_config(batch_size: int) -> EngineConfig:
+    return EngineConfig(session_len=SESSION_LEN, max_batch_size=batch_size, max_prefill_tokens=32768,
+                        cache_max_entry_count=batch_size * SESSION_LEN // 64)
+
+
+def reference(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' Llama with the weights of RandomModel."""
+    config = LlamaConfig(
+        vocab_size=model.vocab_size, hidden_size=model.hidden_size, intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers, num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads, head_dim=model.head_dim, rms_norm_eps=model.norm_eps,
+        max_position_embeddings=model.max_position_embeddings, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope.theta})
+    with torch.device("cuda"):
+        theirs = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+    state = theirs.state_dict()
+    for name, stored in RandomModel(model, engine_config(1)).tensors():
+        for place, part in _places(name, stored[:], model):
+            state.pop(place).copy_(part)
+    assert not state, f"never filled: {sorted(state)[:3]}"
+    return theirs
+
+
+def _places(name: str, weight: Tensor, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Where the parts of a canonical tensor are in transformers' model."""
+    ends = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
+            "output.weight": "lm_head.weight"}
+    if name in ends:
+        yield ends[name], weight
+        return
+    _, layer, rest = name.split(".", 2)
+    q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    parts = {"attention_norm.weight": {"input_layernorm": len(weight)},
+             "ffn_norm.weight": {"post_attention_layernorm": len(weight)},
+             "attention.w_qkv.weight": {"self_attn.q_proj": q_size, "self_attn.k_proj": kv_size,
+                                        "self_attn.v_proj": kv_size},
+             "attention.wo.weight": {"self_attn.o_proj": len(weight)},
+             "feed_forward.w13.weight": {"mlp.gate_proj": len(weight) // 2, "mlp.up_proj": len(weight) // 2},
+             "feed_forward.w2.weight": {"mlp.down_proj": len(weight)}}[rest]
+    for place, part in zip(parts, weight.split(list(parts.values())), strict=True):
+        yield f"model.layers.{layer}.{place}.weight", part
+
+
+@torch.inference_mode()
+def last_logits(model: PreTrainedModel, contexts: list[list[int]]) -> Tensor:
+    """Logits [R, V] after each context."""
+    return torch.cat([model(torch.tensor([ids], device="cuda"), logits_to_keep=1).logits[:, -1].float().cpu()
+                      for ids in contexts])
+
+
+def mean_error(logits: Tensor, exact: Tensor) -> float:
+    return float(((logits - exact).norm(dim=-1) / exact.norm(dim=-1)).mean())
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.mem_get_info()[1] < MEMORY_BYTES, reason="80 GB of memory")
+@pytest.mark.parametrize("shape", ["m7", "g8"])
+def test_bfloat16_logits_are_as_close_to_float32_as_those_of_transformers(shape: str) -> None:
+    model = SHAPES[shape]
+    prompts = [random_prompt(row, 200 + 17 * row, model.vocab_size) for row in range(max(BATCH_SIZES))]
+    ours: dict[str, Tensor] = {}
+    contexts: dict[str, list[list[int]]] = {}
+    for batch_size in BATCH_SIZES:
+        driver = StepDriver(RandomModel(model, engine_config(batch_size)))
+        runner = driver.worker.runner
+        rows = range(batch_size)
+        setups = [driver.setup(row, prompts[row]) for row in rows]
+        if batch_size == max(BATCH_SIZES):
+            ours["prefill"] = driver.logits([(row, 0, len(prompts[row])) for row in rows], setups).cpu()
+            contexts["prefill"] = [list(prompts[row]) for row in rows]
+        first = driver.run([(row, 0, len(prompts[row])) for row in rows], setups)
+        inputs = runner.inputs.arrange(driver.plan([(row, len(prompts[row]), 1) for row in rows]))
+        assert runner.graphs.fits(inputs)
+        with torch.inference_mode():
+            ours[f"decode {batch_size}"] = runner.graphs.replay(inputs)[0].cpu()
+        contexts[f"decode {batch_size}"] = [[*prompts[token.row], token.token_id] for token in first]
+        del driver, runner
+        torch.cuda.empty_cache()
+    exact_model = reference(model, torch.float32)
+    exact = {name: last_logits(exact_model, ids) for name, ids in contexts.items()}
+    del exact_model
+    torch.cuda.empty_cache()
+    half_model = reference(model, torch.bfloat16)
+    for name, ids in contexts.items():
+        error, allowed = mean_error(ours[name], exact[name]), mean_error(last_logits(half_model, ids), exact[name])
+        print(f"{shape} {name}: ours {error:.4f}, transformers {allowed:.4f}")
+        assert error <= allowed, f"{name}: {error:.4f} from float32, transformers' bfloat16 {allowed:.4f}"
