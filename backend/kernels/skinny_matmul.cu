@@ -25,7 +25,7 @@ constexpr int TILE_STRIPS = STRIPS * ROW_GROUPS;
 constexpr int TOKENS = 16 * TOKEN_TILES;
 constexpr int UNITS = TILE_STRIPS * TOKEN_TILES * 64;  // of four sums of one token in a tile: two and two rows
 constexpr int SHARE = UNITS / CLUSTER;                 // of them that this block finishes
-static_assert(SIZE % 32 == 0 && UNITS % CLUSTER == 0 && STAGES > 1, "");
+static_assert(SIZE % 32 == 0 && UNITS % CLUSTER == 0 && SHARE <= THREADS && STAGES > 1, "");
 
 __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
@@ -251,6 +251,12 @@ skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restric
         for (int r = 0; r < CLUSTER; r++) send(in_block(place, r), squares, in_block(barrier, r));
     }
 
+    // The four sums that this thread finishes: of which token, and in which strip of a tile and pair of its rows.
+    const bool is_finisher = thread < SHARE;
+    const int unit = rank * SHARE + thread;
+    const int token = unit / 32 % (2 * TOKEN_TILES) * 8 + unit % 32 / 4;
+    float scale = 1;
+
     int stage = 0, turn = 0;
     for (int tile = first_tile; tile < num_tiles; tile += num_clusters, turn++) {
         float sums[STRIPS][TOKEN_TILES][2][4] = {};
@@ -289,61 +295,69 @@ skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restric
                 units[32] = make_float4(sum[0][2], sum[0][3], sum[1][2], sum[1][3]);
             }
         }
+        // GATED: the first pair are gates, the second their ups, and they become one pair of results.
+        const int strip = tile * TILE_STRIPS + unit / (64 * TOKEN_TILES);
+        const int results[2] = {strip * (GATED ? 8 : 16) + unit % 4 * 2, strip * 16 + 8 + unit % 4 * 2};
+        bool is_wanted[2];
+        u32 old[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            is_wanted[half] = is_finisher && token < num_tokens && results[half] < num_results && !(GATED && half);
+            if (RESIDUAL && is_wanted[half])  // comes while the sums are exchanged
+                old[half] = __ldcg((const u32*)((const u16*)output + (size_t)token * num_results + results[half]));
+        }
         const u32 sums_came = address_of(&shared.sums_came[turn % 2]);
         if (thread == 0) expect_bytes(sums_came, UNITS * 16);
         __syncthreads();
-        for (int unit = thread; unit < UNITS; unit += THREADS) {
-            float4 total = shared.warp_sums[0][unit];
+        for (int u = thread; u < UNITS; u += THREADS) {
+            float4 total = shared.warp_sums[0][u];
 #pragma unroll
             for (int k = 1; k < K_GROUPS; k++) {
-                const float4 part = shared.warp_sums[k][unit];
+                const float4 part = shared.warp_sums[k][u];
                 total = make_float4(total.x + part.x, total.y + part.y, total.z + part.z, total.w + part.w);
             }
-            const int owner = unit / SHARE;
-            send(in_block(address_of(&shared.received[turn % 2][rank][unit % SHARE]), owner), total,
+            const int owner = u / SHARE;
+            send(in_block(address_of(&shared.received[turn % 2][rank][u % SHARE]), owner), total,
                  in_block(sums_came, owner));
         }
         __syncthreads();  // the warps may write their sums again
         wait_for_bytes(sums_came, turn / 2 % 2);
-        if (NORM && turn == 0) wait_for_bytes(address_of(&shared.squares_came), 0);
-        for (int i = thread; i < SHARE; i += THREADS) {
-            const int unit = rank * SHARE + i;
-            const int strip = tile * TILE_STRIPS + unit / (64 * TOKEN_TILES);
-            const int token = unit / 32 % (2 * TOKEN_TILES) * 8 + unit % 32 / 4;
-            float total[4] = {}, squares = 0;
+        if (NORM && turn == 0) {
+            wait_for_bytes(address_of(&shared.squares_came), 0);
+            float squares = 0;
+#pragma unroll
+            for (int r = 0; r < CLUSTER; r++) squares += shared.squares[r][token];
+            scale = rsqrtf(squares / SIZE + eps);
+        }
+        float total[4] = {};
+        if (is_finisher) {
 #pragma unroll
             for (int r = 0; r < CLUSTER; r++) {
-                const float4 part = shared.received[turn % 2][r][i];
+                const float4 part = shared.received[turn % 2][r][thread];
                 total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
-                if (NORM) squares += shared.squares[r][token];
             }
-            if (token >= num_tokens) continue;
-            const float scale = NORM ? rsqrtf(squares / SIZE + eps) : 1;
+        }
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                // GATED: the first half of the four are gates, the second their ups.
-                const int result = GATED ? strip * 8 + unit % 4 * 2 : strip * 16 + half * 8 + unit % 4 * 2;
-                if (result >= num_results || (GATED && half)) continue;
-                float pair[2];
+        for (int half = 0; half < 2; half++) {
+            if (!is_wanted[half]) continue;
+            float pair[2];
 #pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    pair[j] = total[half * 2 + j] * scale;
-                    if (BIAS) pair[j] += to_float(bias[result + j]);
-                    if (GATED) {
-                        float up = total[2 + j] * scale;
-                        if (BIAS) up += to_float(bias[num_results + result + j]);
-                        pair[j] = pair[j] / (1 + __expf(-pair[j])) * up;
-                    }
+            for (int j = 0; j < 2; j++) {
+                pair[j] = total[half * 2 + j] * scale;
+                if (BIAS) pair[j] += to_float(bias[results[half] + j]);
+                if (GATED) {
+                    float up = total[2 + j] * scale;
+                    if (BIAS) up += to_float(bias[num_results + results[half] + j]);
+                    pair[j] = pair[j] / (1 + __expf(-pair[j])) * up;
                 }
-                const size_t place = (size_t)token * num_results + result;
-                if (RESIDUAL) {
-                    const u32 old = __ldcg((const u32*)((const u16*)output + place));
-                    pair[0] += to_float((u16)old);
-                    pair[1] += to_float((u16)(old >> 16));
-                }
-                if (FLOAT_OUTPUT) *(float2*)((float*)output + place) = make_float2(pair[0], pair[1]);
-                else *(u32*)((u16*)output + place) = (u32)from_float(pair[0]) | (u32)from_float(pair[1]) << 16;
             }
+            if (RESIDUAL) {
+                pair[0] += to_float((u16)old[half]);
+                pair[1] += to_float((u16)(old[half] >> 16));
+            }
+            const size_t place = (size_t)token * num_results + results[half];
+            if (FLOAT_OUTPUT) *(float2*)((float*)output + place) = make_float2(pair[0], pair[1]);
+            else *(u32*)((u16*)output + place) = (u32)from_float(pair[0]) | (u32)from_float(pair[1]) << 16;
         }
         // A buffer is filled again two tiles later: by then every block has read it, and has said so here.
         if (turn) cluster_wait();
