@@ -19,13 +19,13 @@ typedef unsigned short u16;
 
 constexpr int WARPS = K_GROUPS * ROW_GROUPS, THREADS = 32 * WARPS;
 constexpr int ALL_CHUNKS = SIZE / 32;
-constexpr int BLOCK_CHUNKS = (ALL_CHUNKS + CLUSTER - 1) / CLUSTER;
+constexpr int BLOCK_CHUNKS = (ALL_CHUNKS + CLUSTER - 1) / CLUSTER;  // or one less
 constexpr int WARP_X_CHUNKS = (BLOCK_CHUNKS + WARPS - 1) / WARPS;  // of each token, that a warp brings
 constexpr int TILE_STRIPS = STRIPS * ROW_GROUPS;
 constexpr int TOKENS = 16 * TOKEN_TILES;
 constexpr int UNITS = TILE_STRIPS * TOKEN_TILES * 64;  // of four sums of one token in a tile: two and two rows
 constexpr int SHARE = UNITS / CLUSTER;                 // of them that this block finishes
-static_assert(SIZE % 32 == 0 && UNITS % CLUSTER == 0 && SHARE <= THREADS && STAGES > 1, "");
+static_assert(SIZE % 32 == 0 && ALL_CHUNKS >= CLUSTER * K_GROUPS && UNITS % CLUSTER == 0 && SHARE <= THREADS && STAGES > 1, "");
 
 __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
@@ -138,8 +138,8 @@ skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restric
     const int num_results = GATED ? num_rows / 2 : num_rows;
     const int num_strips = (num_rows + 15) / 16;
     const int num_tiles = (num_strips + TILE_STRIPS - 1) / TILE_STRIPS;
-    const int first_chunk = rank * BLOCK_CHUNKS;
-    const int block_chunks = min(BLOCK_CHUNKS, ALL_CHUNKS - first_chunk);
+    const int first_chunk = rank * ALL_CHUNKS / CLUSTER;
+    const int block_chunks = (rank + 1) * ALL_CHUNKS / CLUSTER - first_chunk;
     const int begin = k_group * block_chunks / K_GROUPS, end = (k_group + 1) * block_chunks / K_GROUPS;  // this warp's
 
     if (thread == 0) {
