@@ -5,8 +5,8 @@
 
 The floor is the larger of bytes over the measured read bandwidth (each input read once, each output written once) and
 operations over the measured matmul rate. Weights and KV come from memory, small activations from the L2 cache, as in a
-step. Kernels are called as layers call them, through backend/kernels/dispatch.py; each group below is one function that
-yields cases, so a changed signature is a changed line."""
+step. Kernels are called as layers call them, through backend/kernels/dispatch.py. Each group below is a function that
+yields its cases, on torch's default device."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from backend.kernels import dispatch as kernels
 from backend.layers.rotary import rotary_table
 from backend.requests import SamplingParams
 from backend.steps import RowSetup
+from backend.worker.device import free_memory_bytes
 from backend.worker.sampler import sample
 from backend.worker.sampling_state import SamplingState
 from backend.worker.upload import upload
@@ -86,7 +87,8 @@ def _linear_case(name: str, tokens: int, weights: list[Tensor]) -> Case:
 
 def elementwise_cases(model: ModelConfig) -> Iterator[Case]:
     """Norms, activation, rotary embedding and KV store."""
-    table = rotary_table(model.rope, max(CONTEXTS), max(CONTEXTS), model.max_position_embeddings).cuda()
+    table = rotary_table(model.rope, max(CONTEXTS), max(CONTEXTS), model.max_position_embeddings)
+    table = table.to(torch.get_default_device())
     for tokens in DECODE_TOKENS:
         yield from _elementwise_cases(model, tokens, table)
 
@@ -99,7 +101,7 @@ def _elementwise_cases(model: ModelConfig, tokens: int, table: Tensor) -> Iterat
     def case(name: str, values_per_token: int, launch: Callable[[int], object]) -> Case:
         return Case(name, str(tokens), ITEM * tokens * values_per_token, 0, copies, launch)
 
-    weight = torch.ones(hidden, dtype=DTYPE, device="cuda")
+    weight = torch.ones(hidden, dtype=DTYPE)
     rows, residuals = ([_normal(tokens, hidden) for _ in range(copies)] for _ in range(2))
     yield case("rms_norm", 2 * hidden, lambda copy: kernels.rms_norm(rows[copy], weight, 1e-5))
     yield case("add_rms_norm", 4 * hidden,
@@ -108,11 +110,11 @@ def _elementwise_cases(model: ModelConfig, tokens: int, table: Tensor) -> Iterat
     yield case("silu_and_mul", 3 * inner, lambda copy: kernels.silu_and_mul(gate_up[copy]))
     qkv = [_normal(tokens, num_q + 2 * num_kv, head_dim) for _ in range(copies)]
     heads = [each.split((num_q, num_kv, num_kv), dim=1) for each in qkv]
-    positions = torch.randint(0, max(CONTEXTS), (tokens,), device="cuda")
+    positions = torch.randint(0, max(CONTEXTS), (tokens,))
     yield case("rotary", 2 * (num_q + num_kv) * head_dim,
                lambda copy: kernels.rotary(heads[copy][0], heads[copy][1], positions, table))
     k_cache, v_cache = _kv_cache(model, -(-copies * tokens // BLOCK_SIZE))
-    slots = torch.randperm(copies * tokens, device="cuda").view(copies, tokens)
+    slots = torch.randperm(copies * tokens).view(copies, tokens)
     yield case("store_kv", 4 * num_kv * head_dim,
                lambda copy: kernels.store_kv(heads[copy][1], heads[copy][2], k_cache, v_cache, slots[copy]))
 
@@ -120,7 +122,7 @@ def _elementwise_cases(model: ModelConfig, tokens: int, table: Tensor) -> Iterat
 def decode_attention_cases(model: ModelConfig) -> Iterator[Case]:
     """One new token per sequence over its paged KV."""
     token_bytes = 2 * model.num_kv_heads * model.head_dim * ITEM
-    most_tokens = torch.cuda.mem_get_info()[0] * KV_MEMORY_SHARE / token_bytes
+    most_tokens = free_memory_bytes(torch.get_default_device()) * KV_MEMORY_SHARE / token_bytes
     sizes = [(batch, context) for batch in BATCHES for context in CONTEXTS if 2 * batch * context < most_tokens]
     pool = max(batch * context * num_copies(batch * context * token_bytes) for batch, context in sizes)
     k_cache, v_cache = _kv_cache(model, pool // BLOCK_SIZE)
@@ -134,7 +136,7 @@ def _decode_attention_case(model: ModelConfig, batch: int, context: int, k_cache
     copies = num_copies(num_bytes)
     queries = [_normal(batch, num_heads, head_dim) for _ in range(copies)]
     tables = _block_tables(k_cache, copies, batch, context)
-    lens = torch.full((batch,), context, dtype=torch.int32, device="cuda")
+    lens = torch.full((batch,), context, dtype=torch.int32)
     return Case(f"batch {batch}", str(context), num_bytes + 2 * batch * num_heads * head_dim * ITEM,
                 4 * batch * context * num_heads * head_dim, copies, lambda copy: kernels.paged_decode(
                     queries[copy], k_cache, v_cache, tables[copy], lens, head_dim**-0.5, max(CONTEXTS)))
@@ -152,8 +154,8 @@ def _prefill_attention_case(model: ModelConfig, batch: int, tokens: int) -> Case
     k_cache, v_cache = _kv_cache(model, copies * batch * tokens // BLOCK_SIZE)
     tables = _block_tables(k_cache, copies, batch, tokens)
     queries = [_normal(batch * tokens, num_heads, head_dim) for _ in range(copies)]
-    lens = torch.full((batch,), tokens, dtype=torch.int32, device="cuda")
-    query_start = torch.arange(batch + 1, dtype=torch.int32, device="cuda") * tokens
+    lens = torch.full((batch,), tokens, dtype=torch.int32)
+    query_start = torch.arange(batch + 1, dtype=torch.int32) * tokens
     return Case("prompts", f"{batch} x {tokens}", ITEM * batch * tokens * 2 * (num_heads + num_kv_heads) * head_dim,
                 4 * batch * num_heads * head_dim * tokens * (tokens + 1) / 2, copies,
                 lambda copy: kernels.paged_prefill(queries[copy], k_cache, v_cache, tables[copy], lens, query_start,
@@ -171,13 +173,13 @@ def sampling_cases(model: ModelConfig) -> Iterator[Case]:
 
 def _sampling_case(name: str, params: SamplingParams, batch: int, vocab_size: int) -> Case:
     num_bytes = 4 * batch * vocab_size
-    logits = [torch.randn(batch, vocab_size, device="cuda") for _ in range(num_copies(num_bytes))]
-    token_table = torch.zeros((batch, 2), dtype=torch.int32, device="cuda")
+    logits = [torch.randn(batch, vocab_size) for _ in range(num_copies(num_bytes))]
+    token_table = torch.zeros((batch, 2), dtype=torch.int32)
     state = SamplingState(batch, vocab_size)
     for row in range(batch):
         state.set_row(RowSetup(row, (1,), 1, (), params, (), seed=row))
     rows = np.arange(batch)
-    wanted = upload(state.batch(rows, np.ones(batch, np.int64), 2 * rows + 1), torch.device("cuda"))
+    wanted = upload(state.batch(rows, np.ones(batch, np.int64), 2 * rows + 1), torch.get_default_device())
     return Case(name, str(batch), num_bytes, 0, len(logits), lambda copy: sample(logits[copy], wanted, token_table))
 
 
@@ -202,7 +204,8 @@ def main(shape: str, only: str, file: Path | None) -> None:
     groups: dict[str, list[dict[str, object]]] = {}
     for name in names:
         click.echo(f"{shape} {name}")
-        groups[name] = [measured(case, limits) for case in GROUPS[name](SHAPES[shape])]
+        with torch.device("cuda"):
+            groups[name] = [measured(case, limits) for case in GROUPS[name](SHAPES[shape])]
         torch.cuda.empty_cache()
         save(file or RESULTS / f"kernels_{shape}.json", {"shape": shape, **limits.as_json(), "groups": groups})
 
@@ -219,7 +222,7 @@ def measured(case: Case, limits: DeviceLimits) -> dict[str, object]:
 
 
 def _normal(*shape: int, std: float = 1.0) -> Tensor:
-    return torch.empty(shape, dtype=DTYPE, device="cuda").normal_(std=std)
+    return torch.empty(shape, dtype=DTYPE).normal_(std=std)
 
 
 def _kv_cache(model: ModelConfig, num_blocks: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +233,7 @@ def _kv_cache(model: ModelConfig, num_blocks: int) -> tuple[Tensor, Tensor]:
 def _block_tables(k_cache: Tensor, copies: int, batch: int, context: int) -> Tensor:
     """[copies, batch, blocks of a context] int32: every block of its own, in no order, as after some hours of work."""
     count = copies * batch * (context // BLOCK_SIZE)
-    return torch.randperm(len(k_cache), device="cuda")[:count].int().view(copies, batch, -1)
+    return torch.randperm(len(k_cache))[:count].int().view(copies, batch, -1)
 
 
 if __name__ == "__main__":
