@@ -179,7 +179,9 @@ def _sampling_case(name: str, params: SamplingParams, batch: int, vocab_size: in
     for row in range(batch):
         state.set_row(RowSetup(row, (1,), 1, (), params, (), seed=row))
     rows = np.arange(batch)
-    wanted = upload(state.batch(rows, np.ones(batch, np.int64), 2 * rows + 1), torch.get_default_device())
+    device = torch.get_default_device()
+    with torch.device("cpu"):  # it uploads from the host's memory
+        wanted = upload(state.batch(rows, np.ones(batch, np.int64), 2 * rows + 1), device)
     return Case(name, str(batch), num_bytes, 0, len(logits), lambda copy: sample(logits[copy], wanted, token_table))
 
 

@@ -27,7 +27,7 @@ def conditions() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: installed for name in PACKAGES if (installed := _version(name)) is not None},
-        "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module_name(), *_without_file(sys.argv[1:])]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -43,6 +43,14 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _without_file(arguments: list[str]) -> list[str]:
+    """Where the result is kept is no condition of it."""
+    if "--json" not in arguments:
+        return arguments
+    place = arguments.index("--json")
+    return arguments[:place] + arguments[place + 2:]
 
 
 def _module_name() -> str:

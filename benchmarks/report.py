@@ -22,7 +22,7 @@ PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 PICTURE = ROOT / "docs" / "throughput.svg"
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "throughput": results_table.throughput, "headlines": results_table.headlines, "steps": results_table.steps,
-    "kernels": results_table.kernels}
+    "taken_apart": results_table.taken_apart, "kernels": results_table.kernels}
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.report")

@@ -29,13 +29,15 @@ class Results:
     ours     shape → test → its figure, of the newest run that has it, bf16
     runs     the documents that those figures are from
     peers    the other engines' figures
-    kernels, steps  shape → document, where measured"""
+    kernels, steps  shape → document, where measured
+    traces          decode steps taken apart"""
 
     ours: dict[str, Json]
     runs: list[Json]
     peers: Json
     kernels: dict[str, Json]
     steps: dict[str, Json]
+    traces: list[Json]
 
     @classmethod
     def read(cls, folder: Path) -> Results:
@@ -53,7 +55,8 @@ class Results:
             source |= dict.fromkeys(((run["shape"], test) for test in run["tests"]), run)
         return cls(ours, [run for run in runs if run in source.values()], documents["peers_h200.json"],
                    {document["shape"]: document for document in named("kernels_")},
-                   {document["shape"]: document for document in named("step_table_")})
+                   {document["shape"]: document for document in named("step_table_")},
+                   [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")])
 
     def peer(self, engine: str, shape: str, test: str) -> float | None:
         return self.peers["bf16"].get(shape, {}).get(engine, {}).get(test)
@@ -120,6 +123,20 @@ def steps(results: Results) -> str:
     return "\n\n".join(parts) or missing("step_table")
 
 
+def taken_apart(results: Results) -> str:
+    """Where the time of single decode steps goes, kernel by kernel; what takes under 1 % is left out."""
+    parts = []
+    for trace in sorted(results.traces, key=lambda trace: (trace["shape"], trace["batch_size"])):
+        rows = [[f"`{name}`", f"{kernel['launches']:.0f}", f"{kernel['us']:,.0f}",
+                 f"{kernel['us'] / 1000 / trace['step_ms']:.0%}"]
+                for name, kernel in trace["kernels"].items() if kernel["us"] / 1000 > 0.01 * trace["step_ms"]]
+        title = f"{trace['shape']}, batch {trace['batch_size']}, context {trace['context']:,}"
+        parts += [markdown([title, "launches", "µs", "of the step"], rows),
+                  f"Step {trace['step_ms']:.2f} ms, of which the host works {trace['host_ms']:.2f} ms. "
+                  f"{setting(trace)}."]
+    return "\n\n".join(parts) or missing("step")
+
+
 def kernels(results: Results) -> str:
     """Microseconds of each kernel alone, with the share of the floor."""
     parts = []
@@ -157,11 +174,15 @@ def caption(results: Results) -> str:
 
 
 def condition(document: Json) -> str:
-    """Where, with what and when a document was measured."""
+    """Where, with what and when a document was measured, and what the card could do then."""
+    return (f"{setting(document)}; read {document['read_bandwidth_tb_s']} TB/s, matmul "
+            f"{document['matmul_tflop_s']} TFLOP/s.")
+
+
+def setting(document: Json) -> str:
     versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "triton"))
     return (f"{document['device']}, {versions}, Python {document['python']}, `{document['command']}`, "
-            f"{document['date']}; read {document['read_bandwidth_tb_s']} TB/s, matmul "
-            f"{document['matmul_tflop_s']} TFLOP/s.")
+            f"{document['date']}")
 
 
 def number(value: float | None, unit: str) -> str:

@@ -1,4 +1,5 @@
-"""Step: one decode step on a GPU taken apart. How long each kernel runs, how often, how long none does; the host's time.
+"""Step: one decode step on a GPU taken apart. How long each kernel runs, how often, how long none does, and the host's
+time.
 
     python -m benchmarks.step --shape m7 --batch_size 1
 
