@@ -174,12 +174,13 @@ def caption(results: Results) -> str:
 
 
 def condition(document: Json) -> str:
-    """Where, with what and when a document was measured, and what the card could do then."""
+    """The setting, and what the card could do then."""
     return (f"{setting(document)}; read {document['read_bandwidth_tb_s']} TB/s, matmul "
             f"{document['matmul_tflop_s']} TFLOP/s.")
 
 
 def setting(document: Json) -> str:
+    """Where, with what and when a document was measured."""
     versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "triton"))
     return (f"{document['device']}, {versions}, Python {document['python']}, `{document['command']}`, "
             f"{document['date']}")

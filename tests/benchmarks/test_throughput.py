@@ -7,9 +7,10 @@ from click.testing import CliRunner
 
 from backend.config import EngineConfig
 from backend.errors import ConfigError
+from benchmarks.checkpoint import ensure_checkpoint
 from benchmarks.runners import MillraceRunner, Settings
 from benchmarks.shapes import RandomModel
-from benchmarks.throughput import default_name, main
+from benchmarks.throughput import Subject, default_name, main
 from tests.benchmarks.tiny import TINY
 
 
@@ -33,3 +34,10 @@ def test_the_kv_format_reaches_the_engine():
     ("millrace", 0, "throughput_m7.json"), ("vllm", 8, "throughput_m7_vllm_kv8.json")])
 def test_results_of_different_engines_and_formats_are_different_files(engine, policy, name):
     assert default_name({"engine": engine, "shape": "m7", "quant_policy": policy}) == name
+
+
+def test_a_folder_can_stand_in_the_place_of_a_shape(tmp_path):
+    subject = Subject("millrace", str(ensure_checkpoint(TINY, tmp_path / "tiny")), tmp_path, cuda_graphs=True)
+    assert subject.source.model.num_layers == TINY.num_layers
+    with subject.start(Settings(session_len=64, max_batch_size=2)) as runner:
+        assert runner.generate([(11, 12)], [3]).num_tokens == [3]
