@@ -13,6 +13,7 @@ from benchmarks.shapes import RandomModel
 from tests.benchmarks.tiny import TINY
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_millrace_gives_every_request_its_tokens_and_tells_when_the_first_came():
     runner = MillraceRunner(RandomModel(TINY, EngineConfig(session_len=1)), Settings(session_len=64, max_batch_size=2))
     for _ in range(2):  # request ids are not used twice

@@ -42,6 +42,7 @@ def test_the_floor_of_a_large_batch_is_arithmetic_and_kv():
     assert floor_ms(demand, limits, 1, 0) == pytest.approx(1000 * demand.step_bytes() / 1e9)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_every_row_of_a_step_attends_to_blocks_of_its_own():
     driver = StepDriver(TINY, max_batch_size=4, max_context=256)
     assert driver.step_ms(4, 256) > 0
@@ -51,6 +52,7 @@ def test_every_row_of_a_step_attends_to_blocks_of_its_own():
     assert tables.num_blocks[:2].tolist() == [2, 2] and len(set(used.tolist())) == 4
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_what_does_not_fit_is_left_out():
     driver = StepDriver(TINY, max_batch_size=2, max_context=128)
     assert driver.fits(2, 128) and not driver.fits(4, 128)

@@ -25,6 +25,7 @@ def test_both_spellings_of_an_option_are_one(option):
     assert "--tests no is not known" in outcome.output
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_the_kv_format_reaches_the_engine():
     with pytest.raises(ConfigError, match="quant_policy=3"):
         MillraceRunner(RandomModel(TINY, EngineConfig(session_len=1)), Settings(64, 2, quant_policy=3))
@@ -36,6 +37,7 @@ def test_results_of_different_engines_and_formats_are_different_files(engine, po
     assert default_name({"engine": engine, "shape": "m7", "quant_policy": policy}) == name
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_folder_can_stand_in_the_place_of_a_shape(tmp_path):
     subject = Subject("millrace", str(ensure_checkpoint(TINY, tmp_path / "tiny")), tmp_path, cuda_graphs=True)
     assert subject.source.model.num_layers == TINY.num_layers
