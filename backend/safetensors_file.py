@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,30 +57,36 @@ class FileTensor:
         rows = range(self.shape[0])[index[0]]
         width = torch.Size(self.shape[1:]).numel()
         if len(index) == 1 or out.shape[1:] == self.shape[1:]:
-            self.read_runs([(rows.start * width, out)])
+            self.read_runs(rows.start * width, 0, out[None])
         else:
-            first = range(width)[index[1]].start
-            self.read_runs((row * width + first, values) for row, values in zip(rows, out, strict=True))
+            self.read_runs(rows.start * width + range(width)[index[1]].start, width, out)
 
-    def read_runs(self, runs: Iterable[tuple[int, Tensor]]) -> None:
-        """Fills contiguous tensors of this dtype, each with the values from such a number on. Raises CheckpointError,
-        naming the tensor."""
+    def read_runs(self, first: int, step: int, out: Tensor) -> None:
+        """Fills each out[i] of a contiguous tensor of this dtype with values one after the other, from number
+        first + i * step on. Raises CheckpointError, naming the tensor."""
+        if not out.numel():
+            return
+        everything = memoryview(out.view(-1).view(torch.uint8).numpy())
+        run_bytes = out.nbytes // len(out)
+        position, step_bytes = self.offset + first * self.dtype.itemsize, step * self.dtype.itemsize
         try:
             descriptor = os.open(self.file, os.O_RDONLY)
             try:
-                for first, out in runs:
-                    view = memoryview(out.view(-1).view(torch.uint8).numpy())
-                    position = self.offset + first * self.dtype.itemsize
-                    while view:
-                        count = os.preadv(descriptor, [view], position)
-                        if count == 0:
-                            raise CheckpointError(f"{self.where} is cut off: the file ends early; {self.cure}")
-                        view, position = view[count:], position + count
+                for begin in range(0, out.nbytes, run_bytes):
+                    self._read_run(descriptor, position, everything[begin : begin + run_bytes])
+                    position += step_bytes
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise CheckpointError(f"{self.where} cannot be read: {error.strerror}; check the disk, or {self.cure}"
                                   ) from None
+
+    def _read_run(self, descriptor: int, position: int, view: memoryview) -> None:
+        while view:
+            count = os.preadv(descriptor, [view], position)
+            if count == 0:
+                raise CheckpointError(f"{self.where} is cut off: the file ends early; {self.cure}")
+            view, position = view[count:], position + count
 
 
 def read_safetensors(file: Path, cure: str) -> dict[str, FileTensor]:

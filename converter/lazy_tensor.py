@@ -104,7 +104,7 @@ class FiniteTensor(_OfOne):
         chunk = READ_BYTES // self.dtype.itemsize
         for first in range(0, values.numel(), chunk):
             part = values[first : first + chunk]
-            self.tensor.read_runs([(begin + first, part)])
+            self.tensor.read_runs(begin + first, 0, part[None])
             if self.dtype.is_floating_point and not _is_finite(part):
                 raise CheckpointError(f"{self.where} holds NaN or infinite values; the checkpoint is damaged, "
                                       "download it again")
