@@ -4,6 +4,8 @@ Used by worker.py; how the bytes travel is weight_reader.py's matter."""
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -31,7 +33,7 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
         module.set_parameter(name, local)
         parts += [WeightPart(stored, index, target) for index, target in shard.places(local)]
     num_bytes = sum(part.num_bytes for part in parts)
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", delay=SILENT_S,
+    with _Bar(total=num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", delay=SILENT_S,
               disable=None if show_progress else True) as bar:  # None: only on a terminal
         read_parts(parts, device, bar.update)
     for module in model.modules():
@@ -40,6 +42,13 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=False)
     return num_bytes
+
+
+class _Bar(tqdm):
+    """Its lock is this process's own: tqdm's is the system's semaphore, of which Python warns when a process that has
+    one is killed."""
+
+    _lock = threading.RLock()
 
 
 def _matched(model: nn.Module, source: ModelSource) -> list[tuple[StoredTensor, ShardedModule, str, Shard]]:
