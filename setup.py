@@ -33,8 +33,7 @@ setup(
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
         "client": GRPC,
         "webui": ["gradio>=6.0,<7"],
-        "cuda": ["cuda-bindings>=12.8"],  # torch's builds for CUDA bring it, or its compiler, by themselves
-        "bench": ["transformers>=5.0"],
+        "bench": ["transformers>=5.0", "matplotlib>=3.9"],
         "dev": DEV,
     },
     entry_points={

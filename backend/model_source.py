@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from backend.config import EngineConfig, ModelConfig
 from backend.errors import CheckpointError, WorkspaceError
 from backend.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
 
 ENTRY_POINT_GROUP = "millrace.model_sources"
 
@@ -25,6 +28,20 @@ class StoredTensor(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, index: Any) -> Any: ...
+
+
+@runtime_checkable
+class ReadableTensor(StoredTensor, Protocol):
+    """A StoredTensor that can be read into memory which is already there, by several threads at once."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read_into(self, index: tuple[slice, ...], out: torch.Tensor) -> None:
+        """Fills `out`, contiguous in the host's memory and of self.dtype, with self[index].
+
+        Raises CheckpointError, naming the tensor."""
+        ...
 
 
 class ModelSource(Protocol):

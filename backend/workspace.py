@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backend.config import EngineConfig, ModelConfig, read_config
 from backend.errors import WorkspaceError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from backend.safetensors_file import FileTensor
 
 WEIGHTS = Path("triton_models/weights")
 TOKENIZER = Path("triton_models/tokenizer")
@@ -71,29 +71,9 @@ class Workspace:
     def tokenizer_dir(self) -> Path:
         return self.path / TOKENIZER
 
-    def tensors(self) -> Iterator[tuple[str, SafetensorsSlice]]:
-        """Every weight once, in the order of the layers; nothing is read until a tensor is sliced."""
-        from safetensors import SafetensorError, safe_open
+    def tensors(self) -> Iterator[tuple[str, FileTensor]]:
+        """Every weight once, in the order of the layers; nothing but headers is read until a tensor is sliced."""
+        from backend.safetensors_file import read_safetensors  # imports torch
 
         for name in weight_files(self.model.num_layers):
-            file = self.weights_dir / name
-            try:
-                with safe_open(file, framework="pt") as shard:
-                    for key in shard.keys():  # noqa: SIM118 - safe_open is no mapping
-                        yield key, SafetensorsSlice(shard.get_slice(key))
-            except SafetensorError as error:
-                raise WorkspaceError(f"{file} is damaged ({error}); convert again") from None
-
-
-@dataclass(frozen=True, slots=True)
-class SafetensorsSlice:
-    """A tensor in a safetensors file, read where it is sliced, so that a rank reads only its part."""
-
-    source: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.get_shape())
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.source[index]
+            yield from read_safetensors(self.weights_dir / name, cure="convert again").items()

@@ -9,25 +9,25 @@ import os
 import platform
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "vllm", "lmdeploy")
 
 
 def conditions() -> dict[str, Any]:
     """Device, versions, command and date of this run."""
-    packages = ["torch", "triton", "transformers", "tokenizers"]
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU: {_cpu_name()}",
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "versions": {name: installed for name in PACKAGES if (installed := _version(name)) is not None},
+        "command": " ".join(["python", "-m", _module_name(), *_without_file(sys.argv[1:])]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -45,6 +45,14 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
+def _without_file(arguments: list[str]) -> list[str]:
+    """Where the result is kept is no condition of it."""
+    if "--json" not in arguments:
+        return arguments
+    place = arguments.index("--json")
+    return arguments[:place] + arguments[place + 2:]
+
+
 def _module_name() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec else Path(sys.argv[0]).name
@@ -53,5 +61,5 @@ def _module_name() -> str:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except Exception:
+    except PackageNotFoundError:
         return None

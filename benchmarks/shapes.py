@@ -1,6 +1,6 @@
 """Shapes: models of published sizes with random weights, made where they are loaded, for measuring speed.
 
-m7 is Llama-2-7B's shape, g8 InternLM2.5-7B's. Used by benchmarks and by GPU tests."""
+m7 is Llama-2-7B's shape, g8 InternLM2.5-7B's. Used by the benchmarks of a GPU and by GPU tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from torch import Tensor
 from backend.config import EngineConfig, ModelConfig, RopeConfig
 
 STD = 0.02
+MAX_POSITIONS = 131_072  # more than the published models know: random weights know none, and long contexts have room
 
 
 def _shape(name: str, vocab_size: int, intermediate_size: int, num_kv_heads: int) -> ModelConfig:
     return ModelConfig(
         model_name=name, vocab_size=vocab_size, hidden_size=4096, num_layers=32, num_heads=32,
         num_kv_heads=num_kv_heads, head_dim=128, intermediate_size=intermediate_size, norm_eps=1e-5,
-        rope=RopeConfig(128), max_position_embeddings=32768, bos_token_id=1, eos_token_ids=(2,), dtype="bfloat16")
+        rope=RopeConfig(128), max_position_embeddings=MAX_POSITIONS, bos_token_id=1,
+        eos_token_ids=(2,), dtype="bfloat16")
 
 
 SHAPES = {"m7": _shape("m7", 32000, 11008, 32), "g8": _shape("g8", 92544, 14336, 8)}

@@ -1,4 +1,5 @@
-"""Step: one decode step on a GPU taken apart. How long each kernel runs, how often, and how long none does.
+"""Step: one decode step on a GPU taken apart. How long each kernel runs, how often, how long none does, and the host's
+time.
 
     python -m benchmarks.step --shape m7 --batch_size 1
 
@@ -22,6 +23,7 @@ from backend.engine.engine import Engine
 from backend.requests import GenerateRequest, SamplingParams
 from backend.steps import StepPlan, StepResult
 from backend.worker.executor import Executor, StepHandle, start_executor
+from benchmarks.device_limits import need_gpu
 from benchmarks.prompts import random_prompt
 from benchmarks.record import RESULTS, save
 from benchmarks.shapes import SHAPES, RandomModel
@@ -38,8 +40,7 @@ NAME_LENGTH = 60
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
 def main(shape: str, batch_size: int, context: int, cuda_graphs: bool, file: Path | None) -> None:
     """Kernel time, gaps and host time of a decode step."""
-    if not torch.cuda.is_available():
-        raise click.ClickException("this benchmark needs a CUDA GPU; on a CPU use: python -m benchmarks.cpu")
+    need_gpu()
     model = SHAPES[shape]
     config = EngineConfig(session_len=context + 6 * NUM_STEPS, max_batch_size=batch_size, cuda_graphs=cuda_graphs)
     executor = TimedExecutor(start_executor(RandomModel(model, config), config))
@@ -60,16 +61,19 @@ def main(shape: str, batch_size: int, context: int, cuda_graphs: bool, file: Pat
     for event in kernels:
         time_us[event.name] += event.time_range.elapsed_us() / NUM_STEPS
         count[event.name] += 1
-    busy_ms = sum(time_us.values()) / 1000
+    busy_us, idle_us = busy_and_idle([(event.time_range.start, event.time_range.end) for event in kernels])
+    busy_ms, idle_ms = busy_us / NUM_STEPS / 1000, idle_us / NUM_STEPS / 1000
     click.echo(f"{shape}, batch {batch_size}, context {context}: step {step_ms:.3f} ms, host {host_ms:.3f} ms; traced: "
-               f"{len(kernels) / NUM_STEPS:.0f} kernels and copies, {busy_ms:.3f} ms")
+               f"{len(kernels) / NUM_STEPS:.0f} kernels and copies, some running for {busy_ms:.3f} ms, "
+               f"none for {idle_ms:.3f} ms")
     table = sorted(time_us.items(), key=lambda entry: -entry[1])
     for name, spent_us in table:
         click.echo(f"{spent_us:9.1f} us {count[name] / NUM_STEPS:6.1f} x {spent_us * NUM_STEPS / count[name]:7.2f} us  "
                    f"{name[:NAME_LENGTH]}")
     save(file or RESULTS / f"step_{shape}_{batch_size}.json", {
         "shape": shape, "batch_size": batch_size, "context": context, "cuda_graphs": cuda_graphs,
-        "step_ms": round(step_ms, 3), "host_ms": round(host_ms, 3), "kernel_ms": round(busy_ms, 3),
+        "step_ms": round(step_ms, 3), "host_ms": round(host_ms, 3), "busy_ms": round(busy_ms, 3),
+        "idle_ms": round(idle_ms, 3),
         "kernels": {name[:NAME_LENGTH]: {"us": round(spent_us, 1), "launches": round(count[name] / NUM_STEPS, 1)}
                     for name, spent_us in table}})
     engine.close()
@@ -102,6 +106,18 @@ class TimedStep:
         result = self.step.wait()
         self.executor.waited_s += time.perf_counter() - begin
         return result
+
+
+def busy_and_idle(intervals: list[tuple[float, float]]) -> tuple[float, float]:
+    """How long at least one of the (begin, end) lasts, and how long none does between the first and the last. Kernels
+    overlap where the next one starts while the last one drains, so their sum would say too much."""
+    busy = idle = 0.0
+    reached = min(begin for begin, _ in intervals)
+    for begin, end in sorted(intervals):
+        idle += max(0.0, begin - reached)
+        busy += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return busy, idle
 
 
 def run_steps(engine: Engine) -> float:

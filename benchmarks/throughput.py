@@ -1,184 +1,145 @@
-"""Throughput: the engine on fixed work, beside what bytes and arithmetic allow on the same card in the same run.
+"""Throughput: an engine on fixed work, beside what bytes and arithmetic allow on the same card in the same run.
 
     python -m benchmarks.throughput --shape m7 --tests a1,a16,b,d1
+    python -m benchmarks.throughput --shape m7 --engine transformers
 
 Tests, greedy, ends ignored, fresh random prompts, wall clock around the whole engine:
-  aB  B prompts of 1 token, 2,048 new tokens each          output tokens/s
-  b   batch 1 at context 2,048                             ms per token: 129 new tokens less 1, over 128
-  c   512 requests at once of 64-1,024 in and 64-512 out   output tokens/s
-  d1  one prompt of 8,192 tokens, one new token            prompt tokens/s
-  d16 sixteen prompts of 2,048 tokens, one new token each  prompt tokens/s
-Floors: bytes of weights and KV over the measured read bandwidth; in prefill, floating-point operations over the
-measured matmul rate; in c, the KV's bytes and all operations."""
+  aB     B prompts of 1 token, 2,048 new tokens each            output tokens/s
+  b      batch 1 at context 2,048                               ms per token: 129 new tokens less 1, over 128
+  c      512 requests at once of 64-1,024 in and 64-512 out     output tokens/s
+  d1     one prompt of 8,192 tokens, one new token              prompt tokens/s
+  d16    sixteen prompts of 2,048 tokens, one new token each    prompt tokens/s
+  short  10,000 requests at once of 16-64 in and 16-64 out      output tokens/s
+  long   one prompt of 100,000 tokens, 16 new tokens            prompt tokens/s, then ms per token
+Floors: a, b: bytes of weights and KV over the measured read bandwidth; d, long: floating-point operations over the
+measured matmul rate; c, short: the KV's bytes and all operations. Median of three where the test is short."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import random
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import torch
 
 from backend.command_line import CONTEXT_SETTINGS, run
-from backend.config import EngineConfig, ModelConfig
-from backend.engine.engine import Engine, start_engine
-from backend.memory_plan import DTYPE_BYTES, kv_block_bytes, weights_bytes
-from backend.requests import GenerateRequest, SamplingParams
-from benchmarks.device_limits import matmul_flops_s, read_bandwidth
-from benchmarks.prompts import random_prompt
+from backend.config import EngineConfig
+from backend.model_source import ModelSource, open_model
+from benchmarks.checkpoint import ensure_checkpoint
+from benchmarks.demand import Demand
+from benchmarks.device_limits import device_memory_gib, measure_limits, need_gpu
+from benchmarks.peers import start_peer
 from benchmarks.record import RESULTS, save
+from benchmarks.runners import MillraceRunner, Runner, Settings
 from benchmarks.shapes import SHAPES, RandomModel
+from benchmarks.workloads import DEFAULT_TESTS, WORKLOADS, Bench, Figure, Workload, warm_up
 
-A_NEW = 2048
-B_PROMPT, B_NEW = 1984, 129
-ROUNDS = 3  # of b and d; a and c are long enough to be told once
-SESSION_LEN = 8192 + 64
-
-Work = list[tuple[int, int]]  # (prompt tokens, new tokens) of each request
+ENGINES = ("millrace", "transformers", "vllm", "lmdeploy")
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A measured value in `unit`, its floor or ceiling, and the least and greatest that were measured."""
+class Subject:
+    """What is measured: an engine by name, and a model.
 
-    value: float
-    limit: float
-    unit: str
-    least: float
-    greatest: float
+    shape           of SHAPES, or the path of a workspace or Hugging Face folder
+    checkpoint_dir  where a folder with random weights is made for engines that read files"""
 
-    @property
-    def share(self) -> float:
-        """Of the limit: 1 is as fast as the card allows."""
-        return self.limit / self.value if self.unit == "ms" else self.value / self.limit
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """An engine with random weights and the limits of its card."""
-
-    engine: Engine
-    bandwidth: float
-    flops_s: float
-    seeds: Iterator[int]
+    engine: str
+    shape: str
+    checkpoint_dir: Path
+    cuda_graphs: bool
 
     @property
-    def model(self) -> ModelConfig:
-        return self.engine.model
+    def source(self) -> ModelSource:
+        if self.shape in SHAPES:
+            return RandomModel(SHAPES[self.shape], EngineConfig(session_len=1))
+        return open_model(self.shape)
 
-    def seconds(self, work: Work) -> float:
-        """Wall clock of requests that are all there at the start, every output token counted."""
-        begin = time.perf_counter()
-        for num_prompt, num_new in work:
-            seed = next(self.seeds)
-            sampling = SamplingParams(temperature=0, max_new_tokens=num_new, ignore_eos=True)
-            prompt = random_prompt(seed, num_prompt, self.model.vocab_size)
-            self.engine.add_request(GenerateRequest(str(seed), prompt, sampling))
-        count = 0
-        while self.engine.has_work:
-            count += sum(len(output.token_ids) for output in self.engine.step())
-        assert count == sum(num_new for _, num_new in work), count
-        return time.perf_counter() - begin
+    @contextmanager
+    def start(self, settings: Settings) -> Iterator[Runner]:
+        """The engine, loaded."""
+        if self.engine == "millrace":
+            runner: Runner = MillraceRunner(self.source, settings, self.cuda_graphs)
+        else:
+            runner = start_peer(self.engine, self._folder(), settings)
+        try:
+            yield runner
+        finally:
+            runner.close()
 
-    def kv_token_bytes(self) -> float:
-        return kv_block_bytes(self.model, self.engine.config, self.model.dtype) / self.engine.config.block_size
-
-    def step_bytes(self) -> int:
-        """Weights that a decode step reads: all but the embedding's other rows."""
-        embedding = self.model.vocab_size * self.model.hidden_size * DTYPE_BYTES[self.model.dtype]
-        return weights_bytes(self.model, self.model.dtype, 1) - embedding
-
-    def flops(self, work: Work) -> float:
-        """Of all matmuls and the causal attention: each new token attends to those before it and itself."""
-        model = self.model
-        head = model.vocab_size * model.hidden_size
-        per_token = 2 * (self.step_bytes() / DTYPE_BYTES[model.dtype] - head)
-        attention = 4 * model.num_layers * model.num_heads * model.head_dim
-        return sum(per_token * (num_in + num_out - 1) + 2 * head * num_out
-                   + attention * (num_in + num_out - 1) * (num_in + num_out) / 2 for num_in, num_out in work)
-
-
-def decode_from_nothing(bench: Bench, batch_size: int) -> Figure:
-    """Test a."""
-    work = [(1, A_NEW)] * batch_size
-    rate = batch_size * A_NEW / bench.seconds(work)
-    num_bytes = A_NEW * bench.step_bytes() + batch_size * A_NEW * (A_NEW + 1) / 2 * bench.kv_token_bytes()
-    return Figure(rate, batch_size * A_NEW / (num_bytes / bench.bandwidth), "tokens/s", rate, rate)
-
-
-def decode_at_context(bench: Bench) -> Figure:
-    """Test b."""
-    times = [(bench.seconds([(B_PROMPT, B_NEW)]) - bench.seconds([(B_PROMPT, 1)])) / (B_NEW - 1) * 1000
-             for _ in range(ROUNDS)]
-    num_bytes = bench.step_bytes() + (B_PROMPT + B_NEW / 2) * bench.kv_token_bytes()
-    return Figure(statistics.median(times), num_bytes / bench.bandwidth * 1000, "ms", min(times), max(times))
-
-
-def mixed(bench: Bench) -> Figure:
-    """Test c."""
-    source = random.Random(20241)
-    work = [(source.randint(64, 1024), source.randint(64, 512)) for _ in range(512)]
-    num_out = sum(num_new for _, num_new in work)
-    rate = num_out / bench.seconds(work)
-    kv_bytes = sum(num_new * (num_prompt + num_new / 2) for num_prompt, num_new in work) * bench.kv_token_bytes()
-    floor_s = kv_bytes / bench.bandwidth + bench.flops(work) / bench.flops_s
-    return Figure(rate, num_out / floor_s, "tokens/s", rate, rate)
-
-
-def prefill(bench: Bench, batch_size: int, num_prompt: int) -> Figure:
-    """Test d."""
-    work = [(num_prompt, 1)] * batch_size
-    rates = [batch_size * num_prompt / bench.seconds(work) for _ in range(ROUNDS)]
-    ceiling = batch_size * num_prompt / (bench.flops(work) / bench.flops_s)
-    return Figure(statistics.median(rates), ceiling, "tokens/s", min(rates), max(rates))
-
-
-TESTS: dict[str, Callable[[Bench], Figure]] = {
-    **{f"a{size}": lambda bench, size=size: decode_from_nothing(bench, size) for size in (1, 16, 64, 256)},
-    "b": decode_at_context,
-    "c": mixed,
-    "d1": lambda bench: prefill(bench, 1, 8192),
-    "d16": lambda bench: prefill(bench, 16, 2048)}
+    def _folder(self) -> Path:
+        if self.shape in SHAPES:
+            return ensure_checkpoint(SHAPES[self.shape], self.checkpoint_dir.expanduser() / self.shape)
+        return Path(self.shape)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.throughput --tests a1,b")
-@click.option("--shape", type=click.Choice(sorted(SHAPES)), default="m7", show_default=True)
-@click.option("--tests", default=",".join(TESTS), show_default=True, help="Which, separated by commas.")
-@click.option("--cuda_graphs", default=True, show_default=True)
+@click.option("--shape", default="m7", show_default=True,
+              help=f"{', '.join(SHAPES)} with random weights, or the path of a workspace or Hugging Face folder.")
+@click.option("--tests", default=",".join(DEFAULT_TESTS), show_default=True,
+              help=f"Which of {', '.join(WORKLOADS)}, separated by commas.")
+@click.option("--engine", type=click.Choice(ENGINES), default="millrace", show_default=True)
+@click.option("--quant_policy", type=int, default=0, show_default=True, help="KV cache: 0 as the model, 8 or 4 bits.")
+@click.option("--cuda_graphs", default=True, show_default=True, help="Of Millrace.")
+@click.option("--checkpoint_dir", type=click.Path(path_type=Path), default="~/.cache/millrace/bench",
+              show_default=True, help="Where a checkpoint with random weights is kept for the other engines.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
-def main(shape: str, tests: str, cuda_graphs: bool, file: Path | None) -> None:
-    """Speed of the engine on a GPU, test by test, beside what the card allows."""
+def main(shape: str, tests: str, engine: str, quant_policy: int, cuda_graphs: bool, checkpoint_dir: Path,
+         file: Path | None) -> None:
+    """Speed of an engine on a GPU, test by test, beside what the card allows."""
     names = tests.split(",")
-    if unknown := [name for name in names if name not in TESTS]:
-        raise click.ClickException(f"--tests {','.join(unknown)} is not known; use some of {','.join(TESTS)}")
-    if not torch.cuda.is_available():
-        raise click.ClickException("this benchmark needs a CUDA GPU; on a CPU use: python -m benchmarks.cpu")
-    limits = read_bandwidth(), matmul_flops_s()
-    click.echo(f"read {limits[0] / 1e12:.2f} TB/s, matmul {limits[1] / 1e12:.0f} TFLOP/s")
-    config = EngineConfig(session_len=SESSION_LEN, cache_max_entry_count=0.93, cuda_graphs=cuda_graphs)
-    begin = time.perf_counter()
-    bench = Bench(start_engine(RandomModel(SHAPES[shape], config), config), *limits, itertools.count())
-    start_s = time.perf_counter() - begin
-    bench.seconds([(B_PROMPT, 8)] * 16)  # compiles the prefill kernels
-    figures: dict[str, Figure] = {}
-    for name in names:
-        figures[name] = figure = TESTS[name](bench)
-        click.echo(f"{shape} {name}: {figure.value:,.2f} {figure.unit}, limit {figure.limit:,.2f}, share "
-                   f"{figure.share:.0%}, from {figure.least:,.2f} to {figure.greatest:,.2f}")
-    memory_gib = torch.cuda.max_memory_reserved() / 2**30
-    click.echo(f"{memory_gib:.1f} GiB reserved at most; started in {start_s:.1f} s, random weights")
-    save(file or RESULTS / f"throughput_{shape}.json", {
-        "shape": shape, "cuda_graphs": cuda_graphs, "read_bandwidth_tb_s": round(limits[0] / 1e12, 3),
-        "matmul_tflop_s": round(limits[1] / 1e12, 1), "memory_gib": round(memory_gib, 1),
-        "tests": {name: {"value": round(figure.value, 3), "limit": round(figure.limit, 3), "unit": figure.unit,
-                         "share": round(figure.share, 3), "least": round(figure.least, 3),
-                         "greatest": round(figure.greatest, 3)} for name, figure in figures.items()}})
-    bench.engine.close()
+    if unknown := [name for name in names if name not in WORKLOADS]:
+        raise click.ClickException(f"--tests {','.join(unknown)} is not known; use some of {','.join(WORKLOADS)}")
+    need_gpu()
+    subject = Subject(engine, shape, checkpoint_dir, cuda_graphs)
+    demand, limits = Demand(subject.source.model, quant_policy), measure_limits()
+    click.echo(str(limits))
+    result = {"engine": engine, "shape": Path(shape).name, "quant_policy": quant_policy, "cuda_graphs": cuda_graphs,
+              **limits.as_json(), "memory_gib": 0.0, "tests": {}}
+    file = file or RESULTS / default_name(result)
+    for settings, group in itertools.groupby((WORKLOADS[name] for name in names), lambda workload: workload.settings):
+        begin = time.perf_counter()
+        with subject.start(dataclasses.replace(settings, quant_policy=quant_policy)) as runner:
+            bench = Bench(runner, demand, limits)
+            if not runner.compiles_per_shape:
+                warm_up(bench, settings.session_len)
+            click.echo(f"{engine} started and warm in {time.perf_counter() - begin:.1f} s, session_len "
+                       f"{settings.session_len:,}, max_batch_size {settings.max_batch_size}")
+            for workload in group:
+                if runner.tests is not None and workload.name not in runner.tests:
+                    click.echo(f"{workload.name}: skipped, {engine} cannot do it in reasonable time")
+                    continue
+                result["tests"] |= measure(workload, bench)
+                result["memory_gib"] = round(max(result["memory_gib"], device_memory_gib()), 1)
+                save(file, result)  # after each test: an error in a later one costs only that one
+    click.echo(f"{result['memory_gib']:.1f} GiB of the device's memory in use at most")
+
+
+def measure(workload: Workload, bench: Bench) -> dict[str, dict[str, object]]:
+    """Runs a test, prints its figures, and returns them as they are kept."""
+    kept = {}
+    for name, figure in zip(workload.figure_names, workload.measure(bench), strict=True):
+        click.echo(f"{name}: {figure.value:,.2f} {figure.unit}, limit {figure.limit:,.2f}, share {figure.share:.0%}, "
+                   f"from {figure.least:,.2f} to {figure.greatest:,.2f}, memory {device_memory_gib():.1f} GiB")
+        kept[name] = as_json(figure)
+    return kept
+
+
+def as_json(figure: Figure) -> dict[str, object]:
+    """A figure as it is kept, to a precision that its spread supports."""
+    return {"value": round(figure.value, 3), "limit": round(figure.limit, 3), "unit": figure.unit,
+            "share": round(figure.share, 3), "least": round(figure.least, 3), "greatest": round(figure.greatest, 3)}
+
+
+def default_name(result: dict[str, object]) -> str:
+    """throughput_m7.json; with the engine where it is another's, and the KV format where it is quantised."""
+    engine = f"_{result['engine']}" if result["engine"] != "millrace" else ""
+    kv_format = f"_kv{result['quant_policy']}" if result["quant_policy"] else ""
+    return f"throughput_{result['shape']}{engine}{kv_format}.json"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from backend.errors import CheckpointError
-from converter.lazy_tensor import FileTensor, LazyTensor, join_columns, stack_rows
+from converter.lazy_tensor import LazyTensor, join_columns, stack_rows
 from converter.safetensors_file import read_safetensors
 from converter.torch_file import read_torch_file
 
@@ -88,14 +88,14 @@ def _checkpoint(config_file: Path, tensors: Mapping[str, LazyTensor]) -> Checkpo
     return Checkpoint(config_file.parent, config_file, read_json(config_file), generation_config, tensors)
 
 
-_Reader = Callable[[Path], Mapping[str, FileTensor]]
+_Reader = Callable[[Path], Mapping[str, LazyTensor]]
 
 
 def _read_indexed(index: Path, read: _Reader) -> dict[str, LazyTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; download it again")
-    shards: dict[str, Mapping[str, FileTensor]] = {}
+    shards: dict[str, Mapping[str, LazyTensor]] = {}
     tensors: dict[str, LazyTensor] = {}
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or _escapes(file_name):
@@ -132,7 +132,7 @@ def _read_shards(shards: list[Path], read: _Reader) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _read_shard(shard: Path, read: _Reader) -> Mapping[str, FileTensor]:
+def _read_shard(shard: Path, read: _Reader) -> Mapping[str, LazyTensor]:
     with shard.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise CheckpointError(f"{shard} is a Git LFS pointer, not the weights; "

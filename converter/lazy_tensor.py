@@ -3,20 +3,19 @@
 A converter never holds a tensor as a whole: it streams blocks of rows. `read_rows` is all that a kind of lazy tensor
 has to bring; fusing, joining shards and reordering heads are lazy tensors made of lazy tensors, so a tensor-parallel
 rank that slices a fused weight reads only its own bytes. Made by checkpoint.py and families/; read by
-safetensors_file.py and, as a StoredTensor, by the backend's weight loader."""
+safetensors_file.py and, as a ReadableTensor, by the backend's weight loader."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from backend.errors import CheckpointError
+from backend.safetensors_file import FileTensor
 
 READ_BYTES = 4 << 20  # small enough that the finite check and the write find the bytes in the CPU's cache
 
@@ -49,54 +48,20 @@ class LazyTensor(ABC):
         self.read_rows(start, stop, block)
         return block[(slice(None), *columns)].contiguous() if columns else block
 
-
-@dataclass(frozen=True, slots=True)
-class FileTensor(LazyTensor):
-    """Contiguous bytes at an offset of a file: a safetensors entry, or a record of a .bin or .pth file."""
-
-    file: Path
-    name: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def where(self) -> str:
-        return f"{self.file}: tensor {self.name}"
-
-    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
-        row_bytes = torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
-        values = out.view(-1)
-        chunk = READ_BYTES // self.dtype.itemsize
-        try:
-            descriptor = os.open(self.file, os.O_RDONLY)
-            try:
-                for first in range(0, values.numel(), chunk):
-                    part = values[first : first + chunk]
-                    self._read(descriptor, self.offset + start * row_bytes + first * self.dtype.itemsize, part)
-                    if self.dtype.is_floating_point and not _is_finite(part):
-                        raise CheckpointError(f"{self.where} holds NaN or infinite values; the checkpoint is damaged, "
-                                              "download it again")
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise CheckpointError(f"{self.where} cannot be read: {error.strerror}; check the disk or download the "
-                                  "file again") from None
-
-    def _read(self, descriptor: int, position: int, part: Tensor) -> None:
-        view = memoryview(part.view(torch.uint8).numpy())
-        while view:
-            count = os.preadv(descriptor, [view], position)
-            if count == 0:
-                raise CheckpointError(f"{self.where} is cut off: the file ends early; download the file again")
-            view, position = view[count:], position + count
+    def read_into(self, index: tuple[slice, ...], out: Tensor) -> None:
+        """Fills `out`, contiguous in the host's memory, with self[index]; of columns, whole rows are read."""
+        if len(index) == 1 or out.shape[1:] == self.shape[1:]:
+            start, stop, _ = index[0].indices(self.shape[0])
+            self.read_rows(start, stop, out)
+        else:
+            out.copy_(self[index])
 
 
 class _OfOne(LazyTensor):
     """Like `tensor` but for what a subclass says."""
 
     __slots__ = ()
-    tensor: LazyTensor
+    tensor: LazyTensor | FileTensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +89,25 @@ class _OfParts(LazyTensor):
     @property
     def where(self) -> str:
         return self.parts[0].where
+
+
+@dataclass(frozen=True, slots=True)
+class FiniteTensor(_OfOne):
+    """A tensor of a file: a safetensors entry, or a record of a .bin or .pth file. Its values are checked on the way:
+    NaN or infinite ones are a CheckpointError."""
+
+    tensor: FileTensor
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        begin = start * torch.Size(self.shape[1:]).numel()
+        values = out.view(-1)
+        chunk = READ_BYTES // self.dtype.itemsize
+        for first in range(0, values.numel(), chunk):
+            part = values[first : first + chunk]
+            self.tensor.read_runs(begin + first, 0, part[None])
+            if self.dtype.is_floating_point and not _is_finite(part):
+                raise CheckpointError(f"{self.where} holds NaN or infinite values; the checkpoint is damaged, "
+                                      "download it again")
 
 
 @dataclass(frozen=True, slots=True)

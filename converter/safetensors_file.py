@@ -1,9 +1,7 @@
-"""safetensors files: the header of one as lazy tensors, and one written from lazy tensors in a bounded stream.
+"""safetensors files: one opened as lazy tensors, and one written from lazy tensors in a bounded stream.
 
-The format (https://github.com/huggingface/safetensors#format): eight bytes with the header's length, a JSON header
-with each tensor's dtype, shape and byte range, then the data. It is read here rather than through the library so that
-damage is named by file and tensor and so that reading maps no memory, and written here so that no layer is ever held
-as a whole. Used by checkpoint.py and workspace_writer.py."""
+Written here rather than through the library so that no layer is ever held as a whole; how one is read, and why, is in
+backend/safetensors_file.py. Used by checkpoint.py and workspace_writer.py."""
 
 from __future__ import annotations
 
@@ -14,44 +12,18 @@ from pathlib import Path
 
 import torch
 
-from backend.errors import CheckpointError
-from converter.lazy_tensor import READ_BYTES, FileTensor, LazyTensor
+from backend import safetensors_file
+from backend.safetensors_file import DTYPES
+from converter.lazy_tensor import READ_BYTES, FiniteTensor, LazyTensor
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-           "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER_BYTES = 100 << 20  # the library's own limit
+_CURE = "download it again"
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WRITE_BYTES = 512 << 10  # larger writes were slower where memory is scattered: Linux then looks for large free runs
 
 
-def read_safetensors(file: Path) -> dict[str, FileTensor]:
+def read_safetensors(file: Path) -> dict[str, LazyTensor]:
     """Name → tensor; only the header is read. Raises CheckpointError for a file that is not exactly right."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
-                raise CheckpointError(f"{file} is truncated or no safetensors file; download it again")
-            header = json.loads(stream.read(header_bytes))
-        header.pop("__metadata__", None)
-        data = 8 + header_bytes
-        tensors, ends = {}, {}
-        for name, entry in header.items():
-            begin, ends[name] = (data + offset for offset in _whole_numbers(entry["data_offsets"]))
-            tensors[name] = FileTensor(file, name, begin, _whole_numbers(entry["shape"]), _DTYPES[entry["dtype"]])
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}; download it again") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{file} has a damaged header ({type(error).__name__}: {error}); "
-                              "download it again") from None
-    for name, tensor in tensors.items():
-        if not data <= tensor.offset <= ends[name] or tensor.offset + tensor.num_bytes != ends[name]:
-            raise CheckpointError(f"{tensor.where} has a shape that does not fit its bytes; download the file again")
-        if ends[name] > size:
-            raise CheckpointError(f"{tensor.where} is cut off: it ends at byte {ends[name]} of a file of {size}; "
-                                  "download the file again")
-    return tensors
+    return {name: FiniteTensor(tensor) for name, tensor in safetensors_file.read_safetensors(file, _CURE).items()}
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, LazyTensor], progress: Callable[[int], object]) -> None:
@@ -75,13 +47,6 @@ def write_safetensors(file: Path, tensors: Mapping[str, LazyTensor], progress: C
                 tensor.read_rows(start, start + len(block), block)
                 _write_all(stream, memoryview(block.view(-1).view(torch.uint8).numpy()))
                 progress(block.nbytes)
-
-
-def _whole_numbers(values: list[object]) -> tuple[int, ...]:
-    for value in values:
-        if not isinstance(value, int) or not 0 <= value < 1 << 63:
-            raise ValueError(f"{value!r} is no size or place")
-    return tuple(values)
 
 
 def _write_all(stream: FileIO, view: memoryview) -> None:

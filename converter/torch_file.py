@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from backend.errors import CheckpointError
-from converter.lazy_tensor import FileTensor
+from backend.safetensors_file import FileTensor
+from converter.lazy_tensor import FiniteTensor, LazyTensor
 
 
-def read_torch_file(file: Path) -> dict[str, FileTensor]:
+def read_torch_file(file: Path) -> dict[str, LazyTensor]:
     """Name → tensor. Raises CheckpointError for damage, unsafe pickles and anything but a flat table of tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # a slow import that safetensors checkpoints never need
 
@@ -40,10 +41,10 @@ def read_torch_file(file: Path) -> dict[str, FileTensor]:
     return {str(name): _file_tensor(file, str(name), value) for name, value in table.items()}
 
 
-def _file_tensor(file: Path, name: str, value: object) -> FileTensor:
+def _file_tensor(file: Path, name: str, value: object) -> LazyTensor:
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{file}: {name} is a {type(value).__name__}, not a tensor; it is no checkpoint")
     if value.layout is not torch.strided or not value.is_contiguous():
         raise CheckpointError(f"{file}: tensor {name} is not stored in order; save the checkpoint as safetensors")
     offset = value.untyped_storage()._checkpoint_offset + value.storage_offset() * value.element_size()
-    return FileTensor(file, name, offset, tuple(value.shape), value.dtype)
+    return FiniteTensor(FileTensor(file, name, offset, tuple(value.shape), value.dtype, "download it again"))

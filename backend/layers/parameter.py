@@ -5,8 +5,8 @@ storage and reads exactly the rank's part. Used by every layer that has weights,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,15 @@ class Shard:
         length = sum(stop - start for start, stop in self.pieces) + self.padding
         return (*self.shape[: self.axis], length, *self.shape[self.axis + 1 :])
 
-    def read(self, stored: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The rank's part of `stored` (anything that slices into tensors), cast and on the device; reads no more."""
-        local = torch.zeros(self.local_shape, dtype=dtype, device=device)
+    def places(self, local: Tensor) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+        """(index, where in `local` the stored tensor's part at that index belongs), which together are the rank's part.
+
+        local  of local_shape; its padding is not a place"""
         offset = 0
         for start, stop in self.pieces:
             index = (*(slice(None) for _ in range(self.axis)), slice(start, stop))
-            local.narrow(self.axis, offset, stop - start).copy_(stored[index])
+            yield index, local.narrow(self.axis, offset, stop - start)
             offset += stop - start
-        return local
 
 
 class ShardedModule(nn.Module):

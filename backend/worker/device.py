@@ -41,6 +41,17 @@ def resolve_dtype(engine: EngineConfig, model: ModelConfig, device: torch.device
     return getattr(torch, name)
 
 
+def device_name(device: torch.device) -> str:
+    """As its maker calls it, and where it is; "cpu"."""
+    return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else "cpu"
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def free_memory_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on the device."""
     if device.type == "cuda":

@@ -1,26 +1,63 @@
 """Weight loader: a model source's tensors into a declared model, each exactly once, each rank only its part.
 
-Used by worker.py."""
+Used by worker.py; how the bytes travel is weight_reader.py's matter."""
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from backend.errors import CheckpointError
-from backend.layers.parameter import ShardedModule
-from backend.model_source import ModelSource
+from backend.layers.parameter import Shard, ShardedModule
+from backend.model_source import ModelSource, StoredTensor
+from backend.worker.weight_reader import WeightPart, read_parts
+
+SILENT_S = 2.0  # a load that is over by then shows no bar
 
 
-def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives every parameter its storage on the device in the compute dtype; buffers follow.
+def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, device: torch.device,
+                 show_progress: bool = False) -> int:
+    """Gives every parameter its storage on the device in the compute dtype; buffers follow. Returns the bytes read.
 
-    Raises CheckpointError, naming the tensor, for one that is missing, unknown, double or of another shape."""
+    show_progress  a bar, on a terminal, where it takes long
+    Raises CheckpointError, naming the tensor, for one that is missing, unknown, double or of another shape, before
+    anything is read; and for one that cannot be read."""
+    parts = []
+    for stored, module, name, shard in _matched(model, source):
+        local = torch.empty(shard.local_shape, dtype=dtype, device=device)
+        if shard.padding:
+            local.narrow(shard.axis, local.shape[shard.axis] - shard.padding, shard.padding).zero_()
+        module.set_parameter(name, local)
+        parts += [WeightPart(stored, index, target) for index, target in shard.places(local)]
+    num_bytes = sum(part.num_bytes for part in parts)
+    with _Bar(total=num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", delay=SILENT_S,
+              disable=None if show_progress else True) as bar:  # None: only on a terminal
+        read_parts(parts, device, bar.update)
+    for module in model.modules():
+        if isinstance(module, ShardedModule):
+            module.prepare()
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=False)
+    return num_bytes
+
+
+class _Bar(tqdm):
+    """Its lock is this process's own: tqdm's is the system's semaphore, of which Python warns when a process that has
+    one is killed."""
+
+    _lock = threading.RLock()
+
+
+def _matched(model: nn.Module, source: ModelSource) -> list[tuple[StoredTensor, ShardedModule, str, Shard]]:
+    """Each stored tensor with the parameter that it is. Raises CheckpointError."""
     wanted = {f"{path}.{name}": (module, name) for path, module in model.named_modules()
               if isinstance(module, ShardedModule) for name in module.shards}
-    loaded: set[str] = set()
+    matched: dict[str, tuple[StoredTensor, ShardedModule, str, Shard]] = {}
     for full_name, stored in source.tensors():
-        if full_name in loaded:
+        if full_name in matched:
             raise CheckpointError(f"{source.path}: tensor {full_name} is there twice; convert again")
         if full_name not in wanted:
             raise CheckpointError(f"{source.path}: tensor {full_name} has no place in {source.model.model_name}; "
@@ -30,14 +67,9 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
         if tuple(stored.shape) != shard.shape:
             raise CheckpointError(f"{source.path}: tensor {full_name} has shape {list(stored.shape)}, "
                                   f"its configuration needs {list(shard.shape)}; convert again")
-        module.set_parameter(name, shard.read(stored, dtype, device))
-        loaded.add(full_name)
-    missing = sorted(set(wanted) - loaded)
+        matched[full_name] = stored, module, name, shard
+    missing = sorted(set(wanted) - set(matched))
     if missing:
         raise CheckpointError(f"{source.path}: {len(missing)} of {len(wanted)} tensors are missing, "
                               f"the first is {missing[0]}; convert again")
-    for module in model.modules():
-        if isinstance(module, ShardedModule):
-            module.prepare()
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=False)
+    return list(matched.values())

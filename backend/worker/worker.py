@@ -9,19 +9,24 @@ import logging
 import time
 
 import torch
+from torch import Tensor
 
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
-from backend.memory_plan import MemoryPlan, plan_memory, uses_cuda_graphs
+from backend.memory_plan import GIB, MemoryPlan, plan_memory, uses_cuda_graphs
 from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
 from backend.steps import StepPlan
-from backend.worker.device import free_memory_bytes, resolve_device, resolve_dtype
+from backend.worker.device import device_name, free_memory_bytes, resolve_device, resolve_dtype, synchronize
 from backend.worker.kv_cache import allocate_kv_cache
 from backend.worker.model_runner import ModelRunner, RunningStep
 from backend.worker.row_tables import RowTables
+from backend.worker.start_log import StartLog
+from backend.worker.warm_up import counted_kernels, warm_up
 from backend.worker.weight_loader import load_weights
+
+IMPORTS_END_S = time.perf_counter()
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +40,20 @@ class Worker:
     def __init__(self, source: ModelSource, engine: EngineConfig, tp: TensorParallel) -> None:
         self.model_config = source.model
         self.engine = engine
-        self.device = resolve_device(engine, tp.rank)
-        self.dtype = resolve_dtype(engine, source.model, self.device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        plan = self._plan_memory(weights_loaded=False)
+        self.start = StartLog(IMPORTS_END_S, is_silent=tp.rank > 0)
+        with self.start.phase("device") as facts:
+            self.device = resolve_device(engine, tp.rank)
+            self.dtype = resolve_dtype(engine, source.model, self.device)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            plan = self._plan_memory(weights_loaded=False)
+            facts.append(device_name(self.device))
         if tp.rank == 0:
             logger.info("%s on %s%s: %s", source.model.model_name, self.device, f" x {tp.size}" * (tp.size > 1), plan)
-        begin = time.perf_counter()
-        self.model = Decoder(source.model, engine, tp)
-        load_weights(self.model, source, self.dtype, self.device)
-        if tp.rank == 0:
-            logger.info("weights loaded in %.1f s", time.perf_counter() - begin)
+        with self.start.phase("weights") as facts:
+            self.model = Decoder(source.model, engine, tp)
+            num_bytes = load_weights(self.model, source, self.dtype, self.device, show_progress=tp.rank == 0)
+            facts.append(f"{num_bytes / GIB:.2f} GiB read")
         self.tables = RowTables(source.model, engine, self.device)
         self.runner: ModelRunner | None = None
 
@@ -55,10 +62,24 @@ class Worker:
         return self._plan_memory(weights_loaded=True).num_blocks
 
     def allocate_kv(self, num_blocks: int) -> None:
-        """Allocates the KV cache and gets ready for steps."""
-        kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device)
-        use_graphs = self.device.type == "cuda" and uses_cuda_graphs(self.engine)
-        self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs)
+        """Allocates the KV cache and gets ready for steps: on a GPU every kernel is compiled when this returns."""
+        with self.start.phase("KV cache"):
+            kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device)
+            synchronize(self.device)
+        if self.device.type == "cuda":
+            self._get_gpu_ready(kv_cache)
+        else:
+            self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs=False)
+        self.start.log_ready()
+
+    def _get_gpu_ready(self, kv_cache: list[tuple[Tensor, Tensor]]) -> None:
+        with counted_kernels() as kernels:
+            with self.start.phase("graphs"):
+                use_graphs = uses_cuda_graphs(self.engine)
+                self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs)
+            with self.start.phase("warm-up") as facts:
+                warm_up(self.runner.run, self.engine)
+                facts.append(f"{kernels.num_compiled} kernels compiled, {kernels.num_cached} from the cache")
 
     def run(self, plan: StepPlan) -> RunningStep:
         """Launches a step."""

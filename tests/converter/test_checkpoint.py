@@ -82,7 +82,7 @@ def test_a_truncated_shard_names_the_tensor_that_is_cut_off(llama):
 
 def test_a_shard_that_shrinks_while_it_is_read_is_an_error(llama):
     tensor = open_hf(llama).tensors[NORM]
-    os.truncate(tensor.file, tensor.offset + 10)
+    os.truncate(tensor.tensor.file, tensor.tensor.offset + 10)
     with pytest.raises(CheckpointError, match=r"tensor model.norm.weight is cut off: the file ends early"):
         tensor[:]
 

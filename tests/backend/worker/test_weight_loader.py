@@ -42,6 +42,28 @@ def test_weights_that_do_not_fit_are_refused_by_name(change: Change, cause: str)
         load(source_with(change))
 
 
+def test_nothing_is_read_before_all_tensors_are_known_to_fit() -> None:
+    class Unreadable:
+        shape = (96, 32)
+
+        def __getitem__(self, index: object) -> Tensor:
+            raise AssertionError("read")
+
+    source = source_with(lambda weights: weights.update({"tok_embeddings.weight": Unreadable()}))
+    del source.weights["norm.weight"]
+    with pytest.raises(CheckpointError, match="1 of 17 tensors are missing"):
+        load(source)
+
+
+def test_a_vocabulary_that_ranks_do_not_divide_is_padded_with_zeros() -> None:
+    source = tiny_source(vocab_size=97)
+    model = Decoder(source.model, replace(source.engine, tp=2), TensorParallel(1, 2))
+    load_weights(model, source, torch.float32, CPU)
+    stored = dict(source.tensors())["output.weight"]
+    assert torch.equal(model.output.weight[:48], stored[49:])
+    assert not model.output.weight[48:].any()
+
+
 def test_a_tensor_that_comes_twice_is_refused() -> None:
     class Doubled(WeightsSource):
         def tensors(self) -> Iterator[tuple[str, Tensor]]:

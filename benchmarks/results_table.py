@@ -1,0 +1,205 @@
+"""Results table: what the JSON files of benchmarks/results/ say, as Markdown tables and as points of the plot.
+
+Every number of docs/performance.md and of README.md's table of a GPU comes from here; report.py writes them there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import WORKLOADS
+
+Json = dict[str, Any]
+
+BATCHES = {"a1": 1, "a16": 16, "a64": 64, "a256": 256}  # test → its batch
+SHAPE_NAMES = {"m7": "m7, Llama-2-7B's shape", "g8": "g8, InternLM2.5-7B's shape"}
+# What a user feels first, for the README.
+HEADLINES = (("m7", "b"), ("g8", "b"), ("g8", "a256"), ("g8", "c"), ("m7", "d1"))
+MEANINGS = {figure: workload.summary for workload in WORKLOADS.values() for figure in workload.figure_names}
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The files of a folder.
+
+    ours     shape → test → its figure, of the newest run that has it, bf16
+    runs     the documents that those figures are from
+    peers    the other engines' figures
+    kernels, steps  shape → document, where measured
+    traces          decode steps taken apart"""
+
+    ours: dict[str, Json]
+    runs: list[Json]
+    peers: Json
+    kernels: dict[str, Json]
+    steps: dict[str, Json]
+    traces: list[Json]
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        documents = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+
+        def named(prefix: str) -> list[Json]:
+            return [document for name, document in documents.items() if name.startswith(prefix)]
+
+        runs = sorted((run for run in named("throughput_") if run["engine"] == "millrace" and not run["quant_policy"]
+                       and run["shape"] in SHAPE_NAMES), key=lambda run: run["date"])
+        ours: dict[str, Json] = {shape: {} for shape in SHAPE_NAMES}
+        source = {}
+        for run in runs:
+            ours[run["shape"]] |= run["tests"]
+            source |= dict.fromkeys(((run["shape"], test) for test in run["tests"]), run)
+        return cls(ours, [run for run in runs if run in source.values()], documents["peers_h200.json"],
+                   {document["shape"]: document for document in named("kernels_")},
+                   {document["shape"]: document for document in named("step_table_")},
+                   [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")])
+
+    def peer(self, engine: str, shape: str, test: str) -> float | None:
+        return self.peers["bf16"].get(shape, {}).get(engine, {}).get(test)
+
+    def unit(self, shape: str, test: str) -> str:
+        figure = self.ours[shape].get(test)
+        return figure["unit"] if figure else self.peers["units"][test]
+
+
+def throughput(results: Results) -> str:
+    """The tests of each shape, all engines side by side."""
+    engines = results.peers["engines"]
+    parts = []
+    for shape, name in SHAPE_NAMES.items():
+        ours = results.ours[shape]
+        rows = []
+        for test, meaning in MEANINGS.items():
+            peers = [results.peer(engine, shape, test) for engine in engines]
+            if test in ours or any(peers):
+                figure = ours.get(test, {})
+                share = f"{figure['share']:.0%}" if figure else NOTHING
+                unit = results.unit(shape, test)
+                rows.append([test, meaning, unit, number(figure.get("value"), unit),
+                             *(number(value, unit) for value in peers), number(figure.get("limit"), unit), share])
+        titles = ["test", name, "unit", "Millrace", *(engine["name"] for engine in engines.values()), "floor", "share"]
+        parts.append(markdown(titles, rows, num_text=3))
+    conditions = [f"* Millrace: {condition(run)}" for run in results.runs]
+    conditions += [f"* {engine['name']} {engine['version']}: {engine['settings']}" for engine in engines.values()]
+    peers = results.peers
+    conditions.append(f"* The other engines: {peers['device']}, driver {peers['driver']}, torch {peers['torch']}, "
+                      f"Python {peers['python']}, {peers['date']}; read {peers['read_bandwidth_tb_s']} TB/s, matmul "
+                      f"{peers['matmul_tflop_s']} TFLOP/s. {peers['conditions']}")
+    return "\n\n".join([*parts, "\n".join(conditions)])
+
+
+def headlines(results: Results) -> str:
+    """The README's few rows."""
+    engines = results.peers["engines"]
+    rows = []
+    for shape, test in HEADLINES:
+        figure = results.ours[shape].get(test, {})
+        unit = results.unit(shape, test)
+        rows.append([f"{shape} {test}: {MEANINGS[test]}", unit, number(figure.get("value"), unit),
+                     *(number(results.peer(engine, shape, test), unit) for engine in ("vllm", "lmdeploy")),
+                     number(figure.get("limit"), unit)])
+    titles = ["test", "unit", "Millrace", *(f"{engines[engine]['name']} {engines[engine]['version']}"
+                                            for engine in ("vllm", "lmdeploy")), "floor"]
+    return f"{markdown(titles, rows, num_text=2)}\n\n{caption(results)}"
+
+
+def steps(results: Results) -> str:
+    """Milliseconds of a decode step over batch and context, with the share of the floor."""
+    parts = []
+    for shape, document in results.steps.items():
+        cells = {(step["batch"], step["context"]): f"{step['ms']:.2f} ({step['share']:.0%})" + " !" * step["is_cliff"]
+                 for step in document["steps"]}
+        batches, contexts = (sorted(set(axis)) for axis in zip(*cells, strict=True))
+        rows = [[f"{batch:,}", *(cells.get((batch, context), NOTHING) for context in contexts)] for batch in batches]
+        num_cliffs = sum(step["is_cliff"] for step in document["steps"])
+        parts += [markdown([f"{shape}: batch, context →", *(f"{context:,}" for context in contexts)], rows),
+                  f"{num_cliffs} of {len(cells)} points stand over 1.3 times their neighbours' trend. "
+                  f"KV cache: {document['kv_token_bytes']['allocated']:,} bytes per token allocated, "
+                  f"{document['kv_token_bytes']['planned']:,} planned. {condition(document)}"]
+    return "\n\n".join(parts) or missing("step_table")
+
+
+def taken_apart(results: Results) -> str:
+    """Where the time of single decode steps goes, kernel by kernel; what takes under 1 % is left out."""
+    parts = []
+    for trace in sorted(results.traces, key=lambda trace: (trace["shape"], trace["batch_size"])):
+        rows = [[f"`{name}`", f"{kernel['launches']:.0f}", f"{kernel['us']:,.0f}",
+                 f"{kernel['us'] / 1000 / trace['step_ms']:.0%}"]
+                for name, kernel in trace["kernels"].items() if kernel["us"] / 1000 > 0.01 * trace["step_ms"]]
+        title = f"{trace['shape']}, batch {trace['batch_size']}, context {trace['context']:,}"
+        parts += [markdown([title, "launches", "µs", "of the step"], rows),
+                  f"Step {trace['step_ms']:.2f} ms, of which the host works {trace['host_ms']:.2f} ms. "
+                  f"{setting(trace)}."]
+    return "\n\n".join(parts) or missing("step")
+
+
+def kernels(results: Results) -> str:
+    """Microseconds of each kernel alone, with the share of the floor."""
+    parts = []
+    for shape, document in results.kernels.items():
+        for group, cases in document["groups"].items():
+            columns = list(dict.fromkeys(case["column"] for case in cases))
+            cells = {(case["row"], case["column"]): f"{case['us']:,.1f} ({case['share']:.0%})" for case in cases}
+            rows = [[row, *(cells.get((row, column), NOTHING) for column in columns)]
+                    for row in dict.fromkeys(case["row"] for case in cases)]
+            parts.append(markdown([f"{shape} {group}", *columns], rows))
+        parts.append(condition(document))
+    return "\n\n".join(parts) or missing("kernels")
+
+
+def points(results: Results) -> Json:
+    """What the plot shows: shape → engine's name or "floor" → [[batch, tokens/s], …]."""
+    shown: Json = {}
+    for shape in SHAPE_NAMES:
+        ours = results.ours[shape]
+        lines = {"floor": [(BATCHES[test], ours[test]["limit"]) for test in BATCHES if test in ours],
+                 "Millrace": [(BATCHES[test], ours[test]["value"]) for test in BATCHES if test in ours]}
+        for engine, description in results.peers["engines"].items():
+            lines[description["name"]] = [(BATCHES[test], value) for test in BATCHES
+                                          if (value := results.peer(engine, shape, test)) is not None]
+        shown[shape] = {name: [list(point) for point in line] for name, line in lines.items() if line}
+    return shown
+
+
+def caption(results: Results) -> str:
+    """Where, with what and when the figures of plot and README were measured, in a line."""
+    dates = sorted({run["date"][:10] for run in results.runs})
+    engines = [f"{engine['name']} {engine['version']}" for engine in results.peers["engines"].values()]
+    return (f"{results.peers['device']}, bf16. Millrace: {' and '.join(dates) or 'not measured yet'}. "
+            f"{', '.join(engines)}: {results.peers['date']}.")
+
+
+def condition(document: Json) -> str:
+    """The setting, and what the card could do then."""
+    return (f"{setting(document)}; read {document['read_bandwidth_tb_s']} TB/s, matmul "
+            f"{document['matmul_tflop_s']} TFLOP/s.")
+
+
+def setting(document: Json) -> str:
+    """Where, with what and when a document was measured."""
+    versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "triton"))
+    return (f"{document['device']}, {versions}, Python {document['python']}, `{document['command']}`, "
+            f"{document['date']}")
+
+
+def number(value: float | None, unit: str) -> str:
+    """A figure with as many digits as mean something."""
+    if value is None:
+        return NOTHING
+    if unit == "ms":
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def markdown(titles: list[str], rows: Iterable[list[str]], num_text: int = 1) -> str:
+    """A table; its first num_text columns are text, the others numbers."""
+    alignment = ["---"] * num_text + ["---:"] * (len(titles) - num_text)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, alignment, *rows))
+
+
+def missing(module: str) -> str:
+    return f"Not measured yet; `python -m benchmarks.{module}` does."
