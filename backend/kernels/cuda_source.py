@@ -1,7 +1,7 @@
 """CUDA source: kernels in CUDA C++, compiled at first use by NVRTC, which comes with torch, and kept on disk.
 
 No toolkit is needed. Where the compiler or its Python package is missing, `is_available` says so, once in the log, and
-the callers use their Triton kernels. Used by matvec_cuda.py."""
+the callers use their Triton kernels. Used by matvec_cuda.py and skinny_matmul.py."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ def is_available(device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CudaKernel:
-    """A loaded kernel, to be launched with `threads` threads a block."""
+    """A loaded kernel, to be launched with `threads` threads and `shared_bytes` of dynamic shared memory a block."""
 
     function: Any
     threads: int
+    shared_bytes: int = 0
 
     def launch(self, num_blocks: int, arguments: list[tuple[Any, Any]]) -> None:
         """On torch's current stream, and allowed to begin before the kernel in front of it has ended.
@@ -55,16 +56,32 @@ class CudaKernel:
         early = driver.CUlaunchAttribute()
         early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         early.value.programmaticStreamSerializationAllowed = 1
+        values, types = zip(*arguments, strict=True)
+        _check(driver.cuLaunchKernelEx(self._config(num_blocks, early), self.function, (values, types), 0))
+
+    def max_clusters(self, cluster: int) -> int:
+        """How many clusters of that many blocks run at the same time."""
+        from cuda.bindings import driver
+
+        together = driver.CUlaunchAttribute()
+        together.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        together.value.clusterDim.x, together.value.clusterDim.y, together.value.clusterDim.z = cluster, 1, 1
+        return _check(driver.cuOccupancyMaxActiveClusters(self.function, self._config(cluster, together)))
+
+    def _config(self, num_blocks: int, attribute: Any) -> Any:
+        from cuda.bindings import driver
+
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = num_blocks, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = self.threads, 1, 1
+        config.sharedMemBytes = self.shared_bytes
         config.hStream = torch.cuda.current_stream().cuda_stream
-        config.attrs, config.numAttrs = [early], 1
-        values, types = zip(*arguments, strict=True)
-        _check(driver.cuLaunchKernelEx(config, self.function, (values, types), 0))
+        config.attrs, config.numAttrs = [attribute], 1
+        return config
 
 
-def load(file: Path, name: str, macros: dict[str, int], device: torch.device, threads: int) -> CudaKernel:
+def load(file: Path, name: str, macros: dict[str, int], device: torch.device, threads: int,
+         shared_bytes: int = 0) -> CudaKernel:
     """The kernel `name` of a source file, compiled with these macros for the device; from the cache if it is there.
 
     Raises RuntimeError with the compiler's words."""
@@ -75,7 +92,11 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # torch's context is the current one from here on
         module = _check(driver.cuModuleLoadData(_machine_code(file, options)))
-        return CudaKernel(_check(driver.cuModuleGetFunction(module, name.encode())), threads)
+        function = _check(driver.cuModuleGetFunction(module, name.encode()))
+        if shared_bytes:  # more than 48 KiB must be asked for
+            _check(driver.cuFuncSetAttribute(
+                function, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes))
+        return CudaKernel(function, threads, shared_bytes)
 
 
 def _machine_code(file: Path, options: list[str]) -> bytes:

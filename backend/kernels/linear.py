@@ -1,14 +1,14 @@
 """Linear layers on a GPU: which kernel multiplies, decided by the number of tokens.
 
-One token goes through a matrix-vector kernel that fuses norm, gate and residual addition; more go through cuBLAS, with
-a kernel of ours before or after it. Used by dispatch.py."""
+One token, and on Hopper a few, go through a kernel of ours that fuses norm, gate and residual addition; more go through
+cuBLAS, with a kernel of ours before or after it. Used by dispatch.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from backend.kernels import matvec, matvec_cuda, shapes
+from backend.kernels import matvec, matvec_cuda, shapes, skinny_matmul
 from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 
@@ -19,6 +19,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: tuple
     if x.shape[0] == 1:
         return _one_token(x, weight, bias, norm, is_gated, residual, x.dtype)
     shapes.check_linear(x, weight, bias, norm, is_gated, residual)
+    if skinny_matmul.fits(x, weight):
+        return _few_tokens(x, weight, bias, norm, is_gated, residual, x.dtype)
     if norm is not None:
         x = rms_norm(x, *norm)
     if residual is not None and not is_gated:
@@ -35,6 +37,8 @@ def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
     if x.shape[0] == 1:
         return _one_token(x, weight, None, norm, False, None, torch.float32)
     shapes.check_linear(x, weight, None, norm, False, None)
+    if skinny_matmul.fits(x, weight):
+        return _few_tokens(x, weight, None, norm, False, None, torch.float32)
     x = rms_norm(x, *norm)
     return x @ weight.t() if x.dtype == torch.float32 else torch.mm(x, weight.t(), out_dtype=torch.float32)
 
@@ -43,3 +47,10 @@ def _one_token(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Tenso
                residual: Tensor | None, dtype: torch.dtype) -> Tensor:
     kernel = matvec_cuda.matvec if matvec_cuda.fits(x, weight) else matvec.matvec
     return kernel(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual, dtype=dtype)
+
+
+def _few_tokens(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Tensor, float] | None, is_gated: bool,
+                residual: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if norm is not None and not skinny_matmul.fuses_norm(x):
+        x, norm = rms_norm(x, *norm), None
+    return skinny_matmul.skinny_matmul(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual, dtype=dtype)

@@ -25,7 +25,8 @@ constexpr int TILE_STRIPS = STRIPS * ROW_GROUPS;
 constexpr int TOKENS = 16 * TOKEN_TILES;
 constexpr int UNITS = TILE_STRIPS * TOKEN_TILES * 64;  // of four sums of one token in a tile: two and two rows
 constexpr int SHARE = UNITS / CLUSTER;                 // of them that this block finishes
-static_assert(SIZE % 32 == 0 && ALL_CHUNKS >= CLUSTER * K_GROUPS && UNITS % CLUSTER == 0 && SHARE <= THREADS && STAGES > 1, "");
+static_assert(SIZE % 32 == 0 && ALL_CHUNKS >= CLUSTER * K_GROUPS, "every warp has inputs");
+static_assert(UNITS % CLUSTER == 0 && SHARE <= THREADS, "no thread finishes two units");
 
 __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
@@ -124,10 +125,10 @@ struct Shared {
     float4 received[2][CLUSTER][SHARE];  // every block's sums of this block's share of a tile; tiles by turns
     float warp_squares[WARPS][TOKENS];
     float squares[CLUSTER][TOKENS];
-    unsigned long long sums_came[2], squares_came;
+    unsigned long long sums_came[2], squares_came;  // barriers
 };
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restrict__ norm_weight,
               const u16* __restrict__ bias, void* output, int num_rows, int num_tokens, float eps) {
     extern __shared__ __align__(128) unsigned char memory[];
