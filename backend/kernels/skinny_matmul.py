@@ -1,13 +1,12 @@
 """Matrix product in CUDA C++ (skinny_matmul.cu): a linear layer of few tokens on Hopper, where cuBLAS leaves bandwidth.
 
-On an H200 the four linear layers of a decoder layer, with norms, gate and residual additions, in a chain of 12 layers
-in a CUDA graph, bfloat16, us a layer:
+The four linear layers of a decoder layer, with norms, gate and residual additions, in bfloat16, us a layer (one H200,
+16 layers chained in a CUDA graph, 2026-11-21), with cuBLAS and our other kernels -> with this one:
 
-              7B, intermediate 11,008 (405 MB)   7B, 8 KV heads, intermediate 14,336 (436 MB)
-    tokens    cuBLAS and our norm and gate  this        cuBLAS and our norm and gate  this
-         2                119.3             95.6                   126.6             104.0
-        16                121.7            100.0                   129.7             108.8
-        32                123.9            111.2                   132.8             121.2
+    tokens    hidden 4,096, intermediate 11,008 (405 MB)    8 KV heads, intermediate 14,336 (436 MB)
+         2                119.9 ->  95.8                              124.6 -> 104.0
+        16                123.2 -> 100.2                              127.3 -> 108.5
+        32                123.3 -> 111.5                              130.5 -> 120.8
 
 With 64 tokens x takes too much of the shared memory's bandwidth, and cuBLAS is faster. Used by linear.py."""
 
@@ -35,7 +34,7 @@ SHARED_BYTES = 227 * 1024
 MAX_STAGES = 16
 MIN_STAGES = 8  # with fewer, too little of the weight is under way
 MAX_TOKENS = 32
-MAX_SIZE_OF_TWO_TILES = 12288  # inputs, beyond which cuBLAS is faster with more than 16 tokens
+TWO_TILES_SIZES = range(2048, 12288 + 1)  # inputs, of which more than 16 tokens are not cuBLAS's
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def skinny_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: tuple
 def _layout(size: int, num_tokens: int) -> Layout | None:
     """The best of those measured on an H200 for inputs of 4,096, 11,008 and 14,336, by what they have in common; None
     where cuBLAS was faster, or there are too few inputs for every warp to have one chunk."""
-    if num_tokens > TOKEN_TILE and size > MAX_SIZE_OF_TWO_TILES:
+    if num_tokens > TOKEN_TILE and size not in TWO_TILES_SIZES:
         return None
     chunks = size // CHUNK
     k_groups = 1
