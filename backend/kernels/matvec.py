@@ -1,8 +1,7 @@
 """Matrix-vector product in Triton: a linear layer of one token, with its norm, gate and residual addition fused in.
 
 Bound by reading the weight once: a program owns a few outputs and reads their rows in wide pieces, all of them under
-way at the same time, the first before the kernel that makes x has ended (programmatic dependent launch, where the
-device has it). The way of devices and sizes for which matvec_cuda.py is not made. Used by linear.py."""
+way at the same time. The way of devices and sizes for which matvec_cuda.py is not made. Used by linear.py."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels import pdl, shapes
+from backend.kernels import shapes
 
 TILE_VALUES = 4096  # inputs of a piece
 ROWS = 4
@@ -31,42 +30,31 @@ def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: tuple[Tensor
         x, weight, bias, norm_weight, output, num_results, eps, SIZE=size,
         TILE=min(TILE_VALUES, triton.next_power_of_2(size)), ROWS=ROWS, IS_GATED=is_gated,
         HAS_NORM=norm is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
-        num_warps=NUM_WARPS, **pdl.launch_options(x.device))
+        num_warps=NUM_WARPS)
     return output
 
 
 @triton.jit(do_not_specialize=["num_results"])  # 1 would become a constant, which has no .to
 def _matvec_kernel(x, weight, bias, norm_weight, output, num_results, eps, SIZE: tl.constexpr, TILE: tl.constexpr,
                    ROWS: tl.constexpr, IS_GATED: tl.constexpr, HAS_NORM: tl.constexpr, HAS_BIAS: tl.constexpr,
-                   HAS_RESIDUAL: tl.constexpr, USE_PDL: tl.constexpr):
+                   HAS_RESIDUAL: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     has_row = row < num_results
     rows = weight + row.to(tl.int64)[:, None] * SIZE
     up_rows = rows + num_results.to(tl.int64) * SIZE  # read where IS_GATED
-    column = tl.arange(0, TILE)
-    inside = has_row[:, None] & (column < SIZE)[None, :]
-    values = tl.load(rows + column[None, :], mask=inside, other=0.0)
-    if IS_GATED:
-        ups = tl.load(up_rows + column[None, :], mask=inside, other=0.0)
-    pdl.wait_for_inputs(USE_PDL)
-
     sums = tl.zeros([ROWS, TILE], tl.float32)
     up_sums = tl.zeros([ROWS, TILE], tl.float32)
     squares = tl.zeros([TILE], tl.float32)
     for start in tl.static_range(0, SIZE, TILE):
         column = start + tl.arange(0, TILE)
         inside = has_row[:, None] & (column < SIZE)[None, :]
-        if start > 0:
-            values = tl.load(rows + column[None, :], mask=inside, other=0.0)
-            if IS_GATED:
-                ups = tl.load(up_rows + column[None, :], mask=inside, other=0.0)
         inputs = tl.load(x + column, mask=column < SIZE, other=0.0).to(tl.float32)
         if HAS_NORM:
             squares += inputs * inputs
             inputs *= tl.load(norm_weight + column, mask=column < SIZE, other=0.0).to(tl.float32)
-        sums += values.to(tl.float32) * inputs[None, :]
+        sums += tl.load(rows + column[None, :], mask=inside, other=0.0).to(tl.float32) * inputs[None, :]
         if IS_GATED:
-            up_sums += ups.to(tl.float32) * inputs[None, :]
+            up_sums += tl.load(up_rows + column[None, :], mask=inside, other=0.0).to(tl.float32) * inputs[None, :]
 
     scale = 1.0
     if HAS_NORM:

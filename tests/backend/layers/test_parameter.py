@@ -8,6 +8,7 @@ from backend.distributed import TensorParallel
 from backend.errors import ConfigError
 from backend.layers.linear import ColumnLinear, RowLinear
 from backend.layers.parameter import Shard
+from backend.layers.rms_norm import RMSNorm
 
 
 def read(shard: Shard, values: Tensor) -> Tensor:
@@ -42,15 +43,17 @@ def test_an_indivisible_part_is_refused() -> None:
         Shard.parts((5, 1), 0, (5,), TensorParallel(0, 2))
 
 
-def test_column_and_row_layers_over_two_ranks_sum_to_the_whole_product() -> None:
+def test_column_and_row_layers_over_two_ranks_add_the_whole_product_to_the_residual() -> None:
     torch.manual_seed(0)
-    w1, w2, inputs = torch.randn(12, 5), torch.randn(4, 12), torch.randn(3, 5)
-    total = torch.zeros(3, 4)
+    w1, w2, inputs, residual = torch.randn(12, 5), torch.randn(4, 12), torch.randn(3, 5), torch.randn(3, 4)
+    norm = RMSNorm(5, 1e-5)
+    norm.set_parameter("weight", torch.rand(5))
+    total = residual.clone()
     for rank in range(2):
         column = ColumnLinear(5, (12,), False, TensorParallel(rank, 2))
         row = RowLinear(12, 4, False, TensorParallel(rank, 2))
         column.set_parameter("weight", read(column.shards["weight"], w1))
         row.set_parameter("weight", read(row.shards["weight"], w2))
         row.tp = TensorParallel()  # the sum over the ranks is this loop's
-        total += row(column(inputs))
-    torch.testing.assert_close(total, inputs @ w1.T @ w2.T)
+        assert row(column(inputs, norm), total) is total
+    torch.testing.assert_close(total, residual + norm(inputs) @ w1.T @ w2.T)
