@@ -1,17 +1,18 @@
-// Matrix product in CUDA C++ for a linear layer of a few tokens, with what stands beside it in a decoder layer fused in.
+// Matrix product in CUDA C++: a linear layer of a few tokens, with what stands beside it in a decoder layer fused in.
 //
-//   y = norm(x) Wᵀ + bias;   silu(y's first half) · y's second half where GATED;   added to `output` where RESIDUAL
+//   y = norm(x) W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where RESIDUAL
 //
 // Reading the weight is all that takes time. Every warp copies its own part of it into its own ring in shared memory,
-// STAGES ahead of the tensor cores (mma.m16n8k16: 16 tokens times 8 rows of the weight); a thread copies just what it
-// will read itself, so no warp waits for another one's copies. The inputs are divided over the K_GROUPS warps of a block
-// and the CLUSTER blocks of a thread block cluster, so that a block's share of x fits in its shared memory; the sums meet
-// through distributed shared memory, always in the same order. The order of the 32 inputs of a chunk does not matter to a
-// sum, as long as weight and x agree: thread t of four takes 8t to 8t + 7, 16 bytes, for two products of 16 inputs.
+// up to STAGES - 1 chunks ahead of the tensor cores (mma.m16n8k16: 16 tokens times 8 rows of the weight); a thread copies
+// just what it will read itself, so no warp waits for another one's copies. The inputs are divided over the K_GROUPS
+// warps of a block and the CLUSTER blocks of a thread block cluster, so that a block's share of x fits in its shared
+// memory; the sums meet through distributed shared memory, always in the same order. The order of the 32 inputs of a
+// chunk does not matter to a sum, as long as weight and x agree: thread t of four takes 8t to 8t + 7, which are 16 bytes,
+// for two products of 16 inputs.
 //
 // The ring is filled before the kernel that makes x has ended (programmatic dependent launch).
-// Compiled by skinny_matmul.py, which defines: SIZE (inputs), CLUSTER, K_GROUPS, ROW_GROUPS (a block has their product of
-// warps), STRIPS (of 16 rows, a warp's tile), STAGES, TOKEN_TILES (of 16), NORM, BIAS, RESIDUAL, GATED, FLOAT_OUTPUT
+// Compiled by skinny_matmul.py, which defines: SIZE (inputs), CLUSTER, K_GROUPS, ROW_GROUPS (a block has their product
+// of warps), STRIPS (of 16 rows, a warp's tile), STAGES, TOKEN_TILES (of 16), NORM, BIAS, RESIDUAL, GATED, FLOAT_OUTPUT
 // (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
 typedef unsigned int u32;
@@ -82,8 +83,8 @@ __device__ __forceinline__ u32 scaled(u32 values, u32 factors, float& squares) {
         | (u32)from_float(high * to_float((u16)(factors >> 16))) << 16;
 }
 
-// Shared memory by its address, also another block's of the cluster. Values are sent together with their bytes' count to a
-// barrier of the receiver: unlike a release, that does not wait for the weights that are under way.
+// Shared memory by its address, also another block's of the cluster. Values are sent together with the number of their
+// bytes to a barrier of the receiver: unlike a release, that does not wait for the weights that are under way.
 __device__ __forceinline__ u32 address_of(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 
 __device__ __forceinline__ u32 in_block(u32 address, int rank) {
@@ -115,7 +116,10 @@ __device__ __forceinline__ void wait_for_bytes(u32 barrier, int parity) {
                  "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
 
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+// Says that this thread's reads are done; it publishes no writes, so it may be relaxed.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 struct Shared {
@@ -222,8 +226,10 @@ skinny_matmul(const u16* __restrict__ weight, const u16* x, const u16* __restric
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
                         uint4& v = values[i][half];
-                        v = make_uint4(scaled(v.x, factors[i].x, squares[half]), scaled(v.y, factors[i].y, squares[half]),
-                                       scaled(v.z, factors[i].z, squares[half]), scaled(v.w, factors[i].w, squares[half]));
+                        v.x = scaled(v.x, factors[i].x, squares[half]);
+                        v.y = scaled(v.y, factors[i].y, squares[half]);
+                        v.z = scaled(v.z, factors[i].z, squares[half]);
+                        v.w = scaled(v.w, factors[i].w, squares[half]);
                     }
                 }
                 const uint4 a = values[i][0], b = values[i][1];

@@ -60,7 +60,13 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     num_tokens, (num_outputs, size) = x.shape[0], weight.shape
     return (1 < num_tokens <= MAX_TOKENS and x.dtype in (torch.float16, torch.bfloat16)
             and size % CHUNK == 0 and num_outputs % 4 == 0 and x.is_contiguous() and weight.is_contiguous()
-            and _layout(size, num_tokens) is not None and cuda_source.is_available(x.device))
+            and _layout(size, num_tokens) is not None and runs_on(x.device))
+
+
+@functools.cache
+def runs_on(device: torch.device) -> bool:
+    """Whether this kernel runs there: clusters and 227 KiB of shared memory a block are Hopper's."""
+    return cuda_source.is_available(device) and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def fuses_norm(x: Tensor) -> bool:

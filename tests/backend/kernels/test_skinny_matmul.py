@@ -99,14 +99,18 @@ def test_a_layout_fits_into_shared_memory_and_gives_every_warp_inputs(num_tokens
     (8, 4100, 64, torch.bfloat16), (8, 128, 64, torch.bfloat16), (8, 4096, 66, torch.bfloat16),
     (8, 4096, 64, torch.float32)])
 def test_other_products_are_left_to_other_kernels(num_tokens, size, num_outputs, dtype, monkeypatch):
-    monkeypatch.setattr(skinny_matmul.cuda_source, "is_available", lambda device: True)
+    monkeypatch.setattr(skinny_matmul, "runs_on", lambda device: True)
     x, weight = torch.zeros(num_tokens, size, dtype=dtype), torch.zeros(num_outputs, size, dtype=dtype)
     assert not skinny_matmul.fits(x, weight)
     assert skinny_matmul.fits(torch.zeros(8, 4096, dtype=torch.bfloat16), torch.zeros(64, 4096, dtype=torch.bfloat16))
 
 
-def test_without_kernels_in_cuda_the_others_compute_the_same(monkeypatch, device):
-    monkeypatch.setattr(skinny_matmul.cuda_source, "is_available", lambda device: False)
+def test_there_is_no_such_kernel_on_a_cpu():
+    assert not skinny_matmul.runs_on(torch.device("cpu"))
+
+
+def test_without_this_kernel_the_others_compute_the_same(monkeypatch, device):
+    monkeypatch.setattr(skinny_matmul, "runs_on", lambda device: False)
     check(linear.linear, 8, 512, 64, (1, 1, 1, 1), device, torch.float16)
 
 
