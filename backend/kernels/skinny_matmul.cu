@@ -3,12 +3,12 @@
 //   y = norm(x) W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where RESIDUAL
 //
 // Reading the weight is all that takes time. Every warp copies its own part of it into its own ring in shared memory,
-// up to STAGES - 1 chunks ahead of the tensor cores (mma.m16n8k16: 16 tokens times 8 rows of the weight); a thread copies
-// just what it will read itself, so no warp waits for another one's copies. The inputs are divided over the K_GROUPS
-// warps of a block and the CLUSTER blocks of a thread block cluster, so that a block's share of x fits in its shared
-// memory; the sums meet through distributed shared memory, always in the same order. The order of the 32 inputs of a
-// chunk does not matter to a sum, as long as weight and x agree: thread t of four takes 8t to 8t + 7, which are 16 bytes,
-// for two products of 16 inputs.
+// up to STAGES - 1 chunks ahead of the tensor cores (mma.m16n8k16: 16 tokens times 8 rows of the weight); a thread
+// copies just what it will read itself, so no warp waits for another one's copies. The inputs are divided over the
+// K_GROUPS warps of a block and the CLUSTER blocks of a thread block cluster, so that a block's share of x fits in
+// its shared memory; the sums meet through distributed shared memory, always in the same order. The order of the 32
+// inputs of a chunk does not matter to a sum, as long as weight and x agree: thread t of four takes 8t to 8t + 7,
+// which are 16 bytes, for two products of 16 inputs.
 //
 // The ring is filled before the kernel that makes x has ended (programmatic dependent launch).
 // Compiled by skinny_matmul.py, which defines: SIZE (inputs), CLUSTER, K_GROUPS, ROW_GROUPS (a block has their product
