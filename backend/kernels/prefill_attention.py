@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels import shapes
+from backend.kernels import prefill_hopper, shapes
 from backend.kernels.paged_kv import LOG2_E, cache_offsets
+
+USE_HOPPER = True
 
 
 def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
@@ -20,16 +22,14 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
 
     max_query_len bounds every row's queries, since it sizes the grid; max_context_len is not needed here."""
     shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    if USE_HOPPER and prefill_hopper.supports(q, k_cache):
+        return prefill_hopper.hopper_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, scale)
     num_heads, head_dim = q.shape[1:]
     _, block_size, num_kv_heads, _ = k_cache.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if max_query_len == 0 or not len(context_lens):
         return output
     group = num_heads // num_kv_heads
-    if uses_hopper(q, block_size, group):
-        from backend.kernels.prefill_hopper import hopper_prefill
-        hopper_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, output, scale, max_query_len)
-        return output
     dim_tile = triton.next_power_of_2(head_dim)
     rows_tile, keys_tile, num_warps, num_stages = _tiles(dim_tile, q.dtype)
     rows_tile = max(rows_tile, triton.next_power_of_2(group))
@@ -40,14 +40,6 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
         BLOCK_SIZE=block_size, ROWS_TILE=rows_tile, QUERIES_TILE=queries_tile, KEYS_TILE=keys_tile, DIM_TILE=dim_tile,
         num_warps=num_warps, num_stages=num_stages)
     return output
-
-
-def uses_hopper(q, block_size, group):
-    return (FORCE and q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9 and q.dtype != torch.float32
-            and block_size % 8 == 0 and group <= 64 and q.shape[2] % 8 == 0 and q.shape[2] <= 256)
-
-
-FORCE = True
 
 
 def _tiles(dim_tile: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
