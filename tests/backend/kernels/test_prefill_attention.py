@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] 
 @pytest.fixture(autouse=True, params=["hopper", "portable"] if IS_HOPPER else ["portable"])
 def kernel(request, monkeypatch):
     """Each kernel that the device can run; what the one for Hopper does not support, the other computes."""
-    monkeypatch.setattr(prefill_attention, "USE_HOPPER", request.param == "hopper")
+    monkeypatch.setattr(prefill_attention, "HOPPER_MIN_SCORES", 0 if request.param == "hopper" else math.inf)
 
 
 def prefill(batch):
@@ -55,6 +57,11 @@ def test_a_chunk_after_cached_tokens_gives_the_same_as_the_whole_prompt(device, 
 def test_rows_of_one_query_and_of_none_are_right_beside_long_ones(device, dtype):
     batch = make_batch([40, 60, 21, 1], [40, 1, 0, 1], num_heads=2, dtype=dtype, device=device)
     assert_near(prefill(batch), naive_attention(batch))
+
+
+def test_a_batch_without_queries_is_no_error(device, dtype):
+    batch = make_batch([5, 3], [0, 0], num_heads=2, dtype=dtype, device=device)
+    assert prefill(batch).shape == (0, 2, 64)
 
 
 def test_rows_may_begin_after_tokens_that_belong_to_others(device):
