@@ -359,10 +359,14 @@ def _weighted_sum(attended, probability, v_tiles, v_ready, step, NUM_STAGES: gl.
 @gluon.jit
 def _hide(scores, tile, key, position, num_keys, KEYS_TILE: gl.constexpr, BOX: gl.constexpr):
     """-inf where a key lies after the row's query, or a column of a moved box holds no new key. See _copy_tile."""
-    first = tile * KEYS_TILE + key // BOX * BOX
-    key_position = first + key % BOX - gl.maximum(first + BOX - num_keys, 0)
-    key_position = gl.where(key_position >= first, key_position, 1 << 30)
-    return gl.where(key_position[None, :] <= position[:, None], scores, float("-inf"))
+    last_key = position - tile * KEYS_TILE
+    if (tile + 1) * KEYS_TILE <= num_keys:  # no box is moved; half of the instructions
+        scores = gl.where(key[None, :] <= last_key[:, None], scores, float("-inf"))
+    else:
+        empty = gl.maximum(key // BOX * BOX + BOX - (num_keys - tile * KEYS_TILE), 0)
+        moved_key = gl.where(key % BOX >= empty, key - empty, 1 << 30)
+        scores = gl.where(moved_key[None, :] <= last_key[:, None], scores, float("-inf"))
+    return scores
 
 
 @gluon.jit
