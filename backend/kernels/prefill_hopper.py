@@ -360,7 +360,7 @@ def _weighted_sum(attended, probability, v_tiles, v_ready, step, NUM_STAGES: gl.
 def _hide(scores, tile, key, position, num_keys, KEYS_TILE: gl.constexpr, BOX: gl.constexpr):
     """-inf where a key lies after the row's query, or a column of a moved box holds no new key. See _copy_tile."""
     last_key = position - tile * KEYS_TILE
-    if (tile + 1) * KEYS_TILE <= num_keys:  # no box is moved; half of the instructions
+    if (tile + 1) * KEYS_TILE <= num_keys:  # no box is moved: one comparison suffices
         scores = gl.where(key[None, :] <= last_key[:, None], scores, float("-inf"))
     else:
         empty = gl.maximum(key // BOX * BOX + BOX - (num_keys - tile * KEYS_TILE), 0)
