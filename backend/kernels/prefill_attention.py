@@ -1,7 +1,8 @@
 """Prefill attention in Triton: causal attention of a batch of different lengths, keys and values read from the cache.
 
-Online softmax after FlashAttention-2 (Dao, 2023). A tile's rows are (token, head) pairs of the query heads that share a
-KV head, so that a key is read once for the whole group and any group size fills the tile. Used by dispatch.py."""
+The kernel here runs on any GPU and for any dtype: online softmax after FlashAttention-2 (Dao, 2023). A tile's rows are
+(token, head) pairs of the query heads that share a KV head, so that a key is read once for the whole group and any
+group size fills the tile. On Hopper, prefill_hopper.py takes what it supports. Used by dispatch.py."""
 
 from __future__ import annotations
 
@@ -10,21 +11,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels import shapes
+from backend.kernels import prefill_hopper, shapes
 from backend.kernels.paged_kv import LOG2_E, cache_offsets
+
+# New tokens times context from which prefill_hopper's kernel is used. Up to 512 tokens the one here is as fast on an
+# H200, and its launch costs the host 40 microseconds less, for which a step of few tokens would wait.
+HOPPER_MIN_SCORES = 1 << 18
 
 
 def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
                   query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
     """See reference.paged_prefill. q [T, H, D] with any strides but the last; returns [T, H, D], contiguous.
 
-    max_query_len bounds every row's queries, since it sizes the grid; max_context_len is not needed here."""
+    max_query_len bounds every row's queries, since it sizes the grid; max_context_len only chooses the kernel."""
     shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    if max_query_len == 0 or not len(context_lens):
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if len(q) * max_context_len >= HOPPER_MIN_SCORES and prefill_hopper.supports(q, k_cache):
+        return prefill_hopper.hopper_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, scale)
     num_heads, head_dim = q.shape[1:]
     _, block_size, num_kv_heads, _ = k_cache.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if max_query_len == 0 or not len(context_lens):
-        return output
     group = num_heads // num_kv_heads
     dim_tile = triton.next_power_of_2(head_dim)
     rows_tile, keys_tile, num_warps, num_stages = _tiles(dim_tile, q.dtype)
@@ -60,7 +67,7 @@ def _prefill_kernel(q, k_cache, v_cache, block_tables, context_lens, query_start
     sequence = tl.program_id(2).to(tl.int64)
     first_query = tl.load(query_start + sequence)
     num_queries = tl.load(query_start + sequence + 1) - first_query
-    tile_start = tl.program_id(0) * QUERIES_TILE
+    tile_start = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES_TILE  # the longest first
     if tile_start >= num_queries:
         return
     context_len = tl.load(context_lens + sequence)
@@ -80,25 +87,41 @@ def _prefill_kernel(q, k_cache, v_cache, block_tables, context_lens, query_start
     weight = tl.zeros([ROWS_TILE], tl.float32)
     attended = tl.zeros([ROWS_TILE, DIM_TILE], tl.float32)
     # Every row sees key 0, in the first tile, so that best is finite from there on.
-    num_keys = tl.minimum(context_len, context_len - num_queries + tile_start + QUERIES_TILE)
-    for start in range(0, num_keys, KEYS_TILE):
-        key_position = start + tl.arange(0, KEYS_TILE)
-        valid = key_position < num_keys
-        offset = cache_offsets(block_tables + sequence * table_stride, key_position, valid, kv_head,
-                               NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
-        key = tl.load(k_cache + offset[None, :] + column[:, None],
-                      mask=valid[None, :] & (column < HEAD_DIM)[:, None], other=0.0)
-        scores = tl.dot(queries, key, input_precision="ieee") * scale_log2
-        visible = (key_position[None, :] <= position[:, None]) & valid[None, :]
-        scores = tl.where(visible, scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        probability = tl.exp2(scores - new_best[:, None])
-        decay = tl.exp2(best - new_best)
-        value = tl.load(v_cache + offset[:, None] + column[None, :],
-                        mask=valid[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
-        attended = tl.dot(probability.to(value.dtype), value, attended * decay[:, None], input_precision="ieee")
-        weight = weight * decay + tl.sum(probability, axis=1)
-        best = new_best
+    first_position = context_len - num_queries + tile_start
+    num_keys = tl.minimum(context_len, first_position + QUERIES_TILE)
+    num_full = (tl.minimum(context_len, first_position + 1)) // KEYS_TILE * KEYS_TILE  # keys that every row sees
+    for start in range(0, num_full, KEYS_TILE):
+        attended, weight, best = _add_keys(
+            attended, weight, best, queries, k_cache, v_cache, block_tables + sequence * table_stride, start, num_keys,
+            position, kv_head, scale_log2, False, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE)
+    for start in range(num_full, num_keys, KEYS_TILE):
+        attended, weight, best = _add_keys(
+            attended, weight, best, queries, k_cache, v_cache, block_tables + sequence * table_stride, start, num_keys,
+            position, kv_head, scale_log2, True, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE)
 
     target = output + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + column[None, :]
     tl.store(target, (attended / weight[:, None]).to(output.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_keys(attended, weight, best, queries, k_cache, v_cache, block_table, start, num_keys, position, kv_head,
+              scale_log2, HIDE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+              BLOCK_SIZE: tl.constexpr, KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr):
+    """One tile of keys. HIDE: some lie after num_keys, or after a row's position; masks everywhere are not free."""
+    column = tl.arange(0, DIM_TILE)
+    key_position = start + tl.arange(0, KEYS_TILE)
+    valid = key_position < num_keys if HIDE else tl.full([KEYS_TILE], True, tl.int1)
+    offset = cache_offsets(block_table, key_position, valid, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+    key = tl.load(k_cache + offset[None, :] + column[:, None],
+                  mask=valid[None, :] & (column < HEAD_DIM)[:, None], other=0.0)
+    scores = tl.dot(queries, key, input_precision="ieee") * scale_log2
+    if HIDE:
+        visible = (key_position[None, :] <= position[:, None]) & valid[None, :]
+        scores = tl.where(visible, scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, axis=1))
+    probability = tl.exp2(scores - new_best[:, None])
+    decay = tl.exp2(best - new_best)
+    value = tl.load(v_cache + offset[:, None] + column[None, :],
+                    mask=valid[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
+    attended = tl.dot(probability.to(value.dtype), value, attended * decay[:, None], input_precision="ieee")
+    return attended, weight * decay + tl.sum(probability, axis=1), new_best

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,14 @@ from backend.errors import ShapeError
 from backend.kernels import prefill_attention, reference
 from tests.backend.kernels.comparison import assert_near
 from tests.backend.kernels.paged_batch import make_batch, naive_attention
+
+IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
+@pytest.fixture(autouse=True, params=["hopper", "portable"] if IS_HOPPER else ["portable"])
+def kernel(request, monkeypatch):
+    """Each kernel that the device can run; what the one for Hopper does not support, the other computes."""
+    monkeypatch.setattr(prefill_attention, "HOPPER_MIN_SCORES", 0 if request.param == "hopper" else math.inf)
 
 
 def prefill(batch):
@@ -49,6 +59,11 @@ def test_rows_of_one_query_and_of_none_are_right_beside_long_ones(device, dtype)
     assert_near(prefill(batch), naive_attention(batch))
 
 
+def test_a_batch_without_queries_is_no_error(device, dtype):
+    batch = make_batch([5, 3], [0, 0], num_heads=2, dtype=dtype, device=device)
+    assert prefill(batch).shape == (0, 2, 64)
+
+
 def test_rows_may_begin_after_tokens_that_belong_to_others(device):
     """A mixed step passes its prefill rows alone, whose queries lie behind the decodes' in the same tensor."""
     batch = make_batch([30, 8, 12], [1, 8, 5], device=device)
@@ -69,7 +84,28 @@ def test_a_head_count_that_is_not_a_multiple_is_refused(device):
 def test_a_large_batch_agrees_with_the_reference(dtype):
     batch = make_batch([2000, 1500, 700], [2000, 300, 1], num_heads=32, num_kv_heads=8, head_dim=128, block_size=64,
                        dtype=dtype, device="cuda")
-    expected = reference.paged_prefill(
+    assert_near(prefill(batch), wide_reference(batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [8, 48, 64, 256])
+def test_a_context_may_end_anywhere_in_a_tile_of_keys(block_size, dtype):
+    contexts = [127, 128, 129, 184, 185, 191, 192, 193, 248, 256, 257, 383, 385, 512]
+    batch = make_batch(contexts, [min(length, 140 + row) for row, length in enumerate(contexts)], num_heads=2,
+                       num_kv_heads=1, head_dim=128, block_size=block_size, dtype=dtype, device="cuda")
+    assert_near(prefill(batch), wide_reference(batch))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_kv_heads", [1, 4, 12])
+def test_many_rows_of_different_lengths_agree_with_the_reference(num_kv_heads, dtype):
+    lengths = torch.randint(0, 200, (70,), generator=torch.Generator().manual_seed(1)).tolist()
+    batch = make_batch([2 * length + 1 for length in lengths], lengths, num_heads=12, num_kv_heads=num_kv_heads,
+                       dtype=dtype, device="cuda")
+    assert_near(prefill(batch), wide_reference(batch))
+
+
+def wide_reference(batch):
+    return reference.paged_prefill(
         batch.q.double(), batch.k_cache.double(), batch.v_cache.double(), batch.block_tables, batch.context_lens,
         batch.query_start, batch.scale, batch.max_query_len, batch.max_context_len)
-    assert_near(prefill(batch), expected)
