@@ -68,10 +68,10 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens, output, partial,
         log_weights, _counters(q.device, triton.next_power_of_2(max(1 << 16, num_rows * head_tiles))),
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0),
-        num_rows, num_shares, scale * LOG2_E,
+        num_rows, num_shares, tiling.min_split, scale * LOG2_E,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=cos_sin.shape[2],
         BLOCK_SIZE=block_size, ROWS_TILE=max(MIN_ROWS_TILE, triton.next_power_of_2(num_rows)),
-        HEADS_TILE=tiling.heads_tile, DIM_TILE=dim_tile, KEYS_TILE=tiling.keys_tile, MIN_SPLIT=tiling.min_split,
+        HEADS_TILE=tiling.heads_tile, DIM_TILE=dim_tile, KEYS_TILE=tiling.keys_tile,
         MERGE_HEADS=merge_heads, MERGE_SPLITS=max(1, 8192 // (dim_tile * merge_heads)), PRELOADS=tiling.preloads,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages, **pdl.launch_options(q.device))
     return output
@@ -99,21 +99,21 @@ def _counters(device: torch.device, count: int) -> Tensor:
 
 
 # Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
-@triton.jit(do_not_specialize=["table_stride", "num_rows", "num_shares"],
+@triton.jit(do_not_specialize=["table_stride", "num_rows", "num_shares", "min_split"],
             do_not_specialize_on_alignment=["positions", "slot_mapping", "block_tables", "context_lens"])
 def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens,
                    output, partial, log_weights, counters,
                    q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride,
-                   table_stride, num_rows, num_shares, scale_log2,
+                   table_stride, num_rows, num_shares, min_split, scale_log2,
                    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
                    BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, HEADS_TILE: tl.constexpr,
-                   DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr, MIN_SPLIT: tl.constexpr,
+                   DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr,
                    MERGE_HEADS: tl.constexpr, MERGE_SPLITS: tl.constexpr, PRELOADS: tl.constexpr,
                    USE_PDL: tl.constexpr):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     item = tl.program_id(1)
-    row, context_len, num_splits, first_item = _row_of(item, context_lens, num_rows, num_shares, ROWS_TILE, KEYS_TILE,
-                                                       MIN_SPLIT)
+    row, context_len, num_splits, first_item = _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE,
+                                                       KEYS_TILE)
     if context_len == 0:  # fewer splits than there could be
         pdl.wait_for_inputs(USE_PDL)
         return
@@ -130,10 +130,10 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     block_table = block_tables + row * table_stride
     cos, sin = load_angles(cos_sin, tl.load(positions + row), column, HALF)
     slot = tl.load(slot_mapping + row)
+    token = first_token + tl.arange(0, KEYS_TILE)
+    valid = token < last_token
+    offset = cache_offsets(block_table, token, valid, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
     if PRELOADS:  # no kernel of this step writes what is cached
-        token = first_token + tl.arange(0, KEYS_TILE)
-        valid = token < last_token
-        offset = cache_offsets(block_table, token, valid, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
         key = load_tile(k_cache, offset, column, valid, HEAD_DIM)
         value = load_tile(v_cache, offset, column, valid, HEAD_DIM)
     pdl.wait_for_inputs(USE_PDL)
@@ -162,12 +162,14 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     if PRELOADS:
         best, weight, attended = _attend(query, key, value, valid, best, weight, attended, scale_log2)
         first_token += KEYS_TILE
+        token += KEYS_TILE
+        offset = cache_offsets(block_table, token, token < last_token, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
     for start in range(first_token, last_token, KEYS_TILE):
-        token = start + tl.arange(0, KEYS_TILE)
-        valid = token < last_token
-        offset = cache_offsets(block_table, token, valid, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+        valid = start + tl.arange(0, KEYS_TILE) < last_token
         key = load_tile(k_cache, offset, column, valid, HEAD_DIM)
         value = load_tile(v_cache, offset, column, valid, HEAD_DIM)
+        token = start + KEYS_TILE + tl.arange(0, KEYS_TILE)  # of the next tile, whose offsets are then there in time
+        offset = cache_offsets(block_table, token, token < last_token, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
         best, weight, attended = _attend(query, key, value, valid, best, weight, attended, scale_log2)
 
     attended /= weight[:, None]
@@ -188,8 +190,7 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
 
 
 @triton.jit
-def _row_of(item, context_lens, num_rows, num_shares, ROWS_TILE: tl.constexpr, KEYS_TILE: tl.constexpr,
-            MIN_SPLIT: tl.constexpr):
+def _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE: tl.constexpr, KEYS_TILE: tl.constexpr):
     """Row, its context length, how many splits it has and which item is its first; the length is 0 beyond the items.
 
     A split holds at most 1/num_shares of all rows' cached tokens, rounded up to whole tiles. So there are at most
@@ -198,7 +199,7 @@ def _row_of(item, context_lens, num_rows, num_shares, ROWS_TILE: tl.constexpr, K
     context_len = tl.load(context_lens + index, mask=index < num_rows, other=0)
     cached_len = tl.maximum(context_len - 1, 0)
     limit = tl.cdiv(tl.cdiv(tl.sum(cached_len, axis=0), num_shares), KEYS_TILE) * KEYS_TILE
-    num_splits = tl.maximum(tl.cdiv(cached_len, tl.maximum(limit, MIN_SPLIT)), 1)
+    num_splits = tl.maximum(tl.cdiv(cached_len, tl.maximum(limit, min_split)), 1)
     num_splits = tl.where(context_len > 0, num_splits, 0)
     end = tl.cumsum(num_splits, axis=0)
     is_row = (end - num_splits <= item) & (item < end)
