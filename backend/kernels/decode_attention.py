@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.kernels import pdl, shapes
-from backend.kernels.paged_kv import LOG2_E, cache_offsets, load_tile
+from backend.kernels.paged_kv import LOG2_E, load_tile, tile_offsets
 from backend.kernels.rotary import load_angles, load_rotated
 
 MAX_HEADS_TILE = 64
@@ -29,17 +29,15 @@ MIN_ROWS_TILE = 32  # context lengths that every program looks at; more are as m
 class Tiling:
     """How the work is cut.
 
-    heads_tile  query heads of a program, below 16 without tensor cores
+    heads_tile  query heads of a program
     keys_tile   tokens that are loaded at a time
     min_split   tokens below which a split is not cut; a multiple of keys_tile
-    programs    how many the cached tokens are cut for, over all heads
-    preloads    the first tile is loaded before the kernel in front has ended, at the cost of registers"""
+    programs    how many the cached tokens are cut for, over all heads"""
 
     heads_tile: int
     keys_tile: int
     min_split: int
     programs: int
-    preloads: bool
     num_warps: int
     num_stages: int
 
@@ -72,7 +70,7 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=cos_sin.shape[2],
         BLOCK_SIZE=block_size, ROWS_TILE=max(MIN_ROWS_TILE, triton.next_power_of_2(num_rows)),
         HEADS_TILE=tiling.heads_tile, DIM_TILE=dim_tile, KEYS_TILE=tiling.keys_tile,
-        MERGE_HEADS=merge_heads, MERGE_SPLITS=max(1, 8192 // (dim_tile * merge_heads)), PRELOADS=tiling.preloads,
+        MERGE_HEADS=merge_heads, MERGE_SPLITS=max(1, 8192 // (dim_tile * merge_heads)),
         num_warps=tiling.num_warps, num_stages=tiling.num_stages, **pdl.launch_options(q.device))
     return output
 
@@ -83,7 +81,7 @@ def _tiling(num_rows: int, num_heads: int, num_kv_heads: int, dim_tile: int, dty
     heads_tile = min(MAX_HEADS_TILE, max(16, triton.next_power_of_2(group)))  # tl.dot needs 16 rows
     # A tile of keys and one of values, twice for the pipeline, stay below 64 KiB of shared memory.
     keys_tile = max(16, min(64, 8192 // (dim_tile * dtype.itemsize // 2)))
-    return Tiling(heads_tile, keys_tile, min_split=keys_tile, programs=4 * num_multiprocessors, preloads=False,
+    return Tiling(heads_tile, keys_tile, min_split=keys_tile, programs=4 * num_multiprocessors,
                   num_warps=4, num_stages=2)
 
 
@@ -108,8 +106,7 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
                    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
                    BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, HEADS_TILE: tl.constexpr,
                    DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr,
-                   MERGE_HEADS: tl.constexpr, MERGE_SPLITS: tl.constexpr, PRELOADS: tl.constexpr,
-                   USE_PDL: tl.constexpr):
+                   MERGE_HEADS: tl.constexpr, MERGE_SPLITS: tl.constexpr, USE_PDL: tl.constexpr):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     item = tl.program_id(1)
     row, context_len, num_splits, first_item = _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE,
@@ -130,12 +127,7 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     block_table = block_tables + row * table_stride
     cos, sin = load_angles(cos_sin, tl.load(positions + row), column, HALF)
     slot = tl.load(slot_mapping + row)
-    token = first_token + tl.arange(0, KEYS_TILE)
-    valid = token < last_token
-    offset = cache_offsets(block_table, token, valid, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
-    if PRELOADS:  # no kernel of this step writes what is cached
-        key = load_tile(k_cache, offset, column, valid, HEAD_DIM)
-        value = load_tile(v_cache, offset, column, valid, HEAD_DIM)
+    offset = tile_offsets(block_table, first_token, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
     pdl.wait_for_inputs(USE_PDL)
 
     member = first_member + tl.arange(0, HEADS_TILE)  # which head of the group
@@ -143,8 +135,7 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
     query = load_rotated(q + row * q_row_stride + head[:, None] * q_head_stride, column, inside, cos, sin, HALF)
 
-    # The new token is the first of the last split.
-    is_last = split == num_splits - 1
+    is_last = split == num_splits - 1  # and so has the new token too
     new_head = kv_head + tl.arange(0, 1)[:, None]  # a tile of one
     new_inside = (column < HEAD_DIM)[None, :] & is_last
     new_key = load_rotated(k + row * k_row_stride + new_head * k_head_stride, column, new_inside, cos, sin, HALF)
@@ -154,24 +145,34 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     stored = new_inside & (first_member == 0)  # by one of the group's tiles
     tl.store(k_cache + target, new_key, mask=stored)
     tl.store(v_cache + target, new_value, mask=stored)
-    new_score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), axis=1) * scale_log2
-    best = tl.where(is_last, new_score, float("-inf"))
-    weight = tl.where(is_last, 1.0, 0.0) + tl.zeros([HEADS_TILE], tl.float32)
-    attended = new_value.to(tl.float32) + tl.zeros([HEADS_TILE, DIM_TILE], tl.float32)
-
-    if PRELOADS:
-        best, weight, attended = _attend(query, key, value, valid, best, weight, attended, scale_log2)
-        first_token += KEYS_TILE
-        token += KEYS_TILE
-        offset = cache_offsets(block_table, token, token < last_token, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+    best = tl.full([HEADS_TILE], float("-inf"), tl.float32)
+    weights = tl.zeros([HEADS_TILE, KEYS_TILE], tl.float32)  # added up at the end, not in every round
+    attended = tl.zeros([HEADS_TILE, DIM_TILE], tl.float32)
     for start in range(first_token, last_token, KEYS_TILE):
         valid = start + tl.arange(0, KEYS_TILE) < last_token
         key = load_tile(k_cache, offset, column, valid, HEAD_DIM)
         value = load_tile(v_cache, offset, column, valid, HEAD_DIM)
-        token = start + KEYS_TILE + tl.arange(0, KEYS_TILE)  # of the next tile, whose offsets are then there in time
-        offset = cache_offsets(block_table, token, token < last_token, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
-        best, weight, attended = _attend(query, key, value, valid, best, weight, attended, scale_log2)
+        # Those of the next tile, so that they are there in time.
+        offset = tile_offsets(block_table, start + KEYS_TILE, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, HEAD_DIM,
+                              BLOCK_SIZE)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        scores = tl.where(valid[None, :], scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)
+        probability = tl.exp2(scores * scale_log2 - new_best[:, None])
+        decay = tl.exp2(best - new_best)
+        weights = weights * decay[:, None] + probability
+        attended = tl.dot(probability.to(value.dtype), value, attended * decay[:, None], input_precision="ieee")
+        best = new_best
+    weight = tl.sum(weights, axis=1)
 
+    if is_last:  # the new token, after the cached ones
+        score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), axis=1) * scale_log2
+        new_best = tl.maximum(best, score)
+        probability = tl.exp2(score - new_best)
+        decay = tl.exp2(best - new_best)
+        attended = attended * decay[:, None] + probability[:, None] * new_value.to(tl.float32)
+        weight = weight * decay + probability
+        best = new_best
     attended /= weight[:, None]
     if num_splits == 1:
         tl.store(output + (row * NUM_HEADS + head)[:, None] * HEAD_DIM + column[None, :],
@@ -208,25 +209,6 @@ def _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE: tl.c
 
 
 @triton.jit
-def _attend(query, key, value, valid, best, weight, attended, scale_log2):
-    """Online softmax: a tile of keys and values [tokens, D] goes into the sums of the query heads."""
-    if query.shape[0] < 16:
-        scores = tl.sum(query[:, None, :].to(tl.float32) * key[None, :, :].to(tl.float32), axis=2) * scale_log2
-    else:
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
-    scores = tl.where(valid[None, :], scores, float("-inf"))
-    new_best = tl.maximum(best, tl.max(scores, axis=1))
-    probability = tl.exp2(scores - new_best[:, None])
-    decay = tl.exp2(best - new_best)
-    attended *= decay[:, None]
-    if query.shape[0] < 16:
-        attended += tl.sum(probability[:, :, None] * value[None, :, :].to(tl.float32), axis=1)
-    else:
-        attended = tl.dot(probability.to(value.dtype), value, attended, input_precision="ieee")
-    return new_best, weight * decay + tl.sum(probability, axis=1), attended
-
-
-@triton.jit
 def _merge(output, partial, log_weights, row, first_item, num_splits, first_head, first_member,
            NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
            MERGE_HEADS: tl.constexpr, MERGE_SPLITS: tl.constexpr):
@@ -236,21 +218,24 @@ def _merge(output, partial, log_weights, row, first_item, num_splits, first_head
     column = tl.arange(0, DIM_TILE)
     inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
     best = tl.full([MERGE_HEADS], float("-inf"), tl.float32)
+    for start in range(0, num_splits, MERGE_SPLITS):
+        split = start + tl.arange(0, MERGE_SPLITS)
+        place = (first_item + split)[:, None] * NUM_HEADS + head[None, :]
+        log_weight = tl.load(log_weights + place, mask=(split < num_splits)[:, None] & (member < GROUP)[None, :],
+                             other=float("-inf"), cache_modifier=".cg")
+        best = tl.maximum(best, tl.max(log_weight, axis=0))
     weight = tl.zeros([MERGE_HEADS], tl.float32)
     merged = tl.zeros([MERGE_HEADS, DIM_TILE], tl.float32)
     for start in range(0, num_splits, MERGE_SPLITS):
         split = start + tl.arange(0, MERGE_SPLITS)
         used = split < num_splits
-        place = (first_item + split).to(tl.int64)[:, None] * NUM_HEADS + head[None, :]
+        place = (first_item + split)[:, None] * NUM_HEADS + head[None, :]
         log_weight = tl.load(log_weights + place, mask=used[:, None] & (member < GROUP)[None, :], other=float("-inf"),
                              cache_modifier=".cg")
-        values = tl.load(partial + place[:, :, None] * HEAD_DIM + column[None, None, :],
+        values = tl.load(partial + place.to(tl.int64)[:, :, None] * HEAD_DIM + column[None, None, :],
                          mask=used[:, None, None] & inside[None, :, :], other=0.0, cache_modifier=".cg")
-        new_best = tl.maximum(best, tl.max(log_weight, axis=0))
-        factor = tl.exp2(log_weight - new_best[None, :])
-        decay = tl.exp2(best - new_best)
-        merged = merged * decay[:, None] + tl.sum(values * factor[:, :, None], axis=0)
-        weight = weight * decay + tl.sum(factor, axis=0)
-        best = new_best
+        factor = tl.exp2(log_weight - best[None, :])
+        merged += tl.sum(values * factor[:, :, None], axis=0)
+        weight += tl.sum(factor, axis=0)
     tl.store(output + (row * NUM_HEADS + head)[:, None] * HEAD_DIM + column[None, :],
              (merged / weight[:, None]).to(output.dtype.element_ty), mask=inside)

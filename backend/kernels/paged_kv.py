@@ -21,6 +21,21 @@ def cache_offsets(block_table, tokens, valid, kv_head, NUM_KV_HEADS: tl.constexp
 
 
 @triton.jit
+def tile_offsets(block_table, start, end, kv_head, TILE: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
+                 HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """cache_offsets of the tokens [start, start + TILE) before `end`; start is a multiple of TILE.
+
+    Where a tile lies within one block, as it usually does, one entry of the table serves all of it."""
+    if BLOCK_SIZE % TILE == 0:
+        block = tl.load(block_table + start // BLOCK_SIZE, mask=start < end, other=0).to(tl.int64)
+        first = (block * BLOCK_SIZE + start % BLOCK_SIZE) * NUM_KV_HEADS + kv_head
+        return first * HEAD_DIM + tl.arange(0, TILE) * (NUM_KV_HEADS * HEAD_DIM)
+    else:
+        tokens = start + tl.arange(0, TILE)
+        return cache_offsets(block_table, tokens, tokens < end, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+
+
+@triton.jit
 def load_tile(cache, offsets, column, valid, HEAD_DIM: tl.constexpr):
     """The keys or values [tokens, columns] at cache_offsets; 0 for tokens that are not valid and columns beyond D.
 

@@ -1,4 +1,4 @@
-"""A paged batch in which every sequence has one new token, as the qkv projection leaves it, and its attention by formula.
+"""A paged batch in which every sequence has one new token, as the qkv projection leaves it, and its attention.
 
 The new token's slot holds NaN like everything else that is not cached, until a kernel stores there."""
 

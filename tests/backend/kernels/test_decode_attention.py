@@ -54,20 +54,18 @@ def test_values_beyond_the_rotated_ones_are_left_as_they_are(device, dtype, head
     assert_near(decode(batch), batch.expected())
 
 
-@pytest.mark.parametrize("preloads", [False, True])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (10, 2)])
-def test_contexts_cut_into_splits_give_the_formula(device, dtype, tile, preloads, num_heads, num_kv_heads):
-    tile(programs=24, keys_tile=32, min_split=32, preloads=preloads)
+def test_contexts_cut_into_splits_give_the_formula(device, dtype, tile, num_heads, num_kv_heads):
+    tile(programs=24, keys_tile=32, min_split=32)
     batch = make_decode([700, 130, 3, 33, 1], num_heads=num_heads, num_kv_heads=num_kv_heads, block_size=64,
                         dtype=dtype, device=device)
     assert_near(decode(batch), batch.expected())
 
 
-@pytest.mark.parametrize("preloads", [False, True])
-@pytest.mark.parametrize("heads_tile", [1, 4, 16])
-def test_with_and_without_tensor_cores_the_result_is_the_formula(device, dtype, tile, preloads, heads_tile):
-    tile(heads_tile=heads_tile, preloads=preloads, keys_tile=16, min_split=16, programs=8)
-    batch = make_decode([70, 1, 20], num_heads=12, num_kv_heads=3, dtype=dtype, device=device)
+@pytest.mark.parametrize(("keys_tile", "block_size"), [(16, 64), (64, 16), (32, 32), (32, 48)])
+def test_tiles_within_a_block_and_over_several_give_the_formula(device, dtype, tile, keys_tile, block_size):
+    tile(keys_tile=keys_tile, min_split=keys_tile, programs=4)
+    batch = make_decode([200, 1, 49], block_size=block_size, dtype=dtype, device=device)
     assert_near(decode(batch), batch.expected())
 
 
