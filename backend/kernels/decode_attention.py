@@ -22,24 +22,29 @@ from backend.kernels.paged_kv import LOG2_E, load_tile, tile_offsets
 from backend.kernels.rotary import load_angles, load_rotated
 
 MAX_HEADS_TILE = 64
+TILE_BYTES = 8192  # of keys, and as many of values
+NUM_STAGES = 3  # so two tiles are under way while one is computed with
+MIN_SPLIT_TOKENS = 64  # shorter splits cost more to merge than they save
+MAX_SPLITS = 32  # of a row, which one program merges
+RESIDENT_PROGRAMS = 4  # on a multiprocessor, by registers
+RAGGED_SHARES = 16  # a row of more than this share of all tokens is split even where the rows alone fill the device
 MIN_ROWS_TILE = 32  # context lengths that every program looks at; more are as many as the next power of two
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How the work is cut.
+    """How the work is cut. Values that were best, or near it, for 1 to 256 rows of 512 to 32,768 tokens on an H200.
 
-    heads_tile  query heads of a program
+    heads_tile  query heads of a program, which share a KV head
     keys_tile   tokens that are loaded at a time
-    min_split   tokens below which a split is not cut; a multiple of keys_tile
-    programs    how many the cached tokens are cut for, over all heads"""
+    num_shares  the cached tokens of all rows are cut into about as many splits, for each head tile
+    min_split   tokens below which a split is not cut; a multiple of keys_tile"""
 
     heads_tile: int
     keys_tile: int
+    num_shares: int
     min_split: int
-    programs: int
     num_warps: int
-    num_stages: int
 
 
 def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor,
@@ -55,10 +60,9 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         return output
     group = num_heads // num_kv_heads
     dim_tile = triton.next_power_of_2(head_dim)
-    tiling = _tiling(num_rows, num_heads, num_kv_heads, dim_tile, q.dtype, _num_multiprocessors(q.device))
+    tiling = _tiling(num_rows, num_kv_heads, group, dim_tile, q.dtype.itemsize, _num_multiprocessors(q.device))
     head_tiles = num_kv_heads * triton.cdiv(group, tiling.heads_tile)
-    num_shares = triton.cdiv(tiling.programs, head_tiles)
-    num_items = num_shares + num_rows - 1  # a row's last split may be short
+    num_items = tiling.num_shares + num_rows - 1  # a row's last split may be short
     partial = torch.empty((num_items, num_heads, head_dim), dtype=torch.float32, device=q.device)
     log_weights = torch.empty((num_items, num_heads), dtype=torch.float32, device=q.device)
     merge_heads = triton.next_power_of_2(min(tiling.heads_tile, group))
@@ -66,23 +70,25 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens, output, partial,
         log_weights, _counters(q.device, triton.next_power_of_2(max(1 << 16, num_rows * head_tiles))),
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0),
-        num_rows, num_shares, tiling.min_split, scale * LOG2_E,
+        num_rows, tiling.num_shares, tiling.min_split, scale * LOG2_E,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=cos_sin.shape[2],
         BLOCK_SIZE=block_size, ROWS_TILE=max(MIN_ROWS_TILE, triton.next_power_of_2(num_rows)),
-        HEADS_TILE=tiling.heads_tile, DIM_TILE=dim_tile, KEYS_TILE=tiling.keys_tile,
+        HEADS_TILE=tiling.heads_tile, DIM_TILE=dim_tile, KEYS_TILE=tiling.keys_tile, MAX_SPLITS=MAX_SPLITS,
         MERGE_HEADS=merge_heads, MERGE_SPLITS=max(1, 8192 // (dim_tile * merge_heads)),
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages, **pdl.launch_options(q.device))
+        num_warps=tiling.num_warps, num_stages=NUM_STAGES, **pdl.launch_options(q.device))
     return output
 
 
-def _tiling(num_rows: int, num_heads: int, num_kv_heads: int, dim_tile: int, dtype: torch.dtype,
+def _tiling(num_rows: int, num_kv_heads: int, group: int, dim_tile: int, itemsize: int,
             num_multiprocessors: int) -> Tiling:
-    group = num_heads // num_kv_heads
     heads_tile = min(MAX_HEADS_TILE, max(16, triton.next_power_of_2(group)))  # tl.dot needs 16 rows
-    # A tile of keys and one of values, twice for the pipeline, stay below 64 KiB of shared memory.
-    keys_tile = max(16, min(64, 8192 // (dim_tile * dtype.itemsize // 2)))
-    return Tiling(heads_tile, keys_tile, min_split=keys_tile, programs=4 * num_multiprocessors,
-                  num_warps=4, num_stages=2)
+    keys_tile = min(MIN_SPLIT_TOKENS, max(16, TILE_BYTES // (dim_tile * itemsize)))
+    # All splits should be resident at once. On average a row's last split is half empty.
+    resident = max(1, RESIDENT_PROGRAMS * num_multiprocessors // (num_kv_heads * triton.cdiv(group, heads_tile)))
+    num_shares = max(resident - num_rows // 2, min(resident, RAGGED_SHARES))
+    # Two warps exchange less than four do; more values than these do not fit their registers.
+    num_warps = 2 if heads_tile * dim_tile * itemsize <= 16 * 128 * 2 else 4
+    return Tiling(heads_tile, keys_tile, num_shares, MIN_SPLIT_TOKENS, num_warps)
 
 
 @functools.cache
@@ -105,12 +111,12 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
                    table_stride, num_rows, num_shares, min_split, scale_log2,
                    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
                    BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, HEADS_TILE: tl.constexpr,
-                   DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr,
+                   DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr, MAX_SPLITS: tl.constexpr,
                    MERGE_HEADS: tl.constexpr, MERGE_SPLITS: tl.constexpr, USE_PDL: tl.constexpr):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     item = tl.program_id(1)
     row, context_len, num_splits, first_item = _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE,
-                                                       KEYS_TILE)
+                                                       KEYS_TILE, MAX_SPLITS)
     if context_len == 0:  # fewer splits than there could be
         pdl.wait_for_inputs(USE_PDL)
         return
@@ -191,16 +197,18 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
 
 
 @triton.jit
-def _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE: tl.constexpr, KEYS_TILE: tl.constexpr):
+def _row_of(item, context_lens, num_rows, num_shares, min_split, ROWS_TILE: tl.constexpr, KEYS_TILE: tl.constexpr,
+            MAX_SPLITS: tl.constexpr):
     """Row, its context length, how many splits it has and which item is its first; the length is 0 beyond the items.
 
-    A split holds at most 1/num_shares of all rows' cached tokens, rounded up to whole tiles. So there are at most
+    A split holds 1/num_shares of all rows' cached tokens, rounded up to whole tiles, or more. So there are at most
     num_shares + num_rows - 1 of them, and a row of few tokens has one."""
     index = tl.arange(0, ROWS_TILE)
     context_len = tl.load(context_lens + index, mask=index < num_rows, other=0)
     cached_len = tl.maximum(context_len - 1, 0)
-    limit = tl.cdiv(tl.cdiv(tl.sum(cached_len, axis=0), num_shares), KEYS_TILE) * KEYS_TILE
-    num_splits = tl.maximum(tl.cdiv(cached_len, tl.maximum(limit, min_split)), 1)
+    least = tl.maximum(tl.cdiv(tl.sum(cached_len, axis=0), num_shares), tl.cdiv(cached_len, MAX_SPLITS))
+    split_tokens = tl.maximum(tl.cdiv(least, KEYS_TILE) * KEYS_TILE, min_split)
+    num_splits = tl.maximum(tl.cdiv(cached_len, split_tokens), 1)
     num_splits = tl.where(context_len > 0, num_splits, 0)
     end = tl.cumsum(num_splits, axis=0)
     is_row = (end - num_splits <= item) & (item < end)

@@ -19,7 +19,7 @@ def decode(batch):
 
 @pytest.fixture
 def tile(monkeypatch):
-    """Changes how the work is cut: tile(programs=64)."""
+    """Changes how the work is cut: tile(num_shares=8)."""
     usual = decode_attention._tiling
 
     def change(**fields):
@@ -56,23 +56,29 @@ def test_values_beyond_the_rotated_ones_are_left_as_they_are(device, dtype, head
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (10, 2)])
 def test_contexts_cut_into_splits_give_the_formula(device, dtype, tile, num_heads, num_kv_heads):
-    tile(programs=24, keys_tile=32, min_split=32)
+    tile(num_shares=24, keys_tile=32, min_split=32)
     batch = make_decode([700, 130, 3, 33, 1], num_heads=num_heads, num_kv_heads=num_kv_heads, block_size=64,
                         dtype=dtype, device=device)
     assert_near(decode(batch), batch.expected())
 
 
+def test_a_long_row_has_no_more_splits_than_one_program_merges(device, tile):
+    tile(num_shares=100, keys_tile=16, min_split=16)
+    batch = make_decode([32 * 16 + 17], num_heads=1, num_kv_heads=1, device=device)
+    assert_near(decode(batch), batch.expected())
+
+
 @pytest.mark.parametrize(("keys_tile", "block_size"), [(16, 64), (64, 16), (32, 32), (32, 48)])
 def test_tiles_within_a_block_and_over_several_give_the_formula(device, dtype, tile, keys_tile, block_size):
-    tile(keys_tile=keys_tile, min_split=keys_tile, programs=4)
+    tile(keys_tile=keys_tile, min_split=keys_tile, num_shares=4)
     batch = make_decode([200, 1, 49], block_size=block_size, dtype=dtype, device=device)
     assert_near(decode(batch), batch.expected())
 
 
 @pytest.mark.parametrize("lens", [[1], [2], [17], [33, 1], [0, 0, 40], [64, 65, 66]])
 def test_every_cut_covers_each_cached_token_once(device, tile, lens):
-    for programs in (1, 3, 8, 40):
-        tile(programs=programs, keys_tile=16, min_split=16)
+    for num_shares in (1, 2, 5, 20):
+        tile(num_shares=num_shares, keys_tile=16, min_split=16)
         batch = make_decode(lens, dtype=torch.float32, device=device)
         used = [row for row, length in enumerate(lens) if length]
         assert_near(decode(batch)[used], batch.expected()[used])
@@ -110,7 +116,7 @@ def test_only_padding_rows_are_no_error(device):
 
 
 def test_a_launch_leaves_the_counters_at_zero(device, tile):
-    tile(programs=64, keys_tile=16, min_split=16)
+    tile(num_shares=32, keys_tile=16, min_split=16)
     batch = make_decode([300, 40], device=device)
     first = decode(batch)
     assert not decode_attention._counters(batch.q.device, 1 << 16).any()
