@@ -1,11 +1,11 @@
 """Decode attention in Triton: everything between the qkv projection and the output projection of one-token rows.
 
 One launch rotates q and k, stores the new key and value, and attends to the paged context. The cached tokens of all
-rows are cut into about equal splits, so that few or ragged rows still fill the device; a row's last split begins with
-the new token, whose key and value it has in registers, so no program reads what this launch writes to the cache. The
-program that finishes a row's splits last combines them (Flash-Decoding, Dao et al., 2023). Splits are cut on the device
-from the lengths there: one CUDA graph serves every length. The query heads that share a KV head form one tile, so that
-keys are read once. Used by dispatch.py."""
+rows are cut into about equal splits, so that few or ragged rows still fill the device; a row's last split ends with the
+new token, whose key and value it has in registers, so no program reads what this launch writes to the cache. The
+program that finishes last of a row's splits merges them (Flash-Decoding, Dao et al., 2023). Splits are cut on the
+device from the lengths there: one CUDA graph serves every length. The query heads that share a KV head form one tile,
+so that keys are read once. Used by dispatch.py."""
 
 from __future__ import annotations
 
