@@ -84,7 +84,7 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     block_tables  [B, M] int32   entries beyond the context are not read
     context_lens  [B] int32      tokens, including the new one; 0 marks a padding row
     scale         factor of the scores, usually D ** -0.5
-    The rows' slots must be distinct, and no row's context may hold another row's slot: rows run side by side.
+    Every row with a context has a slot of its own, which no other row's context holds: rows run side by side.
     Returns [B, H, D] in q's dtype; padding rows are undefined, and whether they are stored is too.
     Raises ShapeError if H is not a multiple of K."""
     shapes.check_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens)
