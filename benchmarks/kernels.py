@@ -93,7 +93,7 @@ def _linear_case(name: str, tokens: int, weights: list[Tensor]) -> Case:
 
 
 def elementwise_cases(model: ModelConfig) -> Iterator[Case]:
-    """Norm, rotary embedding and KV store."""
+    """The norm, and rotary embedding with KV store, as a prefill has them."""
     table = rotary_table(model.rope, max(CONTEXTS), max(CONTEXTS), model.max_position_embeddings)
     table = table.to(torch.get_default_device())
     for tokens in DECODE_TOKENS:
@@ -114,35 +114,39 @@ def _elementwise_cases(model: ModelConfig, tokens: int, table: Tensor) -> Iterat
     qkv = [_normal(tokens, num_q + 2 * num_kv, head_dim) for _ in range(copies)]
     heads = [each.split((num_q, num_kv, num_kv), dim=1) for each in qkv]
     positions = torch.randint(0, max(CONTEXTS), (tokens,))
-    yield case("rotary", 2 * (num_q + num_kv) * head_dim,
-               lambda copy: kernels.rotary(heads[copy][0], heads[copy][1], positions, table))
     k_cache, v_cache = _kv_cache(model, -(-copies * tokens // BLOCK_SIZE))
     slots = torch.randperm(copies * tokens).view(copies, tokens)
-    yield case("store_kv", 4 * num_kv * head_dim,
-               lambda copy: kernels.store_kv(heads[copy][1], heads[copy][2], k_cache, v_cache, slots[copy]))
+    yield case("rotary_and_store", 2 * (num_q + 2 * num_kv) * head_dim, lambda copy: kernels.rotary_and_store(
+        *heads[copy], positions, table, k_cache, v_cache, slots[copy]))
 
 
 def decode_attention_cases(model: ModelConfig) -> Iterator[Case]:
-    """One new token per sequence over its paged KV."""
+    """One new token per sequence: rotated, stored, and attending to its paged KV."""
     token_bytes = 2 * model.num_kv_heads * model.head_dim * ITEM
     most_tokens = free_memory_bytes(torch.get_default_device()) * KV_MEMORY_SHARE / token_bytes
     sizes = [(batch, context) for batch in BATCHES for context in CONTEXTS if 2 * batch * context < most_tokens]
     pool = max(batch * context * num_copies(batch * context * token_bytes) for batch, context in sizes)
     k_cache, v_cache = _kv_cache(model, pool // BLOCK_SIZE)
+    table = rotary_table(model.rope, max(CONTEXTS), max(CONTEXTS), model.max_position_embeddings)
+    table = table.to(torch.get_default_device())
     for batch, context in sizes:
-        yield _decode_attention_case(model, batch, context, k_cache, v_cache)
+        yield _decode_attention_case(model, batch, context, table, k_cache, v_cache)
 
 
-def _decode_attention_case(model: ModelConfig, batch: int, context: int, k_cache: Tensor, v_cache: Tensor) -> Case:
-    num_heads, head_dim = model.num_heads, model.head_dim
-    num_bytes = batch * context * 2 * model.num_kv_heads * head_dim * ITEM
+def _decode_attention_case(model: ModelConfig, batch: int, context: int, table: Tensor, k_cache: Tensor,
+                           v_cache: Tensor) -> Case:
+    num_heads, num_kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
+    num_bytes = batch * context * 2 * num_kv_heads * head_dim * ITEM
     copies = num_copies(num_bytes)
-    queries = [_normal(batch, num_heads, head_dim) for _ in range(copies)]
+    parts = num_heads, num_kv_heads, num_kv_heads
+    heads = [_normal(batch, sum(parts), head_dim).split(parts, dim=1) for _ in range(copies)]
     tables = _block_tables(k_cache, copies, batch, context)
     lens = torch.full((batch,), context, dtype=torch.int32)
+    positions = torch.full((batch,), context - 1)
+    slots = [each[:, -1].long() * BLOCK_SIZE + BLOCK_SIZE - 1 for each in tables]
     return Case(f"batch {batch}", str(context), num_bytes + 2 * batch * num_heads * head_dim * ITEM,
                 4 * batch * context * num_heads * head_dim, copies, lambda copy: kernels.paged_decode(
-                    queries[copy], k_cache, v_cache, tables[copy], lens, head_dim**-0.5, max(CONTEXTS)))
+                    *heads[copy], positions, table, k_cache, v_cache, slots[copy], tables[copy], lens, head_dim**-0.5))
 
 
 def prefill_attention_cases(model: ModelConfig) -> Iterator[Case]:

@@ -147,14 +147,16 @@ class Scheduler:
         sequence.num_cached += num_new
         samples = sequence.num_uncomputed == 0 and sequence.max_new_tokens > 0
         sequence.num_pending += samples
-        self.publish_full_blocks(sequence)
+        if num_new > 1:
+            self.publish_full_blocks(sequence)
         return ScheduledRow(sequence.row, num_cached, num_new, tuple(new_blocks), samples)
 
     def publish_full_blocks(self, sequence: Sequence) -> None:
-        """Makes full blocks shareable as soon as their tokens are known and a launched step computes them.
+        """Makes full blocks shareable whose tokens are known and which a launched step computes.
 
-        Steps run in order, and each layer stores all new KV before it reads any, so even a sequence of the same step
-        may share them."""
+        Steps run in order, and each layer stores the new KV of all prefill rows before it reads any, so sequences of
+        the same step may share what a prefill row fills. Decode rows store and read in one kernel, side by side: what
+        one of them fills is published when its token is read, and shared from the next step on."""
         size = self.blocks.block_size
         if not self.blocks.enable_prefix_caching:
             return

@@ -29,20 +29,17 @@ def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
     return _implementation(x).logits(x, weight, norm)
 
 
-def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
-    """See reference.rotary."""
-    _implementation(q).rotary(q, k, positions, cos_sin)
+def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
+                     v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """See reference.rotary_and_store."""
+    _implementation(q).rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
 
 
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """See reference.store_kv."""
-    _implementation(k).store_kv(k, v, k_cache, v_cache, slot_mapping)
-
-
-def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
-                 scale: float, max_context_len: int) -> Tensor:
+def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor,
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
     """See reference.paged_decode."""
-    return _implementation(q).paged_decode(q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len)
+    return _implementation(q).paged_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables,
+                                           context_lens, scale)
 
 
 def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
@@ -58,9 +55,9 @@ def _implementation(tensor: Tensor) -> ModuleType | SimpleNamespace:
 
 @functools.cache
 def _triton_kernels() -> SimpleNamespace:
-    from backend.kernels import decode_attention, kv_store, linear, prefill_attention, rms_norm, rotary
+    from backend.kernels import decode_attention, kv_store, linear, prefill_attention, rms_norm
 
     return SimpleNamespace(
-        rms_norm=rms_norm.rms_norm, linear=linear.linear, logits=linear.logits, rotary=rotary.rotary,
-        store_kv=kv_store.store_kv,
+        rms_norm=rms_norm.rms_norm, linear=linear.linear, logits=linear.logits,
+        rotary_and_store=kv_store.rotary_and_store,
         paged_decode=decode_attention.paged_decode, paged_prefill=prefill_attention.paged_prefill)

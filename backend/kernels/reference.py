@@ -58,31 +58,24 @@ def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
     return linear(x, weight, norm=norm).float()
 
 
-def rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
-    """Rotates the first R values of every query and key head in place, half-split as in Hugging Face.
+def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
+                     v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Rotates queries and keys, half-split as in Hugging Face, and writes each token's key and value into its slot.
 
-    q          [T, H, D]            any strides: a view of the fused qkv tensor works
-    k          [T, K, D]            likewise
-    positions  [T] int64            rows of cos_sin
-    cos_sin    [P, 2, R/2] float32  cosines, then sines; values from R on are left as they are
+    q             [T, H, D]            rotated in place; any strides: a view of the fused qkv tensor works
+    k, v          [T, K, D]            likewise; k is rotated in place or left as it is
+    positions     [T] int64            rows of cos_sin
+    cos_sin       [P, 2, R/2] float32  cosines, then sines; values from R on are not rotated
+    k/v_cache     [N, S, K, D]         written in place
+    slot_mapping  [T] int64            block · S + offset; -1 marks a padding token, which is not stored
     Raises ShapeError. Su et al., 2021."""
-    shapes.check_rotary(q, k, positions, cos_sin)
+    shapes.check_rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).unbind(2)  # each [T, 1, R/2]
     for heads in (q, k):
         first, second = heads[..., : 2 * cos_sin.shape[2]].chunk(2, dim=-1)
         first_sin = first * sin  # kept, because the next line overwrites first
         torch.addcmul(first * cos, second, sin, value=-1, out=first)
         torch.addcmul(first_sin, second, cos, out=second)
-
-
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Writes each new token's key and value into its slot of the paged cache.
-
-    k, v          [T, K, D]       any strides
-    k/v_cache     [N, S, K, D]    written in place
-    slot_mapping  [T] int64       block · S + offset; -1 marks a padding token, which is not stored
-    Raises ShapeError."""
-    shapes.check_store(k, v, k_cache, v_cache, slot_mapping)
     if slot_mapping.numel() and int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
@@ -90,18 +83,19 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     v_cache.view(-1, *v.shape[1:]).index_copy_(0, slot_mapping, v)
 
 
-def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
-                 scale: float, max_context_len: int) -> Tensor:
-    """Attention of one new token per sequence over its paged KV.
+def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor,
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
+    """rotary_and_store of one new token per sequence, and its attention over its paged KV.
 
-    q                [B, H, D]
-    k/v_cache        [N, S, K, D]
-    block_tables     [B, M] int32   entries beyond the context are not read
-    context_lens     [B] int32      tokens, including the new one; 0 marks a padding row
-    scale            factor of the scores, usually D ** -0.5
-    max_context_len  a bound of context_lens known on the host; the reference reads the lengths themselves
-    Returns [B, H, D] in q's dtype; padding rows are undefined. Raises ShapeError if H is not a multiple of K."""
-    shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    q, k, v, positions, cos_sin, k/v_cache, slot_mapping   see rotary_and_store, T = B; q and k may be rotated in place
+    block_tables  [B, M] int32   entries beyond the context are not read
+    context_lens  [B] int32      tokens, including the new one; 0 marks a padding row
+    scale         factor of the scores, usually D ** -0.5
+    Every row with a context has a slot of its own, which no other row's context holds: rows run side by side.
+    Returns [B, H, D] in q's dtype; padding rows are undefined, and whether they are stored is too.
+    Raises ShapeError if H is not a multiple of K."""
+    shapes.check_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens)
+    rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
     # A KV head's queries form one matrix.

@@ -46,8 +46,10 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Ten
     _check_rows(x=x)
 
 
-def check_rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
-    """q [T, H, D], k [T, K, D], positions [T], cos_sin [P, 2, R/2] with R <= D. Raises ShapeError."""
+def check_rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
+                           v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """q [T, H, D], k and v [T, K, D], positions and slot_mapping [T], cos_sin [P, 2, R/2] with R <= D, caches
+    [N, S, K, D]. Raises ShapeError."""
     num_tokens, _, head_dim = q.shape
     if k.shape[0] != num_tokens or k.shape[2] != head_dim or positions.shape[0] != num_tokens:
         raise ShapeError(f"rotary: q {list(q.shape)}, k {list(k.shape)} and positions {list(positions.shape)} "
@@ -55,17 +57,22 @@ def check_rotary(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> No
     if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > head_dim:
         raise ShapeError(f"rotary: cos_sin is {list(cos_sin.shape)}; it must be [positions, 2, R/2] "
                          f"with R at most head_dim={head_dim}")
-    _check_rows(q=q, k=k, positions=positions)
-
-
-def check_store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """k and v [T, K, D], caches [N, S, K, D], slot_mapping [T]. Raises ShapeError."""
     _check_caches(k_cache, v_cache)
     if k.shape != v.shape or k.shape[1:] != k_cache.shape[2:] or slot_mapping.shape[0] != k.shape[0]:
-        raise ShapeError(f"store_kv: k {list(k.shape)}, v {list(v.shape)}, slot_mapping {list(slot_mapping.shape)} do "
+        raise ShapeError(f"KV store: k {list(k.shape)}, v {list(v.shape)}, slot_mapping {list(slot_mapping.shape)} do "
                          f"not fit a cache of {list(k_cache.shape)}; k and v must be [T, K, D], slot_mapping [T]")
-    _check_dtype("store_kv: k", k, k_cache)
-    _check_rows(k=k, v=v, slot_mapping=slot_mapping)
+    _check_dtype("KV store: k", k, k_cache)
+    _check_rows(q=q, k=k, v=v, positions=positions, slot_mapping=slot_mapping)
+
+
+def check_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
+                 v_cache: Tensor, slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
+    """As check_rotary_and_store and check_attention, with one token per sequence. Raises ShapeError."""
+    check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    check_rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
+    if q.shape[0] != context_lens.shape[0]:
+        raise ShapeError(f"decode: q is {list(q.shape)}, but there are {context_lens.shape[0]} context lengths; "
+                         "each row must have one new token")
 
 
 def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:

@@ -46,27 +46,32 @@ class Attention(nn.Module):
         q, k, v = self.split_heads(self.w_qkv(hidden, norm))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        kernels.rotary(q, k, batch.positions, rotary)
-        k_cache, v_cache = batch.kv_cache[self.layer]
-        kernels.store_kv(k, v, k_cache, v_cache, batch.slot_mapping)
-        return self.wo(self.attend(q, k_cache, v_cache, batch).flatten(1), hidden)
+        return self.wo(self.attend(q, k, v, rotary, batch).flatten(1), hidden)
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, (H + 2K) * D] → views [T, H, D], [T, K, D], [T, K, D]."""
         heads = qkv.view(qkv.shape[0], -1, self.head_dim)
         return heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
 
-    def attend(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch) -> Tensor:
-        """Causal attention over each row's whole context: q [T, H, D] → [T, H, D]."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
+        """Causal attention over each row's whole context: q [T, H, D], k and v [T, K, D] → [T, H, D].
+
+        Prefill rows are stored first: decode rows and other prefill rows may share the blocks that they fill."""
+        k_cache, v_cache = batch.kv_cache[self.layer]
         num_decodes = batch.num_decodes
+        decodes, prefills = slice(num_decodes), slice(num_decodes, None)
+        has_prefills = num_decodes < batch.context_lens.shape[0]
         outputs = []
+        if has_prefills:
+            kernels.rotary_and_store(q[prefills], k[prefills], v[prefills], batch.positions[prefills], rotary,
+                                     k_cache, v_cache, batch.slot_mapping[prefills])
         if num_decodes:
             outputs.append(kernels.paged_decode(
-                q[:num_decodes], k_cache, v_cache, batch.block_tables[:num_decodes], batch.context_lens[:num_decodes],
-                self.scale, batch.max_context_len))
-        if num_decodes < batch.context_lens.shape[0]:
+                q[decodes], k[decodes], v[decodes], batch.positions[decodes], rotary, k_cache, v_cache,
+                batch.slot_mapping[decodes], batch.block_tables[decodes], batch.context_lens[decodes], self.scale))
+        if has_prefills:
             outputs.append(self.paged_prefill(
-                q[num_decodes:], k_cache, v_cache, batch.block_tables[num_decodes:], batch.context_lens[num_decodes:],
+                q[prefills], k_cache, v_cache, batch.block_tables[prefills], batch.context_lens[prefills],
                 batch.query_start[num_decodes:] - num_decodes, self.scale, batch.max_query_len,
                 batch.max_context_len))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

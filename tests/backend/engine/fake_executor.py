@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from backend.requests import TokenLogprobs
-from backend.steps import RowSetup, SampledToken, StepPlan, StepResult
+from backend.steps import RowSetup, SampledToken, ScheduledRow, StepPlan, StepResult
 
 VOCAB_SIZE = 97
 EOS = 1
@@ -47,7 +47,7 @@ class Handle:
 
 @dataclass
 class FakeExecutor:
-    """stored[block][offset] is the (prefix, token) whose KV is there; reading anything else is an AssertionError."""
+    """stored[block, offset] is the prefix whose KV is there; reading anything else is an AssertionError."""
 
     num_blocks: int
     block_size: int
@@ -63,19 +63,21 @@ class FakeExecutor:
         assert len({row.row for row in plan.rows}) == len(plan.rows)
         assert [row.num_new > 1 for row in plan.rows] == sorted(row.num_new > 1 for row in plan.rows)
         self.largest_step = max(self.largest_step, plan.num_tokens)
-        for scheduled in plan.rows:  # as each layer does: first everything new is stored, then anything is read
-            row = self.rows[scheduled.row]
-            row.block_table.extend(scheduled.new_blocks)
-            for position in range(scheduled.num_cached, scheduled.num_cached + scheduled.num_new):
-                self.stored[self._slot(row, position)] = tuple(row.token_ids[:position + 1])
-                self.num_computed += 1
+        for scheduled in plan.rows:
+            self.rows[scheduled.row].block_table.extend(scheduled.new_blocks)
+        # As each layer does: prefill rows are stored, then decode rows store and read side by side, then prefills read.
+        decodes = [scheduled for scheduled in plan.rows if scheduled.num_new == 1]
+        prefills = [scheduled for scheduled in plan.rows if scheduled.num_new > 1]
+        self._store(prefills)
+        for scheduled in decodes:
+            self._read(scheduled, scheduled.num_cached)
+        self._store(decodes)
+        for scheduled in prefills:
+            self._read(scheduled, scheduled.num_cached + scheduled.num_new)
         tokens = []
         for scheduled in plan.rows:
             row = self.rows[scheduled.row]
             end = scheduled.num_cached + scheduled.num_new
-            for position in range(end):
-                assert self.stored.get(self._slot(row, position)) == tuple(row.token_ids[:position + 1]), (
-                    f"row {scheduled.row} reads KV at {position} that is not its own")
             if scheduled.samples:
                 assert end == len(row.token_ids), "sampling before the last known token was computed"
                 token_id = next_token(row.token_ids)
@@ -86,6 +88,19 @@ class FakeExecutor:
 
     def close(self) -> None:
         pass
+
+    def _store(self, scheduled_rows: list[ScheduledRow]) -> None:
+        for scheduled in scheduled_rows:
+            row = self.rows[scheduled.row]
+            for position in range(scheduled.num_cached, scheduled.num_cached + scheduled.num_new):
+                self.stored[self._slot(row, position)] = tuple(row.token_ids[:position + 1])
+                self.num_computed += 1
+
+    def _read(self, scheduled: ScheduledRow, num_tokens: int) -> None:
+        row = self.rows[scheduled.row]
+        for position in range(num_tokens):
+            assert self.stored.get(self._slot(row, position)) == tuple(row.token_ids[:position + 1]), (
+                f"row {scheduled.row} reads KV at {position} that is not its own")
 
     def _slot(self, row: Row, position: int) -> tuple[int, int]:
         return row.block_table[position // self.block_size], position % self.block_size

@@ -233,6 +233,20 @@ def test_prompts_of_one_step_share_their_prefix():
     assert engine.executor.num_computed == 64 + 4 * 4
 
 
+def test_a_block_that_a_decode_fills_is_shared_from_the_next_step_on():
+    """In the same step, a row with one new token would read it while it is being stored."""
+    engine = make_engine()
+    text = (*prompt(1, BLOCK - 2), *completion(list(prompt(1, BLOCK - 2)), 2))
+    engine.add_request(request("1", text[:-2], ignore_eos=True))
+    for _ in range(2):
+        engine.step()
+    engine.add_request(request("2", (*text, 5), max_new_tokens=1))
+    (computed_it_too,) = [output for output in engine.step() if output.request_id == "2"]  # "1" fills its block
+    engine.add_request(request("3", (*text, 6), max_new_tokens=1))
+    (shared_it,) = run(engine)["3"]
+    assert (computed_it_too.num_cached_tokens, shared_it.num_cached_tokens) == (0, BLOCK)
+
+
 def test_no_new_tokens_means_prefill_only():
     engine = make_engine()
     engine.add_request(request("1", prompt(1, 50), session_id=7, max_new_tokens=0))

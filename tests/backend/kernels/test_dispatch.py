@@ -10,7 +10,7 @@ import torch
 from backend.kernels import dispatch, reference
 from tests.backend.kernels.paged_batch import make_batch
 
-KERNELS = ["rms_norm", "linear", "logits", "rotary", "store_kv", "paged_decode", "paged_prefill"]
+KERNELS = ["rms_norm", "linear", "logits", "rotary_and_store", "paged_decode", "paged_prefill"]
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -46,10 +46,9 @@ def test_a_layer_of_kernels_does_not_wait_for_the_device():
         dispatch.linear(flat, square, norm=(weight.repeat(4), 1e-6), is_gated=True)
         dispatch.linear(flat[:1], square, residual=flat[:1])
         dispatch.logits(flat, square, (weight.repeat(4), 1e-6))
-        dispatch.rotary(batch.q, k, positions, cos_sin)
-        dispatch.store_kv(k, k, *caches, positions)
-        dispatch.paged_decode(batch.q[:2], batch.k_cache, batch.v_cache, batch.block_tables, batch.context_lens, 1.0,
-                              max_context_len=40)
+        dispatch.rotary_and_store(batch.q, k, k, positions, cos_sin, *caches, positions)
+        dispatch.paged_decode(batch.q[:2], k[:2], k[:2], positions[:2], cos_sin, *caches, positions[:2],
+                              batch.block_tables, batch.context_lens, 1.0)
         dispatch.paged_prefill(batch.q, batch.k_cache, batch.v_cache, batch.block_tables, batch.context_lens,
                                batch.query_start, 1.0, max_query_len=4, max_context_len=40)
 

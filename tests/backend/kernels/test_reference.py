@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -10,14 +11,14 @@ import torch
 from backend.errors import ShapeError
 from backend.kernels import reference
 from tests.backend.kernels.comparison import assert_near
+from tests.backend.kernels.decode_batch import make_decode
 from tests.backend.kernels.paged_batch import make_batch, naive_attention
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
 
 def decode(batch):
-    return reference.paged_decode(batch.q, batch.k_cache, batch.v_cache, batch.block_tables, batch.context_lens,
-                                  batch.scale, batch.max_context_len)
+    return reference.paged_decode(*batch.arguments)
 
 
 def prefill(batch):
@@ -77,30 +78,32 @@ def test_silu_and_mul_gates_the_second_half_with_the_first(dtype):
 @pytest.mark.parametrize("rotated", [8, 6])
 def test_rotary_turns_each_pair_of_values_by_its_angle(dtype, rotated):
     tokens, heads, kv_heads, head_dim = 4, 3, 1, 8
-    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
-    before = qkv.double().clone().view(tokens, -1, head_dim)
-    q = qkv[:, : heads * head_dim].view(tokens, heads, head_dim)
-    k = qkv[:, heads * head_dim : (heads + kv_heads) * head_dim].view(tokens, kv_heads, head_dim)
+    before = torch.randn(tokens, heads + 2 * kv_heads, head_dim).to(dtype)
+    q, k, v = before.clone().split((heads, kv_heads, kv_heads), dim=1)
     angles = torch.rand(10, rotated // 2) * 6
-    positions = torch.tensor([0, 9, 3, 3])
-    reference.rotary(q, k, positions, torch.stack((angles.cos(), angles.sin()), dim=1))
+    cos_sin, positions = torch.stack((angles.cos(), angles.sin()), dim=1), torch.tensor([0, 9, 3, 3])
+    caches = torch.zeros(2, 1, 16, kv_heads, head_dim, dtype=dtype)
+    reference.rotary_and_store(q, k, v, positions, cos_sin, caches[0], caches[1], torch.arange(tokens))
 
-    expected = before.clone()
+    expected = before.double().clone()
     for token, position in enumerate(positions.tolist()):
         for head in range(heads + kv_heads):
             for pair in range(rotated // 2):
-                point = complex(*before[token, head, [pair, pair + rotated // 2]].tolist())
+                point = complex(*expected[token, head, [pair, pair + rotated // 2]].tolist())
                 angle = angles[position, pair].item()
                 turned = point * complex(math.cos(angle), math.sin(angle))
                 expected[token, head, pair], expected[token, head, pair + rotated // 2] = turned.real, turned.imag
-    assert_near(qkv.view_as(before), expected)
-    assert torch.equal(qkv.view_as(before)[:, heads + kv_heads :].double(), before[:, heads + kv_heads :])
+    assert_near(q, expected[:, :heads])
+    assert_near(caches[0, 0, :tokens], expected[:, heads:heads + kv_heads])
+    assert torch.equal(caches[1, 0, :tokens], before[:, heads + kv_heads:])
 
 
-def test_store_kv_fills_the_named_slots_and_skips_padding():
-    k, v = torch.randn(4, 2, 8), torch.randn(4, 2, 8)
-    caches = torch.zeros(2, 3, 16, 2, 8)
-    reference.store_kv(k, v, caches[0], caches[1], torch.tensor([40, -1, 3, 4]))
+def test_the_store_fills_the_named_slots_and_skips_padding():
+    qkv = torch.randn(4, 6, 8)
+    caches, no_turn = torch.zeros(2, 3, 16, 2, 8), torch.tensor([[[1.0], [0.0]]])
+    q, k, v = qkv.split(2, dim=1)
+    reference.rotary_and_store(q, k, v, torch.zeros(4).long(), no_turn, caches[0], caches[1],
+                               torch.tensor([40, -1, 3, 4]))
     expected = torch.zeros_like(caches)
     for dense, cache in ((k, expected[0]), (v, expected[1])):
         cache[2, 8], cache[0, 3], cache[0, 4] = dense[0], dense[2], dense[3]
@@ -110,25 +113,25 @@ def test_store_kv_fills_the_named_slots_and_skips_padding():
 @ALL_DTYPES
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 4, 64), (6, 2, 80), (7, 1, 96)])
 def test_decode_attends_to_the_whole_context(dtype, num_heads, num_kv_heads, head_dim):
-    batch = make_batch([1, 16, 33, 50], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
-    assert_near(decode(batch), naive_attention(batch))
+    batch = make_decode([1, 16, 33, 50], num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype)
+    assert_near(decode(batch), batch.expected())
 
 
 def test_decode_of_equal_lengths_gives_the_same():
-    batch = make_batch([40, 40, 40])
-    assert_near(decode(batch), naive_attention(batch))
+    batch = make_decode([40, 40, 40])
+    assert_near(decode(batch), batch.expected())
 
 
 def test_decode_in_groups_of_rows_gives_the_same(monkeypatch):
     monkeypatch.setattr(reference, "DECODE_GROUP_TOKENS", 80)
-    batch = make_batch([40, 3, 25, 40, 7])
-    assert_near(decode(batch), naive_attention(batch))
+    batch = make_decode([40, 3, 25, 40, 7])
+    assert_near(decode(batch), batch.expected())
 
 
 def test_decode_leaves_padding_rows_alone():
-    batch = make_batch([0, 5, 0])
-    assert_near(decode(batch)[1:2], naive_attention(batch)[1:2])
-    only_padding = make_batch([0, 0])
+    batch = make_decode([0, 5, 0])
+    assert_near(decode(batch)[1:2], batch.expected()[1:2])
+    only_padding = make_decode([0, 0])
     assert decode(only_padding).shape == (2, 4, 64)
 
 
@@ -148,22 +151,21 @@ def test_prefill_in_tiles_gives_the_same(monkeypatch, limit, value):
 
 
 def test_heads_that_do_not_share_evenly_are_refused():
-    batch = make_batch([5], num_heads=5, num_kv_heads=1)
-    cache = torch.zeros(2, 16, 2, 64)
+    batch, cache = make_decode([5], num_heads=5, num_kv_heads=1), torch.zeros(2, 16, 2, 64)
     with pytest.raises(ShapeError, match="5 query heads are not a multiple of 2 KV heads"):
-        reference.paged_decode(batch.q, cache, cache, batch.block_tables, batch.context_lens, 1.0, 5)
+        decode(dataclasses.replace(batch, k_cache=cache, v_cache=cache))
 
 
 def test_a_head_dim_above_the_limit_is_refused():
-    q, cache = torch.zeros(1, 2, 512), torch.zeros(2, 16, 2, 512)
+    batch, cache = make_batch([5], [2]), torch.zeros(2, 16, 2, 512)
     with pytest.raises(ShapeError, match="at most 256"):
-        reference.paged_decode(q, cache, cache, torch.zeros(1, 1).int(), torch.ones(1).int(), 1.0, 1)
+        prefill(dataclasses.replace(batch, q=torch.zeros(2, 4, 512), k_cache=cache, v_cache=cache))
 
 
 def test_a_cache_of_another_dtype_is_refused():
-    q, cache = torch.zeros(1, 2, 64), torch.zeros(2, 16, 2, 64, dtype=torch.float16)
+    batch = make_decode([5])
     with pytest.raises(ShapeError, match=r"q is torch.float32, but the KV cache is torch.float16"):
-        reference.paged_decode(q, cache, cache, torch.zeros(1, 1).int(), torch.ones(1).int(), 1.0, 1)
+        decode(dataclasses.replace(batch, k_cache=batch.k_cache.half(), v_cache=batch.v_cache.half()))
 
 
 def test_an_odd_gate_up_is_refused():
@@ -172,5 +174,5 @@ def test_an_odd_gate_up_is_refused():
 
 
 def test_a_rotation_wider_than_the_head_is_refused():
-    with pytest.raises(ShapeError, match="at most head_dim=8"):
-        reference.rotary(torch.zeros(1, 2, 8), torch.zeros(1, 1, 8), torch.zeros(1).long(), torch.zeros(4, 2, 5))
+    with pytest.raises(ShapeError, match="at most head_dim=64"):
+        decode(dataclasses.replace(make_decode([5]), cos_sin=torch.zeros(5, 2, 33)))
