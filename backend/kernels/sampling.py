@@ -1,0 +1,202 @@
+"""Sampling in Triton: temperature, top_k, top_p, min_p and the draw of every row in one launch, without sorting.
+
+A program owns one row. It reads it once for the maximum of each of SLOTS interleaved groups of logits. Greedy rows end
+there. Otherwise the group maxima alone tell how low the filters can reach at least: k groups whose maximum is at least x
+hold k logits that are. What lies above that bound is usually a few hundred logits, gathered by a second reading; a
+search over values then finds the exact borders among them, and the noise is drawn for what is left. Where so much is
+kept that it does not fit (a flat distribution), or nothing bounds it, the same search runs over the whole row, some
+eight readings long.
+
+On an H200, in a CUDA graph, float32 [256, 92544]: TODO.
+Used by worker/sampler.py and worker/cuda_graph.py."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from backend.kernels.sampling_reference import FACTOR_1, FACTOR_2, INCREMENT
+
+SLOTS = 4096
+ROOM = 4096  # logits that can be gathered of a row
+NUM_WARPS = 16
+_INCREMENT, _FACTOR_1, _FACTOR_2 = tl.constexpr(INCREMENT), tl.constexpr(FACTOR_1), tl.constexpr(FACTOR_2)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LOWEST = tl.constexpr(-3.4e38)  # below it there is only -inf
+_ABOVE_ALL = tl.constexpr(1e-30)  # values are less their maximum, so at most 0
+_PARTS = tl.constexpr(8)  # in which a reading cuts a search's range
+
+
+def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor,
+         token_table: Tensor, slots: Tensor) -> Tensor:
+    """See sampling_reference.draw. A row of -inf or NaN alone gives token 0."""
+    num_rows, vocab_size = logits.shape
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    num_slots = min(SLOTS, triton.next_power_of_2(vocab_size))
+    maxima = torch.empty((num_rows, num_slots), dtype=torch.float32, device=logits.device)
+    gathered = torch.empty((num_rows, ROOM), dtype=torch.float32, device=logits.device)
+    gathered_ids = torch.empty((num_rows, ROOM), dtype=torch.int32, device=logits.device)
+    _draw_kernel[(num_rows,)](
+        logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids, maxima, gathered, gathered_ids,
+        VOCAB_SIZE=vocab_size, SLOTS=num_slots, TILE=min(2048, num_slots), ROOM=ROOM, num_warps=NUM_WARPS)
+    return token_ids
+
+
+@triton.jit
+def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids,
+                 maxima, gathered, gathered_ids, VOCAB_SIZE: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
+                 ROOM: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    values = logits + row * VOCAB_SIZE
+    slot = tl.arange(0, SLOTS)
+    slot_best = tl.full([SLOTS], float("-inf"), tl.float32)
+    slot_id = slot
+    for start in range(0, VOCAB_SIZE, SLOTS):
+        ids = start + slot
+        value = tl.load(values + ids, mask=ids < VOCAB_SIZE, other=float("-inf"))
+        is_better = value > slot_best  # so the first of equals stays, and NaN never enters
+        slot_best = tl.where(is_better, value, slot_best)
+        slot_id = tl.where(is_better, ids, slot_id)
+    best = tl.max(slot_best, axis=0)
+    token_id = tl.min(tl.where(slot_best == best, slot_id, VOCAB_SIZE), axis=0)
+    row_temperature = tl.load(temperature + row)
+    if (row_temperature > 0) & (best > float("-inf")):
+        scale = _LOG2_E / row_temperature
+        row_top_k, row_top_p = tl.load(top_k + row), tl.load(top_p + row)
+        has_top_k, has_top_p = row_top_k < VOCAB_SIZE, row_top_p < 1.0
+        # The values that can be kept, and how many: the row itself, or what is gathered of it.
+        source, count = values, VOCAB_SIZE
+        is_gathered = False
+        floor = tl.where(has_top_k, _LOWEST, tl.maximum(-126.0 / scale, _LOWEST))  # what is lower weighs nothing
+        if has_top_k | has_top_p:
+            weight_scale, target = 0.0, row_top_k.to(tl.float32)
+            if not has_top_k:
+                weight_scale = scale
+                target = row_top_p * _weight(values, VOCAB_SIZE, best, scale, _LOWEST, TILE)
+            weights = tl.exp2(tl.maximum(slot_best - best, _LOWEST) * weight_scale)
+            if tl.sum(tl.where(slot_best > float("-inf"), weights, 0.0), axis=0) >= target:
+                row_maxima = maxima + row * SLOTS
+                tl.store(row_maxima + slot, slot_best)
+                tl.debug_barrier()
+                floor = tl.maximum(tl.min(slot_best, axis=0) - best, _LOWEST)
+                floor = _search(row_maxima, SLOTS, best, weight_scale, target, floor, TILE)
+                row_gathered, row_gathered_ids = gathered + row * ROOM, gathered_ids + row * ROOM
+                found = _gather(values, best, floor, row_gathered, row_gathered_ids, VOCAB_SIZE, SLOTS, ROOM)
+                if found <= ROOM:
+                    tl.debug_barrier()
+                    source, count = row_gathered, found
+                    is_gathered = True
+            if has_top_k:
+                floor = _search(source, count, best, 0.0, target, floor, TILE)
+                if has_top_p:
+                    target = row_top_p * _weight(source, count, best, scale, floor, TILE)
+            if has_top_p:
+                floor = _search(source, count, best, scale, target, floor, TILE)
+        token_id = _largest_noisy(source, count, gathered_ids + row * ROOM, is_gathered, best, floor, row_temperature,
+                                  tl.load(min_p + row), tl.load(keys + row), VOCAB_SIZE, TILE)
+    tl.store(token_ids + row, token_id.to(tl.int64))
+    tl.store(token_table + tl.load(slots + row), token_id)
+
+
+@triton.jit
+def _weight(values, count, best, scale, floor, TILE: tl.constexpr):
+    """The sum of 2^(scale · (value - best)) over values with value - best >= floor."""
+    total = tl.zeros([TILE], tl.float32)
+    for start in range(0, count, TILE):
+        index = start + tl.arange(0, TILE)
+        shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+        total += tl.where(shifted >= floor, tl.exp2(shifted * scale), 0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def _search(values, count, best, scale, target, low, TILE: tl.constexpr):
+    """The largest x for which the values with value - best >= x weigh target or more; a value weighs
+    2^(scale · (value - best)), so that a scale of 0 counts. x may lie below the value that it stands for, with nothing
+    between. Not less than low: where even that is too high, low.
+
+    Keeps [low, high) with x in it, and cuts it in _PARTS by one reading, until it holds a single value."""
+    high = _ABOVE_ALL
+    is_open = True
+    while is_open:
+        cuts, totals = (), ()
+        for part in tl.static_range(1, _PARTS):
+            cuts = cuts + (low + (high - low) * (part / _PARTS),)
+            totals = totals + (tl.zeros([TILE], tl.float32),)
+        least = tl.full([TILE], float("inf"), tl.float32)
+        most = tl.full([TILE], float("-inf"), tl.float32)
+        total = tl.zeros([TILE], tl.float32)
+        for start in range(0, count, TILE):
+            index = start + tl.arange(0, TILE)
+            shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+            weight = tl.exp2(shifted * scale)
+            least = tl.minimum(least, tl.where(shifted >= low, shifted, float("inf")))
+            most = tl.maximum(most, tl.where(shifted < high, shifted, float("-inf")))
+            sums = ()
+            for part in tl.static_range(_PARTS - 1):
+                sums = sums + (totals[part] + tl.where(shifted >= cuts[part], weight, 0.0),)
+            totals = sums
+        smallest, largest = tl.min(least, axis=0), tl.max(most, axis=0)
+        is_open = smallest < largest
+        low = tl.maximum(low, tl.minimum(smallest, high))
+        for part in tl.static_range(_PARTS - 1):
+            reaches = tl.sum(totals[part], axis=0) >= target
+            low = tl.where(reaches, tl.maximum(low, cuts[part]), low)
+            high = tl.where(reaches, high, tl.minimum(high, cuts[part]))
+    return low
+
+
+@triton.jit
+def _gather(values, best, bound, gathered, gathered_ids, VOCAB_SIZE: tl.constexpr, TILE: tl.constexpr,
+            ROOM: tl.constexpr):
+    """Copies the values with value - best >= bound, and their ids, in order. Returns how many there are: ROOM + 1 or
+    more if they do not fit."""
+    found = 0
+    for start in range(0, VOCAB_SIZE, TILE):
+        ids = start + tl.arange(0, TILE)
+        value = tl.load(values + ids, mask=ids < VOCAB_SIZE, other=float("-inf"))
+        is_kept = value - best >= bound
+        place = found + tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
+        tl.store(gathered + place, value, mask=is_kept & (place < ROOM))
+        tl.store(gathered_ids + place, ids, mask=is_kept & (place < ROOM))
+        found += tl.sum(is_kept.to(tl.int32), axis=0)
+    return found
+
+
+@triton.jit
+def _largest_noisy(values, count, ids_of_values, is_gathered, best, floor, temperature, min_p, key,
+                   VOCAB_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """The id with the largest (value - best) / temperature + noise of those that are kept."""
+    lane = tl.arange(0, TILE)
+    lane_best = tl.full([TILE], float("-inf"), tl.float32)
+    lane_id = tl.full([TILE], VOCAB_SIZE, tl.int32)
+    min_p_floor = tl.log(min_p)
+    for start in range(0, count, TILE):
+        index = start + lane
+        shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+        scaled = tl.div_rn(shifted, temperature)
+        is_kept = (shifted >= floor) & (scaled >= min_p_floor)
+        if tl.max(is_kept.to(tl.int32), axis=0) > 0:
+            ids = tl.where(is_gathered, tl.load(ids_of_values + index, mask=is_kept & is_gathered, other=0), index)
+            noisy = tl.where(is_kept, scaled + _gumbel_noise(key, ids), float("-inf"))
+            is_better = noisy > lane_best
+            lane_best = tl.where(is_better, noisy, lane_best)
+            lane_id = tl.where(is_better, ids, lane_id)
+    return tl.min(tl.where(lane_best == tl.max(lane_best, axis=0), lane_id, VOCAB_SIZE), axis=0)
+
+
+@triton.jit
+def _gumbel_noise(key, ids):
+    """See sampling_reference.gumbel_noise."""
+    mixed = key.to(tl.uint64) + ids.to(tl.uint64) * _INCREMENT
+    mixed = (mixed ^ (mixed >> 30)) * _FACTOR_1
+    mixed = (mixed ^ (mixed >> 27)) * _FACTOR_2
+    mixed = mixed ^ (mixed >> 31)
+    uniform = tl.minimum(((mixed >> 11).to(tl.float32) + 1.0) * 2.0**-53, 1.0 - 2.0**-24)
+    # -log(1 - uniform): the rounding of 1 - uniform is undone by what it took away, as in Goldberg's log1p (1991).
+    complement = 1.0 - uniform
+    taken = 1.0 - complement
+    exponential = tl.where(taken == 0.0, uniform, -tl.log(complement) * (uniform / taken))
+    return -tl.log(exponential)
