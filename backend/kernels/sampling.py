@@ -1,11 +1,10 @@
 """Sampling in Triton: temperature, top_k, top_p, min_p and the draw of every row in one launch, without sorting.
 
-A program owns one row. It reads it once for the maximum of each of SLOTS interleaved groups of logits. Greedy rows end
-there. Otherwise the group maxima alone tell how low the filters can reach at least: k groups whose maximum is at least x
-hold k logits that are. What lies above that bound is usually a few hundred logits, gathered by a second reading; a
-search over values then finds the exact borders among them, and the noise is drawn for what is left. Where so much is
-kept that it does not fit (a flat distribution), or nothing bounds it, the same search runs over the whole row, some
-eight readings long.
+A program owns one row. It reads it once for the maximum of each of SLOTS interleaved groups of logits; greedy rows end
+there. The group maxima alone then bound what the filters keep: k groups whose maximum is at least x hold k logits that
+are, so top_k cuts at x or above. That leaves a few hundred logits, gathered by a second reading; a search over values
+finds the exact borders among them, and noise is computed for what is kept. Where more than ROOM are left (top_p of a
+flat distribution), or no bound is found, the same search runs over the whole row, in some eight readings.
 
 On an H200, in a CUDA graph, float32 [256, 92544]: TODO.
 Used by worker/sampler.py and worker/cuda_graph.py."""
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from backend.kernels.sampling_reference import FACTOR_1, FACTOR_2, INCREMENT
 
-SLOTS = 4096
+SLOTS = 4096  # groups of logits whose maximum is known
 ROOM = 4096  # logits that can be gathered of a row
+TILE = 2048  # logits that a search reads at a time
+PARTS = 8  # in which a reading cuts a search's range
 NUM_WARPS = 16
 _INCREMENT, _FACTOR_1, _FACTOR_2 = tl.constexpr(INCREMENT), tl.constexpr(FACTOR_1), tl.constexpr(FACTOR_2)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-3.4e38)  # below it there is only -inf
 _ABOVE_ALL = tl.constexpr(1e-30)  # values are less their maximum, so at most 0
-_PARTS = tl.constexpr(8)  # in which a reading cuts a search's range
 
 
 def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor,
@@ -40,14 +40,15 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_
     gathered_ids = torch.empty((num_rows, ROOM), dtype=torch.int32, device=logits.device)
     _draw_kernel[(num_rows,)](
         logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids, maxima, gathered, gathered_ids,
-        VOCAB_SIZE=vocab_size, SLOTS=num_slots, TILE=min(2048, num_slots), ROOM=ROOM, num_warps=NUM_WARPS)
+        VOCAB_SIZE=vocab_size, SLOTS=num_slots, TILE=min(TILE, num_slots), ROOM=ROOM, PARTS=PARTS,
+        num_warps=NUM_WARPS)
     return token_ids
 
 
 @triton.jit
 def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids,
                  maxima, gathered, gathered_ids, VOCAB_SIZE: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
-                 ROOM: tl.constexpr):
+                 ROOM: tl.constexpr, PARTS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     values = logits + row * VOCAB_SIZE
     slot = tl.arange(0, SLOTS)
@@ -81,7 +82,7 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
                 tl.store(row_maxima + slot, slot_best)
                 tl.debug_barrier()
                 floor = tl.maximum(tl.min(slot_best, axis=0) - best, _LOWEST)
-                floor = _search(row_maxima, SLOTS, best, weight_scale, target, floor, TILE)
+                floor = _search(row_maxima, SLOTS, best, weight_scale, target, floor, TILE, PARTS)
                 row_gathered, row_gathered_ids = gathered + row * ROOM, gathered_ids + row * ROOM
                 found = _gather(values, best, floor, row_gathered, row_gathered_ids, VOCAB_SIZE, SLOTS, ROOM)
                 if found <= ROOM:
@@ -89,11 +90,11 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
                     source, count = row_gathered, found
                     is_gathered = True
             if has_top_k:
-                floor = _search(source, count, best, 0.0, target, floor, TILE)
+                floor = _search(source, count, best, 0.0, target, floor, TILE, PARTS)
                 if has_top_p:
                     target = row_top_p * _weight(source, count, best, scale, floor, TILE)
             if has_top_p:
-                floor = _search(source, count, best, scale, target, floor, TILE)
+                floor = _search(source, count, best, scale, target, floor, TILE, PARTS)
         token_id = _largest_noisy(source, count, gathered_ids + row * ROOM, is_gathered, best, floor, row_temperature,
                                   tl.load(min_p + row), tl.load(keys + row), VOCAB_SIZE, TILE)
     tl.store(token_ids + row, token_id.to(tl.int64))
@@ -112,22 +113,21 @@ def _weight(values, count, best, scale, floor, TILE: tl.constexpr):
 
 
 @triton.jit
-def _search(values, count, best, scale, target, low, TILE: tl.constexpr):
+def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: tl.constexpr):
     """The largest x for which the values with value - best >= x weigh target or more; a value weighs
     2^(scale · (value - best)), so that a scale of 0 counts. x may lie below the value that it stands for, with nothing
     between. Not less than low: where even that is too high, low.
 
-    Keeps [low, high) with x in it, and cuts it in _PARTS by one reading, until it holds a single value."""
+    Keeps [low, high) with x in it, and cuts it in PARTS by one reading, until it holds a single value."""
     high = _ABOVE_ALL
     is_open = True
     while is_open:
-        cuts, totals = (), ()
-        for part in tl.static_range(1, _PARTS):
-            cuts = cuts + (low + (high - low) * (part / _PARTS),)
-            totals = totals + (tl.zeros([TILE], tl.float32),)
+        cuts, totals = (), ()  # Triton's tuples grow by + only
+        for part in tl.static_range(1, PARTS):
+            cuts = cuts + (low + (high - low) * (part / PARTS),)  # noqa: RUF005
+            totals = totals + (tl.zeros([TILE], tl.float32),)  # noqa: RUF005
         least = tl.full([TILE], float("inf"), tl.float32)
         most = tl.full([TILE], float("-inf"), tl.float32)
-        total = tl.zeros([TILE], tl.float32)
         for start in range(0, count, TILE):
             index = start + tl.arange(0, TILE)
             shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
@@ -135,13 +135,13 @@ def _search(values, count, best, scale, target, low, TILE: tl.constexpr):
             least = tl.minimum(least, tl.where(shifted >= low, shifted, float("inf")))
             most = tl.maximum(most, tl.where(shifted < high, shifted, float("-inf")))
             sums = ()
-            for part in tl.static_range(_PARTS - 1):
-                sums = sums + (totals[part] + tl.where(shifted >= cuts[part], weight, 0.0),)
+            for part in tl.static_range(PARTS - 1):
+                sums = sums + (totals[part] + tl.where(shifted >= cuts[part], weight, 0.0),)  # noqa: RUF005
             totals = sums
         smallest, largest = tl.min(least, axis=0), tl.max(most, axis=0)
         is_open = smallest < largest
         low = tl.maximum(low, tl.minimum(smallest, high))
-        for part in tl.static_range(_PARTS - 1):
+        for part in tl.static_range(PARTS - 1):
             reaches = tl.sum(totals[part], axis=0) >= target
             low = tl.where(reaches, tl.maximum(low, cuts[part]), low)
             high = tl.where(reaches, high, tl.minimum(high, cuts[part]))
