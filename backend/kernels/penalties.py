@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 1024  # tokens at a time
-_SEEN, _COMPLETED = tl.constexpr(1), tl.constexpr(2)  # a token's mark: whether it is known, and twice its completions
+TILE = 2048  # tokens at a time
+NUM_WARPS = 8
+# A token's mark: 1 if the prompt has it, and 2 for each time that the completion has it.
+_IN_PROMPT, _IN_COMPLETION = tl.constexpr(1), tl.constexpr(2)
 
 
 def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor, rows: Tensor, num_prompt: Tensor,
@@ -19,7 +21,7 @@ def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor,
     """See sampling_reference.penalise."""
     _penalise_kernel[(len(index),)](
         logits, token_table, counts, index, rows, num_prompt, length, repetition, presence, frequency,
-        token_table.stride(0), VOCAB_SIZE=logits.shape[1], TILE=TILE)
+        token_table.stride(0), VOCAB_SIZE=logits.shape[1], TILE=TILE, num_warps=NUM_WARPS)
 
 
 @triton.jit(do_not_specialize=["table_stride"])
@@ -36,8 +38,8 @@ def _penalise_kernel(logits, token_table, counts, index, rows, num_prompt, lengt
         place = start + tl.arange(0, TILE)
         is_known = place < num_tokens
         token = tl.load(tokens + place, mask=is_known, other=0)
-        tl.atomic_or(marks + token, _SEEN, mask=is_known)
-        tl.atomic_add(marks + token, _COMPLETED, mask=is_known & (place >= num_prompt_tokens))
+        tl.atomic_or(marks + token, _IN_PROMPT, mask=is_known & (place < num_prompt_tokens))
+        tl.atomic_add(marks + token, _IN_COMPLETION, mask=is_known & (place >= num_prompt_tokens))
     tl.debug_barrier()  # every mark is left before the first is taken
 
     values = logits + tl.load(index + entry) * VOCAB_SIZE
@@ -48,7 +50,7 @@ def _penalise_kernel(logits, token_table, counts, index, rows, num_prompt, lengt
         is_known = place < num_tokens
         token = tl.load(tokens + place, mask=is_known, other=0)
         mark = tl.where(is_known, tl.atomic_xchg(marks + token, 0, mask=is_known), 0)
-        count = mark // _COMPLETED
+        count = mark // _IN_COMPLETION
         value = tl.load(values + token, mask=mark > 0, other=0.0)
         value = tl.where(value > 0, tl.div_rn(value, row_repetition), value * row_repetition)
         value -= tl.where(count > 0, row_presence, 0.0) + row_frequency * count.to(tl.float32)

@@ -1,13 +1,13 @@
 """Sampling in Triton: temperature, top_k, top_p, min_p and the draw of every row in one launch, without sorting.
 
-A program owns one row. It reads it once for the maximum of each of SLOTS interleaved groups of logits; greedy rows end
-there. The group maxima alone then bound what the filters keep: k groups whose maximum is at least x hold k logits that
-are, so top_k cuts at x or above. That leaves a few hundred logits, gathered by a second reading; a search over values
-finds the exact borders among them, and noise is computed for what is kept. Where more than ROOM are left (top_p of a
+A program owns one row. It reads it once for the maximum of each of SLOTS columns, logits that are SLOTS apart; greedy
+rows end there. The maxima alone then bound what the filters keep: k columns whose maximum is at least x hold k logits
+that are, so top_k cuts at x or above. What is left lies in a few columns, which are copied; a search over values finds
+the exact borders among them, and noise is computed for what is kept. Where the columns do not fit into ROOM (top_p of a
 flat distribution), or no bound is found, the same search runs over the whole row, in some eight readings.
 
 On an H200, in a CUDA graph, float32 [256, 92544]: TODO.
-Used by worker/sampler.py and worker/cuda_graph.py."""
+Used by worker/sampler.py."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from backend.kernels.sampling_reference import FACTOR_1, FACTOR_2, INCREMENT
 
-SLOTS = 4096  # groups of logits whose maximum is known
-ROOM = 4096  # logits that can be gathered of a row
+SLOTS = 4096
+ROOM = 8192  # logits for which there is room beside the row
 TILE = 2048  # logits that a search reads at a time
 PARTS = 8  # in which a reading cuts a search's range
 NUM_WARPS = 16
+NUM_STAGES = 3  # tiles on their way
 _INCREMENT, _FACTOR_1, _FACTOR_2 = tl.constexpr(INCREMENT), tl.constexpr(FACTOR_1), tl.constexpr(FACTOR_2)
-_LOG2_E = tl.constexpr(1.4426950408889634)
+_LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 _LOWEST = tl.constexpr(-3.4e38)  # below it there is only -inf
 _ABOVE_ALL = tl.constexpr(1e-30)  # values are less their maximum, so at most 0
 
@@ -33,28 +34,29 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_
          token_table: Tensor, slots: Tensor) -> Tensor:
     """See sampling_reference.draw. A row of -inf or NaN alone gives token 0."""
     num_rows, vocab_size = logits.shape
-    token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     num_slots = min(SLOTS, triton.next_power_of_2(vocab_size))
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     maxima = torch.empty((num_rows, num_slots), dtype=torch.float32, device=logits.device)
-    gathered = torch.empty((num_rows, ROOM), dtype=torch.float32, device=logits.device)
-    gathered_ids = torch.empty((num_rows, ROOM), dtype=torch.int32, device=logits.device)
+    columns = torch.empty((num_rows, num_slots), dtype=torch.int32, device=logits.device)
+    copied = torch.empty((num_rows, ROOM), dtype=torch.float32, device=logits.device)
     _draw_kernel[(num_rows,)](
-        logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids, maxima, gathered, gathered_ids,
-        VOCAB_SIZE=vocab_size, SLOTS=num_slots, TILE=min(TILE, num_slots), ROOM=ROOM, PARTS=PARTS,
+        logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids, maxima, columns, copied,
+        VOCAB_SIZE=vocab_size, SLOTS=num_slots, ROOM=ROOM, TILE=min(TILE, num_slots), PARTS=PARTS, STAGES=NUM_STAGES,
         num_warps=NUM_WARPS)
     return token_ids
 
 
 @triton.jit
-def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids,
-                 maxima, gathered, gathered_ids, VOCAB_SIZE: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
-                 ROOM: tl.constexpr, PARTS: tl.constexpr):
+def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, slots, token_ids, maxima, columns, copied,
+                 VOCAB_SIZE: tl.constexpr, SLOTS: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr,
+                 PARTS: tl.constexpr, STAGES: tl.constexpr):
+    COLUMN: tl.constexpr = (VOCAB_SIZE + SLOTS - 1) // SLOTS
     row = tl.program_id(0).to(tl.int64)
     values = logits + row * VOCAB_SIZE
     slot = tl.arange(0, SLOTS)
     slot_best = tl.full([SLOTS], float("-inf"), tl.float32)
     slot_id = slot
-    for start in range(0, VOCAB_SIZE, SLOTS):
+    for start in tl.range(0, VOCAB_SIZE, SLOTS, num_stages=STAGES):
         ids = start + slot
         value = tl.load(values + ids, mask=ids < VOCAB_SIZE, other=float("-inf"))
         is_better = value > slot_best  # so the first of equals stays, and NaN never enters
@@ -67,45 +69,75 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
         scale = _LOG2_E / row_temperature
         row_top_k, row_top_p = tl.load(top_k + row), tl.load(top_p + row)
         has_top_k, has_top_p = row_top_k < VOCAB_SIZE, row_top_p < 1.0
-        # The values that can be kept, and how many: the row itself, or what is gathered of it.
-        source, count = values, VOCAB_SIZE
-        is_gathered = False
+        # Where the values are among which the filters cut, and how many: the row itself, or columns copied from it.
+        source, count, is_copied = values, VOCAB_SIZE, False
+        row_columns = columns + row * SLOTS
         floor = tl.where(has_top_k, _LOWEST, tl.maximum(-126.0 / scale, _LOWEST))  # what is lower weighs nothing
         if has_top_k | has_top_p:
             weight_scale, target = 0.0, row_top_k.to(tl.float32)
             if not has_top_k:
                 weight_scale = scale
-                target = row_top_p * _weight(values, VOCAB_SIZE, best, scale, _LOWEST, TILE)
+                target = row_top_p * _weight(values, VOCAB_SIZE, best, scale, _LOWEST, TILE, STAGES)
             weights = tl.exp2(tl.maximum(slot_best - best, _LOWEST) * weight_scale)
             if tl.sum(tl.where(slot_best > float("-inf"), weights, 0.0), axis=0) >= target:
                 row_maxima = maxima + row * SLOTS
                 tl.store(row_maxima + slot, slot_best)
                 tl.debug_barrier()
                 floor = tl.maximum(tl.min(slot_best, axis=0) - best, _LOWEST)
-                floor = _search(row_maxima, SLOTS, best, weight_scale, target, floor, TILE, PARTS)
-                row_gathered, row_gathered_ids = gathered + row * ROOM, gathered_ids + row * ROOM
-                found = _gather(values, best, floor, row_gathered, row_gathered_ids, VOCAB_SIZE, SLOTS, ROOM)
-                if found <= ROOM:
+                floor = _search(row_maxima, SLOTS, best, weight_scale, target, floor, TILE, PARTS, STAGES)
+                is_left = slot_best - best >= floor
+                num_left = COLUMN * tl.sum(is_left.to(tl.int32), axis=0)
+                if num_left <= ROOM:
+                    tl.store(row_columns + tl.cumsum(is_left.to(tl.int32), axis=0) - 1, slot, mask=is_left)
+                    source, count, is_copied = copied + row * ROOM, num_left, True
                     tl.debug_barrier()
-                    source, count = row_gathered, found
-                    is_gathered = True
+                    for start in range(0, num_left, TILE):
+                        index = start + tl.arange(0, TILE)
+                        ids = _id_in_columns(row_columns, index, index < num_left, COLUMN, SLOTS)
+                        is_there = (index < num_left) & (ids < VOCAB_SIZE)
+                        value = tl.load(values + ids, mask=is_there, other=float("-inf"))
+                        tl.store(source + index, value, mask=index < num_left)
+                    tl.debug_barrier()
             if has_top_k:
-                floor = _search(source, count, best, 0.0, target, floor, TILE, PARTS)
+                floor = _search(source, count, best, 0.0, target, floor, TILE, PARTS, STAGES)
                 if has_top_p:
-                    target = row_top_p * _weight(source, count, best, scale, floor, TILE)
+                    target = row_top_p * _weight(source, count, best, scale, floor, TILE, STAGES)
             if has_top_p:
-                floor = _search(source, count, best, scale, target, floor, TILE, PARTS)
-        token_id = _largest_noisy(source, count, gathered_ids + row * ROOM, is_gathered, best, floor, row_temperature,
-                                  tl.load(min_p + row), tl.load(keys + row), VOCAB_SIZE, TILE)
+                floor = _search(source, count, best, scale, target, floor, TILE, PARTS, STAGES)
+        min_p_floor, key = tl.log(tl.load(min_p + row)), tl.load(keys + row)
+        largest = float("-inf")
+        for start in tl.range(0, count, TILE, num_stages=STAGES):
+            index = start + tl.arange(0, TILE)
+            shifted = tl.load(source + index, mask=index < count, other=float("-inf")) - best
+            scaled = tl.div_rn(shifted, row_temperature)
+            ids = index
+            if is_copied:
+                ids = _id_in_columns(row_columns, index, index < count, COLUMN, SLOTS)
+            hashed = _hash(key, ids)
+            is_kept = (shifted >= floor) & (scaled >= min_p_floor)
+            can_win = is_kept & (scaled + _noise_bound(hashed) >= largest)
+            if tl.max(can_win.to(tl.int32), axis=0) > 0:  # seldom, once a good one is found
+                noisy = tl.where(is_kept, scaled + _gumbel_noise(hashed), float("-inf"))
+                tile_largest = tl.max(noisy, axis=0)
+                tile_id = tl.min(tl.where(noisy == tile_largest, ids, VOCAB_SIZE), axis=0)
+                is_first = (tile_largest > largest) | ((tile_largest == largest) & (tile_id < token_id))
+                token_id = tl.where(is_first, tile_id, token_id)
+                largest = tl.maximum(largest, tile_largest)
     tl.store(token_ids + row, token_id.to(tl.int64))
     tl.store(token_table + tl.load(slots + row), token_id)
 
 
 @triton.jit
-def _weight(values, count, best, scale, floor, TILE: tl.constexpr):
+def _id_in_columns(columns, index, is_there, COLUMN: tl.constexpr, SLOTS: tl.constexpr):
+    """The token ids of copied logits: column after column."""
+    return tl.load(columns + index // COLUMN, mask=is_there, other=0) + index % COLUMN * SLOTS
+
+
+@triton.jit
+def _weight(values, count, best, scale, floor, TILE: tl.constexpr, STAGES: tl.constexpr):
     """The sum of 2^(scale · (value - best)) over values with value - best >= floor."""
     total = tl.zeros([TILE], tl.float32)
-    for start in range(0, count, TILE):
+    for start in tl.range(0, count, TILE, num_stages=STAGES):
         index = start + tl.arange(0, TILE)
         shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
         total += tl.where(shifted >= floor, tl.exp2(shifted * scale), 0.0)
@@ -113,7 +145,7 @@ def _weight(values, count, best, scale, floor, TILE: tl.constexpr):
 
 
 @triton.jit
-def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: tl.constexpr):
+def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr):
     """The largest x for which the values with value - best >= x weigh target or more; a value weighs
     2^(scale · (value - best)), so that a scale of 0 counts. x may lie below the value that it stands for, with nothing
     between. Not less than low: where even that is too high, low.
@@ -128,7 +160,7 @@ def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: 
             totals = totals + (tl.zeros([TILE], tl.float32),)  # noqa: RUF005
         least = tl.full([TILE], float("inf"), tl.float32)
         most = tl.full([TILE], float("-inf"), tl.float32)
-        for start in range(0, count, TILE):
+        for start in tl.range(0, count, TILE, num_stages=STAGES):
             index = start + tl.arange(0, TILE)
             shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
             weight = tl.exp2(shifted * scale)
@@ -149,54 +181,29 @@ def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: 
 
 
 @triton.jit
-def _gather(values, best, bound, gathered, gathered_ids, VOCAB_SIZE: tl.constexpr, TILE: tl.constexpr,
-            ROOM: tl.constexpr):
-    """Copies the values with value - best >= bound, and their ids, in order. Returns how many there are: ROOM + 1 or
-    more if they do not fit."""
-    found = 0
-    for start in range(0, VOCAB_SIZE, TILE):
-        ids = start + tl.arange(0, TILE)
-        value = tl.load(values + ids, mask=ids < VOCAB_SIZE, other=float("-inf"))
-        is_kept = value - best >= bound
-        place = found + tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
-        tl.store(gathered + place, value, mask=is_kept & (place < ROOM))
-        tl.store(gathered_ids + place, ids, mask=is_kept & (place < ROOM))
-        found += tl.sum(is_kept.to(tl.int32), axis=0)
-    return found
-
-
-@triton.jit
-def _largest_noisy(values, count, ids_of_values, is_gathered, best, floor, temperature, min_p, key,
-                   VOCAB_SIZE: tl.constexpr, TILE: tl.constexpr):
-    """The id with the largest (value - best) / temperature + noise of those that are kept."""
-    lane = tl.arange(0, TILE)
-    lane_best = tl.full([TILE], float("-inf"), tl.float32)
-    lane_id = tl.full([TILE], VOCAB_SIZE, tl.int32)
-    min_p_floor = tl.log(min_p)
-    for start in range(0, count, TILE):
-        index = start + lane
-        shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
-        scaled = tl.div_rn(shifted, temperature)
-        is_kept = (shifted >= floor) & (scaled >= min_p_floor)
-        if tl.max(is_kept.to(tl.int32), axis=0) > 0:
-            ids = tl.where(is_gathered, tl.load(ids_of_values + index, mask=is_kept & is_gathered, other=0), index)
-            noisy = tl.where(is_kept, scaled + _gumbel_noise(key, ids), float("-inf"))
-            is_better = noisy > lane_best
-            lane_best = tl.where(is_better, noisy, lane_best)
-            lane_id = tl.where(is_better, ids, lane_id)
-    return tl.min(tl.where(lane_best == tl.max(lane_best, axis=0), lane_id, VOCAB_SIZE), axis=0)
-
-
-@triton.jit
-def _gumbel_noise(key, ids):
-    """See sampling_reference.gumbel_noise."""
+def _hash(key, ids):
+    """The 53 random bits of each token id: see sampling_reference.gumbel_noise."""
     mixed = key.to(tl.uint64) + ids.to(tl.uint64) * _INCREMENT
     mixed = (mixed ^ (mixed >> 30)) * _FACTOR_1
     mixed = (mixed ^ (mixed >> 27)) * _FACTOR_2
-    mixed = mixed ^ (mixed >> 31)
-    uniform = tl.minimum(((mixed >> 11).to(tl.float32) + 1.0) * 2.0**-53, 1.0 - 2.0**-24)
+    return (mixed ^ (mixed >> 31)) >> 11
+
+
+@triton.jit
+def _gumbel_noise(hashed):
+    """See sampling_reference.gumbel_noise."""
+    uniform = tl.minimum((hashed.to(tl.float32) + 1.0) * 2.0**-53, 1.0 - 2.0**-24)
     # -log(1 - uniform): the rounding of 1 - uniform is undone by what it took away, as in Goldberg's log1p (1991).
     complement = 1.0 - uniform
     taken = 1.0 - complement
     exponential = tl.where(taken == 0.0, uniform, -tl.log(complement) * (uniform / taken))
     return -tl.log(exponential)
+
+
+@triton.jit
+def _noise_bound(hashed):
+    """Not less than the noise, without its logarithms: -log(uniform), of which a float's bits are nearly a multiple.
+
+    An exponent e and a fraction f of 1 stand for 2^e (1 + f) >= 2^(e + f)."""
+    bits = ((hashed >> 21).to(tl.uint32).to(tl.float32) * 2.0**-32 + 2.0**-60).to(tl.int32, bitcast=True)
+    return (127.01 - bits.to(tl.float32) * 2.0**-23) * _LN_2
