@@ -2,9 +2,13 @@
 
 A program owns one row. It reads it once for the maximum of each of SLOTS columns, logits that are SLOTS apart; greedy
 rows end there. The maxima alone then bound what the filters keep: k columns whose maximum is at least x hold k logits
-that are, so top_k cuts at x or above. What is left lies in a few columns, which are copied; a search over values finds
-the exact borders among them, and noise is computed for what is kept. Where the columns do not fit into ROOM (top_p of a
-flat distribution), or no bound is found, the same search runs over the whole row, in some eight readings.
+that are, so top_k cuts at x or above. What is left lies in a few columns; they are copied, and from here on only they
+are read. Where they do not fit into ROOM (a flat distribution), or no bound is found, the whole row is.
+
+top_k's border is then searched by value. top_p needs none: a token is drawn as if there were no top_p, and what is
+likelier than it is weighed; if that is top_p or more, the draw is repeated among what is likelier. That ends with the
+token that a draw among the kept ones would have given, after hardly more than 1 / top_p attempts (rejection after
+FlashInfer, Ye et al., 2025).
 
 On an H200, in a CUDA graph, float32 [256, 92544]: TODO.
 Used by worker/sampler.py."""
@@ -18,15 +22,16 @@ from torch import Tensor
 
 from backend.kernels.sampling_reference import FACTOR_1, FACTOR_2, INCREMENT
 
-SLOTS = 4096
+SLOTS = 2048
 ROOM = 8192  # logits for which there is room beside the row
-TILE = 2048  # logits that a search reads at a time
+TILE = 1024  # logits that a search reads at a time
 PARTS = 8  # in which a reading cuts a search's range
-NUM_WARPS = 16
+NUM_WARPS = 8
 NUM_STAGES = 3  # tiles on their way
 _INCREMENT, _FACTOR_1, _FACTOR_2 = tl.constexpr(INCREMENT), tl.constexpr(FACTOR_1), tl.constexpr(FACTOR_2)
 _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 _LOWEST = tl.constexpr(-3.4e38)  # below it there is only -inf
+_NOTHING = tl.constexpr(float("-inf"))
 _ABOVE_ALL = tl.constexpr(1e-30)  # values are less their maximum, so at most 0
 
 
@@ -72,12 +77,13 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
         # Where the values are among which the filters cut, and how many: the row itself, or columns copied from it.
         source, count, is_copied = values, VOCAB_SIZE, False
         row_columns = columns + row * SLOTS
-        floor = tl.where(has_top_k, _LOWEST, tl.maximum(-126.0 / scale, _LOWEST))  # what is lower weighs nothing
+        floor = _LOWEST
+        target = 0.0
         if has_top_k | has_top_p:
             weight_scale, target = 0.0, row_top_k.to(tl.float32)
             if not has_top_k:
                 weight_scale = scale
-                target = row_top_p * _weight(values, VOCAB_SIZE, best, scale, _LOWEST, TILE, STAGES)
+                target = row_top_p * _weight(values, VOCAB_SIZE, best, scale, _LOWEST, _NOTHING, TILE, STAGES)
             weights = tl.exp2(tl.maximum(slot_best - best, _LOWEST) * weight_scale)
             if tl.sum(tl.where(slot_best > float("-inf"), weights, 0.0), axis=0) >= target:
                 row_maxima = maxima + row * SLOTS
@@ -101,30 +107,45 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
             if has_top_k:
                 floor = _search(source, count, best, 0.0, target, floor, TILE, PARTS, STAGES)
                 if has_top_p:
-                    target = row_top_p * _weight(source, count, best, scale, floor, TILE, STAGES)
-            if has_top_p:
-                floor = _search(source, count, best, scale, target, floor, TILE, PARTS, STAGES)
+                    target = row_top_p * _weight(source, count, best, scale, floor, _NOTHING, TILE, STAGES)
         min_p_floor, key = tl.log(tl.load(min_p + row)), tl.load(keys + row)
-        largest = float("-inf")
-        for start in tl.range(0, count, TILE, num_stages=STAGES):
-            index = start + tl.arange(0, TILE)
-            shifted = tl.load(source + index, mask=index < count, other=float("-inf")) - best
-            scaled = tl.div_rn(shifted, row_temperature)
-            ids = index
-            if is_copied:
-                ids = _id_in_columns(row_columns, index, index < count, COLUMN, SLOTS)
-            hashed = _hash(key, ids)
-            is_kept = (shifted >= floor) & (scaled >= min_p_floor)
-            can_win = is_kept & (scaled + _noise_bound(hashed) >= largest)
-            if tl.max(can_win.to(tl.int32), axis=0) > 0:  # seldom, once a good one is found
-                noisy = tl.where(is_kept, scaled + _gumbel_noise(hashed), float("-inf"))
-                tile_largest = tl.max(noisy, axis=0)
-                tile_id = tl.min(tl.where(noisy == tile_largest, ids, VOCAB_SIZE), axis=0)
-                is_first = (tile_largest > largest) | ((tile_largest == largest) & (tile_id < token_id))
-                token_id = tl.where(is_first, tile_id, token_id)
-                largest = tl.maximum(largest, tile_largest)
+        refused = _NOTHING
+        is_open = True
+        while is_open:
+            token_id = _draw_above(source, count, row_columns, is_copied, best, row_temperature, floor, refused,
+                                   min_p_floor, key, VOCAB_SIZE, SLOTS, TILE, STAGES)
+            is_open = has_top_p
+            if has_top_p:
+                refused = tl.load(values + token_id) - best
+                is_open = _weight(source, count, best, scale, floor, refused, TILE, STAGES) >= target
     tl.store(token_ids + row, token_id.to(tl.int64))
     tl.store(token_table + tl.load(slots + row), token_id)
+
+
+@triton.jit
+def _draw_above(values, count, columns, is_copied, best, temperature, floor, refused, min_p_floor, key,
+                VOCAB_SIZE: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr):
+    """The token with the largest noisy logit of those with value - best >= floor and > refused that min_p keeps."""
+    token_id = VOCAB_SIZE
+    largest = float("-inf")
+    for start in tl.range(0, count, TILE, num_stages=STAGES):
+        index = start + tl.arange(0, TILE)
+        shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+        scaled = tl.div_rn(shifted, temperature)
+        ids = index
+        if is_copied:
+            ids = _id_in_columns(columns, index, index < count, (VOCAB_SIZE + SLOTS - 1) // SLOTS, SLOTS)
+        hashed = _hash(key, ids)
+        is_kept = (shifted >= floor) & (shifted > refused) & (scaled >= min_p_floor)
+        can_win = is_kept & (scaled + _noise_bound(hashed) >= largest)
+        if tl.max(can_win.to(tl.int32), axis=0) > 0:  # seldom, once a good one is found
+            noisy = tl.where(is_kept, scaled + _gumbel_noise(hashed), float("-inf"))
+            tile_largest = tl.max(noisy, axis=0)
+            tile_id = tl.min(tl.where(noisy == tile_largest, ids, VOCAB_SIZE), axis=0)
+            is_first = (tile_largest > largest) | ((tile_largest == largest) & (tile_id < token_id))
+            token_id = tl.where(is_first, tile_id, token_id)
+            largest = tl.maximum(largest, tile_largest)
+    return token_id
 
 
 @triton.jit
@@ -134,13 +155,13 @@ def _id_in_columns(columns, index, is_there, COLUMN: tl.constexpr, SLOTS: tl.con
 
 
 @triton.jit
-def _weight(values, count, best, scale, floor, TILE: tl.constexpr, STAGES: tl.constexpr):
-    """The sum of 2^(scale · (value - best)) over values with value - best >= floor."""
+def _weight(values, count, best, scale, floor, refused, TILE: tl.constexpr, STAGES: tl.constexpr):
+    """The sum of 2^(scale · (value - best)) over values with value - best >= floor and > refused."""
     total = tl.zeros([TILE], tl.float32)
     for start in tl.range(0, count, TILE, num_stages=STAGES):
         index = start + tl.arange(0, TILE)
         shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
-        total += tl.where(shifted >= floor, tl.exp2(shifted * scale), 0.0)
+        total += tl.where((shifted >= floor) & (shifted > refused), tl.exp2(shifted * scale), 0.0)
     return tl.sum(total, axis=0)
 
 
