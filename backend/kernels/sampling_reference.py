@@ -21,15 +21,16 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_
     logits       [R, V] float32
     temperature  [R] float32      0: the row takes the likeliest token, of equal ones the lowest, whatever else is asked
     top_k        [R] int32        in 1..V; V keeps all
-    top_p        [R] float32      > 0; from 1 on it keeps all
+    top_p        [R] float32      0 keeps the likeliest token, 1 all
     min_p        [R] float32      in 0..1; 0 keeps all
     keys         [R] int64        of each row's noise
     token_table  any shape int32  written at the flat places slots [R] int64
     Returns token ids [R] int64.
 
     A filter keeps or cuts equal logits together: top_k keeps what is at least the k-th largest logit; of that, top_p
-    keeps what has less than its share of the probability above it; min_p keeps what is at least min_p times as likely
-    as the likeliest token. The draw is the Gumbel-max trick (Gumbel, 1954): the largest of scaled logit plus noise."""
+    keeps the likeliest and what has less than its share of the probability above it; min_p keeps what is at least min_p
+    times as likely as the likeliest. The draw is the Gumbel-max trick (Gumbel, 1954): the largest of scaled logit plus
+    noise."""
     token_ids = logits.argmax(-1)
     is_drawn = temperature > 0
     if is_drawn.any():
@@ -112,7 +113,7 @@ def _floor(shifted: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -
     kept = weights if max_top_k == vocab_size else (  # there may be more equals of the least than are in `ordered`
         (shifted / temperature).exp().masked_fill(shifted < floor, 0.0))
     total = kept.sum(-1, keepdim=True)
-    is_cut = (top_p < 1)[:, None] & (before >= top_p[:, None] * total)
+    is_cut = (top_p < 1)[:, None] & (before > 0) & (before >= top_p[:, None] * total)
     nucleus = ordered.masked_fill(is_cut, torch.inf).amin(-1, keepdim=True)
     return torch.maximum(floor, nucleus)
 

@@ -63,7 +63,7 @@ def mixed_rows(logits: Tensor) -> Rows:
         return torch.tensor(values)[torch.randint(len(values), (count,))]
 
     return Rows(logits, pick([0.0, 0.3, 1.0, 2.0]),
-                pick([1, 2, 5, 50, 1000, vocab_size, vocab_size]).clamp(max=vocab_size).int(),
+                pick([1, 2, 5, 50, 1000, 3000, vocab_size, vocab_size]).clamp(max=vocab_size).int(),
                 pick([1.0, 0.05, 0.5, 0.8, 0.95, 0.999]), pick([0.0, 0.0, 0.0, 0.01, 0.1, 1.0]),
                 torch.randint(-2**63, 2**63 - 1, (count,)))
 
@@ -108,16 +108,25 @@ def test_more_equals_than_can_be_gathered_are_all_kept(device):
 
 
 @pytest.mark.parametrize("kernels", [sampling, sampling_reference], ids=["triton", "reference"])
+@pytest.mark.parametrize("top_p", [0.0, 1e-45, 1e-20])
+def test_a_top_p_of_next_to_nothing_keeps_the_likeliest(device, kernels, top_p):
+    logits = torch.randn(4, 300)
+    for top_k in (None, 20):
+        rows = rows_of(logits, temperature=5.0, top_k=top_k, top_p=top_p)
+        assert torch.equal(rows.draw(kernels, device if kernels is sampling else "cpu"), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("kernels", [sampling, sampling_reference], ids=["triton", "reference"])
 def test_top_p_weighs_all_equals_of_the_least_that_top_k_keeps(device, kernels):
     """Of 1 + 2 equals, all kept by a top_k of 2, the best has a share of 0.4: with top_p 0.35 it stays alone."""
-    logits = torch.full((20, 30), -20.0)
+    logits = torch.full((10, 30), -20.0)
     logits[:, 11:13], logits[:, 10] = 0.0, math.log(4 / 3)
     where = device if kernels is sampling else "cpu"
     assert set(rows_of(logits, top_k=2, top_p=0.35).draw(kernels, where).tolist()) == {10}
     assert set(rows_of(logits, top_k=2, top_p=0.45).draw(kernels, where).tolist()) == {10, 11, 12}
     beside_others = rows_of(torch.cat((logits, logits)), top_k=2, top_p=0.35)
-    beside_others.top_k[20:] = 30
-    assert set(beside_others.draw(kernels, where)[:20].tolist()) == {10}
+    beside_others.top_k[10:] = 30
+    assert set(beside_others.draw(kernels, where)[:10].tolist()) == {10}
 
 
 @pytest.mark.parametrize("options", [
