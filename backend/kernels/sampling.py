@@ -10,7 +10,8 @@ likelier than it is weighed; if that is top_p or more, the draw is repeated amon
 token that a draw among the kept ones would have given, after 1 + ln(1 / top_p) attempts on average (refusal as in
 FlashInfer, Ye et al., 2025).
 
-On an H200, in a CUDA graph, float32 [256, 92544]: TODO.
+On an H200, in a CUDA graph, float32 [256, 92544] (read once in 21 us): greedy 33 us, top_k 50 with top_p 0.8 96 us,
+top_p 0.8 alone 132 us, or 393 us where it keeps 30,000 tokens, no filter 166 us (benchmarks/sampling.py).
 Used by worker/sampler.py."""
 
 from __future__ import annotations
