@@ -1,6 +1,8 @@
 """CUDA graphs: decode steps recorded once per batch size and replayed, so that one launch stands for hundreds.
 
-A graph is the model on a ForwardBatch whose tensors stay where they are: a step is one upload into them and a replay.
+A graph is the model on a ForwardBatch whose tensors stay where they are, then penalties and draws: a step is one upload
+into them and a replay. Rows that want nothing of the latter are greedy and without penalties, which costs next to
+nothing; what is rarer (logit changes, logprobs) is sampled after the replay, from the graph's logits.
 One graph serves every context length, since the decode kernel reads the lengths on the device and cuts each context
 into splits there; only their greatest number is fixed, by session_len. Owns capture, the graphs' tensors, and padding
 to the next batch size: padding rows attend to nothing, store into the dummy KV block and sample into the token table's
@@ -11,7 +13,7 @@ from __future__ import annotations
 import bisect
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from backend.memory_plan import GIB, graph_batch_sizes
 from backend.worker.device import free_memory_bytes
 from backend.worker.input_builder import StepInputs
 from backend.worker.row_tables import RowTables
-from backend.worker.sampling_state import Array
+from backend.worker.sampler import draw, penalise
+from backend.worker.sampling_state import Array, Draw, Penalties
 from backend.worker.upload import pack, unpack
 
 logger = logging.getLogger(__name__)
@@ -30,15 +33,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DecodeInputs:
-    """The inputs of B rows, padding included. token_slots and sample_slots are flat places in the token table; the
-    others are ForwardBatch's, with block tables as wide as a full sequence's."""
+    """The inputs of B rows, padding included: StepInputs', but for one new block per row at most, and what is needed to
+    sample. sample_slots are flat places in the token table."""
 
+    block_slots: Array
+    blocks: Array
+    rows: Array
     token_slots: Array
-    sample_slots: Array
     positions: Array
     slot_mapping: Array
     context_lens: Array
-    block_tables: Array
+    sample_slots: Array
+    draw: Draw
+    penalties: Penalties
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +70,12 @@ class DecodeGraphs:
         self.device = device
         num_rows, width = tables.token_ids.shape
         self.session_len = width - 1
-        self.dummy_token_slot = (num_rows - 1) * width
+        self.dummy_row = num_rows - 1
         num_blocks, block_size = kv_cache[0][0].shape[:2]
         self.dummy_kv_slot = (num_blocks - 1) * block_size
         self.sizes = graph_batch_sizes(num_rows - 1)
         begin, free_bytes = time.perf_counter(), free_memory_bytes(device)
-        self.logits = torch.empty((self.sizes[-1], tables.sampling.vocab_size), dtype=torch.float32, device=device)
+        self.counts = torch.zeros((self.sizes[-1], tables.sampling.vocab_size), dtype=torch.int32, device=device)
         self.logits_indices = torch.arange(self.sizes[-1], device=device)
         self.query_start = torch.arange(self.sizes[-1] + 1, dtype=torch.int32, device=device)
         self.pool = torch.cuda.graph_pool_handle()
@@ -80,11 +87,14 @@ class DecodeGraphs:
     def fits(self, inputs: StepInputs) -> bool:
         """Whether the step is nothing but decodes that sample. Rows that begin have ids to be stored first."""
         return (inputs.max_query_len == 0 and len(inputs.logits_indices) == inputs.num_decodes
-                and not len(inputs.setup_slots))
+                and not len(inputs.setup_slots) and len(inputs.blocks) <= inputs.num_decodes)
 
     def replay(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """Launches a step that fits. Returns its logits [R, V] and their argmax [R], which the token table then holds
-        too; both are overwritten by the next replay."""
+        """Launches a step that fits. Returns its logits [R, V] and the tokens [R] that the token table then holds too;
+        both are overwritten by the next replay.
+
+        Where the step's sampling is plain, these are its tokens, and penalties have lowered the logits. Otherwise they
+        are the likeliest ones, the logits are as the model gave them, and the step is yet to be sampled."""
         num_rows = inputs.num_decodes
         graph = self.graphs[self.sizes[bisect.bisect_left(self.sizes, num_rows)]]
         graph.packed.copy_(pack(self._padded(inputs, len(graph.token_ids))), non_blocking=True)
@@ -101,37 +111,67 @@ class DecodeGraphs:
         # Other threads of this process may use CUDA meanwhile.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             logits, token_ids = self._step(inputs)
-        return DecodeGraph(graph, packed, logits, token_ids)
+        return DecodeGraph(graph, packed, _borrowed(logits), token_ids)
 
     def _step(self, inputs: DecodeInputs) -> tuple[Tensor, Tensor]:
         """What is captured. Whatever it reads must live as long as the graphs: these know addresses, not tensors."""
         num_rows = len(inputs.positions)
-        token_table = self.tables.token_ids.view(-1)
+        tables = self.tables
+        tables.block_tables.view(-1).index_copy_(0, inputs.block_slots, inputs.blocks)
         batch = ForwardBatch(
-            token_ids=token_table.index_select(0, inputs.token_slots).long(), positions=inputs.positions,
-            slot_mapping=inputs.slot_mapping, block_tables=inputs.block_tables, context_lens=inputs.context_lens,
-            query_start=self.query_start[: num_rows + 1], logits_indices=self.logits_indices[:num_rows],
-            kv_cache=self.kv_cache, num_decodes=num_rows, max_query_len=0, max_context_len=self.session_len)
-        logits = self.logits[:num_rows].copy_(self.model(batch))
-        token_ids = logits.argmax(-1)
-        token_table.index_copy_(0, inputs.sample_slots, token_ids.int())
-        return logits, token_ids
+            token_ids=tables.token_ids.view(-1).index_select(0, inputs.token_slots).long(), positions=inputs.positions,
+            slot_mapping=inputs.slot_mapping, block_tables=tables.block_tables.index_select(0, inputs.rows),
+            context_lens=inputs.context_lens, query_start=self.query_start[: num_rows + 1],
+            logits_indices=self.logits_indices[:num_rows], kv_cache=self.kv_cache, num_decodes=num_rows,
+            max_query_len=0, max_context_len=self.session_len)
+        logits = self.model(batch)
+        penalise(logits, inputs.penalties, tables.token_ids, self.counts)
+        return logits, draw(logits, inputs.draw, tables.token_ids, inputs.sample_slots)
 
     def _padding(self, size: int) -> DecodeInputs:
         """The inputs of padding rows alone."""
-        token_slots = np.full(size, self.dummy_token_slot, np.int64)
+        rows = np.full(size, self.dummy_row, np.int64)
+        token_slots = rows * (self.session_len + 1)
         return DecodeInputs(
-            token_slots, sample_slots=token_slots.copy(), positions=np.zeros(size, np.int64),
+            block_slots=rows * self.tables.block_tables.shape[1], blocks=np.zeros(size, np.int32), rows=rows,
+            token_slots=token_slots, positions=np.zeros(size, np.int64),
             slot_mapping=np.full(size, self.dummy_kv_slot, np.int64), context_lens=np.zeros(size, np.int32),
-            block_tables=np.zeros((size, self.tables.block_tables.shape[1]), np.int32))
+            sample_slots=token_slots.copy(), draw=Draw.greedy(size), penalties=Penalties.none(size))
 
     def _padded(self, inputs: StepInputs, size: int) -> DecodeInputs:
         """The step's inputs, followed by padding rows."""
-        padded, num_rows = self._padding(size), inputs.num_decodes
-        padded.token_slots[:num_rows] = inputs.token_slots
-        padded.sample_slots[:num_rows] = inputs.sampling.slots
-        padded.positions[:num_rows] = inputs.positions
-        padded.slot_mapping[:num_rows] = inputs.slot_mapping
-        padded.context_lens[:num_rows] = inputs.context_lens
-        padded.block_tables[:num_rows, : inputs.block_tables.shape[1]] = inputs.block_tables
+        padded, sampling = self._padding(size), inputs.sampling
+        _fill(padded.block_slots, inputs.block_slots)
+        _fill(padded.blocks, inputs.blocks)
+        _fill(padded.rows, inputs.rows)
+        _fill(padded.token_slots, inputs.token_slots)
+        _fill(padded.positions, inputs.positions)
+        _fill(padded.slot_mapping, inputs.slot_mapping)
+        _fill(padded.context_lens, inputs.context_lens)
+        _fill(padded.sample_slots, sampling.slots)
+        for part, given in ((padded.draw, sampling.draw), (padded.penalties, sampling.penalties)):
+            if sampling.is_plain and given is not None:
+                for field in fields(part):
+                    _fill(getattr(part, field.name), getattr(given, field.name))
         return padded
+
+
+def _fill(padded: np.ndarray, values: np.ndarray) -> None:
+    padded[: len(values)] = values
+
+
+class _CudaArray:
+    """Memory of a tensor, without keeping it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__cuda_array_interface__ = {"shape": tuple(tensor.shape), "typestr": "<f4", "version": 2,
+                                         "data": (tensor.data_ptr(), False)}
+
+
+def _borrowed(logits: Tensor) -> Tensor:
+    """The same memory as a captured float32 tensor's, which the graphs' pool is then free to give to other graphs.
+
+    It holds the result from a replay to the next one, so a copy to a place shared by all graphs would gain nothing
+    (45 us for [256, 92544]); keeping the tensor itself would keep memory for the logits of every graph."""
+    assert logits.dtype == torch.float32 and logits.is_contiguous()
+    return torch.as_tensor(_CudaArray(logits), device=logits.device)

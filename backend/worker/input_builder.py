@@ -24,15 +24,19 @@ class StepInputs:
     ForwardBatch's.
 
     setup_slots, setup_tokens  flat places in the token table, and the ids that rows which begin have there
+    block_slots, blocks        flat places in the block tables, and the blocks that are new there
+    rows                       [B] int64, the step's rows of the tables
     token_slots                flat places in the token table of the step's T tokens
     sampling                   None where no row samples"""
 
     setup_slots: Array
     setup_tokens: Array
+    block_slots: Array
+    blocks: Array
+    rows: Array
     token_slots: Array
     positions: Array
     slot_mapping: Array
-    block_tables: Array
     context_lens: Array
     query_start: Array
     logits_indices: Array
@@ -57,11 +61,9 @@ class InputBuilder:
 
     def arrange(self, plan: StepPlan) -> StepInputs:
         """Brings the host's tables up to date and gathers from them what the plan's step needs."""
-        for setup in plan.setups:
-            self.tables.set_row(setup)
-        self.tables.append_blocks(plan.rows)
-        table = np.array([(row.row, row.num_cached, row.num_new, row.samples) for row in plan.rows], np.int64)
-        rows, num_cached, num_new = (np.ascontiguousarray(column) for column in table.T[:3])
+        block_slots = self.tables.update(plan)
+        rows, num_cached, num_new, samples = (np.array(column, np.int64) for column in zip(
+            *((row.row, row.num_cached, row.num_new, row.samples) for row in plan.rows), strict=True))
         context_lens = num_cached + num_new
         is_prefill = num_new > 1
         num_decodes = int(is_prefill.argmax()) if is_prefill.any() else len(rows)
@@ -77,29 +79,34 @@ class InputBuilder:
         else:
             token_rows = np.repeat(rows, num_new)
             positions = np.arange(query_start[-1]) + np.repeat(num_cached - query_start[:-1], num_new)
-        blocks = self.tables.block_tables[token_rows, positions // self.block_size].astype(np.int64)
-        sampling_rows = np.flatnonzero(table[:, 3])
+        blocks = self.tables.host_block_tables[token_rows, positions // self.block_size].astype(np.int64)
+        sampling_rows = np.flatnonzero(samples)
         setup_slots, setup_tokens = self._setup_tokens(plan)
         return StepInputs(
-            setup_slots, setup_tokens, token_slots=token_rows * width + positions, positions=positions,
+            setup_slots, setup_tokens, block_slots=block_slots,
+            blocks=self.tables.host_block_tables.reshape(-1)[block_slots], rows=rows,
+            token_slots=token_rows * width + positions, positions=positions,
             slot_mapping=blocks * self.block_size + positions % self.block_size,
-            block_tables=self.tables.block_tables[rows, : -(-max_context_len // self.block_size)],
             context_lens=context_lens.astype(np.int32), query_start=query_start.astype(np.int32),
             logits_indices=query_start[1:][sampling_rows] - 1,
             sampling=self._sampling(rows[sampling_rows], context_lens[sampling_rows]), num_decodes=num_decodes,
             max_query_len=int(num_new[num_decodes:].max(initial=0)), max_context_len=max_context_len)
 
     def upload(self, inputs: StepInputs) -> tuple[ForwardBatch, SamplingBatch | None]:
-        """The batch of a step, on the device; ids of rows that begin are in the token table from here on."""
+        """The batch of a step, on the device; what it brings is in the device's tables from here on."""
         inputs = upload(inputs, self.device)
         flat_token_ids = self.tables.token_ids.view(-1)
         if len(inputs.setup_slots):
             flat_token_ids.index_copy_(0, inputs.setup_slots, inputs.setup_tokens)
+        if len(inputs.block_slots):
+            self.tables.block_tables.view(-1).index_copy_(0, inputs.block_slots, inputs.blocks)
+        num_blocks = -(-inputs.max_context_len // self.block_size)
         batch = ForwardBatch(
             token_ids=flat_token_ids.index_select(0, inputs.token_slots).long(), positions=inputs.positions,
-            slot_mapping=inputs.slot_mapping, block_tables=inputs.block_tables, context_lens=inputs.context_lens,
-            query_start=inputs.query_start, logits_indices=inputs.logits_indices, kv_cache=self.kv_cache,
-            num_decodes=inputs.num_decodes, max_query_len=inputs.max_query_len,
+            slot_mapping=inputs.slot_mapping,
+            block_tables=self.tables.block_tables[:, :num_blocks].index_select(0, inputs.rows),
+            context_lens=inputs.context_lens, query_start=inputs.query_start, logits_indices=inputs.logits_indices,
+            kv_cache=self.kv_cache, num_decodes=inputs.num_decodes, max_query_len=inputs.max_query_len,
             max_context_len=inputs.max_context_len)
         return batch, inputs.sampling
 

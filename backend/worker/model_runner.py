@@ -58,9 +58,9 @@ class ModelRunner:
         return None if sampling is None else sample(logits, sampling, self.tables.token_ids)
 
     def _replay(self, inputs: StepInputs) -> SampledTokens:
-        """As a CUDA graph, which takes the argmax too; what wants more than that is sampled after it."""
+        """As a CUDA graph, which samples too, unless a row wants what is not in it."""
         logits, token_ids = self.graphs.replay(inputs)
-        if inputs.sampling.is_argmax:
+        if inputs.sampling.is_plain:
             return SampledTokens(token_ids)
         return sample(logits, upload(inputs.sampling, self.device), self.tables.token_ids)
 

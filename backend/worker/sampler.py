@@ -3,17 +3,17 @@
 Order: repetition, presence and frequency penalty → logit bias, bad words, min_new_tokens → temperature → top_k →
 top_p → min_p → draw. Log-probabilities are of the raw distribution, before any of it. Filters cut by value, not by
 rank, so equal logits are kept or dropped together and a row's outcome does not depend on how a sort breaks ties.
-Used by model_runner.py."""
+Penalties and draws are kernels, which a CUDA graph contains too; the rest, which is rare, is torch.
+Used by model_runner.py and cuda_graph.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from backend.worker.noise import gumbel_noise
+from backend.kernels import sampling_reference
 from backend.worker.sampling_state import Draw, LogitChanges, Penalties, SamplingBatch
 
 
@@ -40,34 +40,39 @@ def sample(logits: Tensor, batch: SamplingBatch, token_table: Tensor) -> Sampled
     if batch.penalties is not None or batch.changes is not None:
         scores = logits.clone()
     if batch.penalties is not None:
-        _penalise(scores, batch.penalties, token_table)
+        counts = torch.zeros((len(batch.penalties.index), logits.shape[1]), dtype=torch.int32, device=logits.device)
+        penalise(scores, batch.penalties, token_table, counts)
     if batch.changes is not None:
         _change(scores, batch.changes, token_table)
-    token_ids = scores.argmax(-1)
-    if batch.draw is not None:
-        token_ids = torch.where(batch.draw.is_greedy, token_ids, _draw(scores, batch.draw))
-    if batch.changes is not None:  # a row in which everything is forbidden falls back to the raw argmax
-        token_ids = torch.where(scores.amax(-1) == -torch.inf, logits.argmax(-1), token_ids)
-    token_table.view(-1).index_copy_(0, batch.slots, token_ids.to(token_table.dtype))
+        _forbid_no_row_everything(scores, logits)
+    if batch.draw is None:
+        token_ids = scores.argmax(-1)
+        token_table.view(-1).index_copy_(0, batch.slots, token_ids.int())
+    else:
+        token_ids = draw(scores, batch.draw, token_table, batch.slots)
     if batch.logprobs_index is None:
         return SampledTokens(token_ids)
     return _with_logprobs(logits, token_ids, batch.logprobs_index, batch.num_top_logprobs)
 
 
-def _penalise(scores: Tensor, penalties: Penalties, token_table: Tensor) -> None:
-    tokens = token_table[penalties.rows, : penalties.max_length].long()
-    positions = torch.arange(penalties.max_length, device=scores.device)
-    is_known = positions < penalties.length[:, None]
-    is_completion = is_known & (positions >= penalties.num_prompt[:, None])
-    penalised = scores[penalties.index]
-    zeros = torch.zeros_like(penalised)
-    seen = zeros.scatter_add(1, tokens, is_known.float()) > 0
-    counts = zeros.scatter_add_(1, tokens, is_completion.float())
-    repetition = penalties.repetition[:, None]
-    repeated = torch.where(penalised > 0, penalised / repetition, penalised * repetition)
-    penalised = torch.where(seen, repeated, penalised)
-    penalised -= penalties.presence[:, None] * (counts > 0) + penalties.frequency[:, None] * counts
-    scores[penalties.index] = penalised
+def penalise(logits: Tensor, penalties: Penalties, token_table: Tensor, counts: Tensor) -> None:
+    """See sampling_reference.penalise; in place. counts [P or more, V] int32 is zero before and after."""
+    if logits.is_cuda:
+        from backend.kernels import penalties as kernels  # here, so that a machine without a GPU never pays for Triton
+    else:
+        kernels = sampling_reference
+    kernels.penalise(logits, token_table, counts, penalties.index, penalties.rows, penalties.num_prompt,
+                     penalties.length, penalties.repetition, penalties.presence, penalties.frequency)
+
+
+def draw(logits: Tensor, draws: Draw, token_table: Tensor, slots: Tensor) -> Tensor:
+    """See sampling_reference.draw: token ids [R] int64, written into the token table at slots too."""
+    if logits.is_cuda:
+        from backend.kernels import sampling as kernels
+    else:
+        kernels = sampling_reference
+    return kernels.draw(logits, draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.keys, token_table,
+                        slots)
 
 
 def _change(scores: Tensor, changes: LogitChanges, token_table: Tensor) -> None:
@@ -82,46 +87,11 @@ def _change(scores: Tensor, changes: LogitChanges, token_table: Tensor) -> None:
     scores.index_put_((changes.index, changes.token_ids), values, accumulate=True)
 
 
-def _draw(scores: Tensor, draw: Draw) -> Tensor:
-    """A draw from the filtered distribution of each row by the Gumbel-max trick: scores [R, V] → [R]."""
-    # Less the maximum first: a tiny temperature may then send the others to -inf, but never the best one to inf.
-    scaled = (scores - scores.amax(-1, keepdim=True)) / draw.temperature[:, None]
-    noisy = scaled + gumbel_noise(draw.keys, scores.shape[1])
-    floor = _floor(scaled, draw)
-    if floor is not None:
-        noisy.masked_fill_(scaled < floor, -torch.inf)
-    return noisy.argmax(-1)
-
-
-def _floor(scaled: Tensor, draw: Draw) -> Tensor | None:
-    """The least scaled logit that top_k, top_p and min_p keep in each row, [R, 1]; None without any of them.
-
-    scaled  [R, V], each row's maximum is 0"""
-    floor = None
-    if draw.top_k is not None or draw.top_p is not None:
-        ordered = _largest(scaled, draw.max_top_k)
-        floor = torch.full_like(ordered[:, :1], -torch.inf)
-        if draw.top_k is not None:
-            floor = ordered.gather(1, draw.top_k[:, None] - 1)
-            ordered = ordered.masked_fill(ordered < floor, -torch.inf)
-        if draw.top_p is not None:
-            probabilities = ordered.softmax(-1)
-            before = probabilities.cumsum(-1) - probabilities  # the mass of what is likelier
-            nucleus = ordered.masked_fill(before >= draw.top_p[:, None], torch.inf)
-            floor = torch.maximum(floor, nucleus.amin(-1, keepdim=True))
-    if draw.min_p is not None:
-        min_p_floor = draw.min_p.log()[:, None]  # the likeliest token's scaled logit is 0
-        floor = min_p_floor if floor is None else torch.maximum(floor, min_p_floor)
-    return floor
-
-
-def _largest(scaled: Tensor, count: int) -> Tensor:
-    """The count largest of each row, descending."""
-    if count < scaled.shape[1]:
-        return scaled.topk(count).values
-    if scaled.device.type == "cpu":  # numpy sorts values alone, in a fifth of the time that torch takes with indices
-        return torch.from_numpy(np.sort(scaled.numpy())).flip(-1)
-    return scaled.sort(descending=True).values
+def _forbid_no_row_everything(scores: Tensor, logits: Tensor) -> None:
+    """A row in which everything is forbidden may take the raw argmax."""
+    is_forbidden = scores.amax(-1, keepdim=True) == -torch.inf
+    likeliest = logits.argmax(-1, keepdim=True)
+    scores.scatter_(1, likeliest, scores.gather(1, likeliest).masked_fill_(is_forbidden, 0.0))
 
 
 def _with_logprobs(logits: Tensor, token_ids: Tensor, index: Tensor, num_top: int) -> SampledTokens:

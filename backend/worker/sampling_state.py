@@ -14,39 +14,40 @@ from backend.steps import RowSetup
 from backend.worker.noise import noise_keys
 
 GREEDY_BELOW = 1e-5  # a lower temperature is greedy: float32 could not tell its distribution from one token
-_KEEP_ALL = 2.0  # as top_p: a threshold that no cumulated probability reaches, however it was rounded
 
 Array = np.ndarray | Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How rows are drawn. All [R]; a filter that no row uses is None.
+    """How rows are drawn, all [R]: see kernels/sampling_reference.draw.
 
-    is_greedy    bool; greedy rows take the argmax whatever is drawn for them
-    temperature  float32, > 0
-    keys         int64, see noise.py
-    top_k        int64 in 1..vocab_size;  top_p, min_p  float32
-    max_top_k    the largest top_k, a host integer"""
+    temperature  float32; 0 for greedy rows, whatever the other fields say
+    top_k        int32 in 1..vocab_size
+    top_p, min_p float32
+    keys         int64, see noise.py"""
 
-    is_greedy: Array
     temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
     keys: Array
-    top_k: Array | None
-    top_p: Array | None
-    min_p: Array | None
-    max_top_k: int
+
+    @classmethod
+    def greedy(cls, num_rows: int) -> Draw:
+        """Rows that take the likeliest token."""
+        return cls(np.zeros(num_rows, np.float32), np.ones(num_rows, np.int32), np.ones(num_rows, np.float32),
+                   np.zeros(num_rows, np.float32), np.zeros(num_rows, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """The P rows that penalise tokens they have seen.
+    """P rows that penalise tokens they have seen, all [P]: see kernels/sampling_reference.penalise.
 
-    index             [P] int64    which row of the logits
-    rows              [P] int64    which row of the token table
-    num_prompt, length  [P] int64  where the completion begins, and ends
-    repetition, presence, frequency  [P] float32
-    max_length        the largest length, a host integer"""
+    index               int64    which row of the logits
+    rows                int64    which row of the token table
+    num_prompt, length  int32    where the completion begins, and ends; length 0: nothing is penalised
+    repetition, presence, frequency  float32"""
 
     index: Array
     rows: Array
@@ -55,7 +56,12 @@ class Penalties:
     repetition: Array
     presence: Array
     frequency: Array
-    max_length: int
+
+    @classmethod
+    def none(cls, num_rows: int) -> Penalties:
+        """Entries that penalise nothing."""
+        integers, small, floats = (np.zeros(num_rows, dtype) for dtype in (np.int64, np.int32, np.float32))
+        return cls(integers, integers.copy(), small, small.copy(), floats, floats.copy(), floats.copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +98,9 @@ class SamplingBatch:
     num_top_logprobs: int
 
     @property
-    def is_argmax(self) -> bool:
-        """Every row takes the argmax of its logits as they are, and nothing else is asked for."""
-        return self.draw is None and self.penalties is None and self.changes is None and self.logprobs_index is None
+    def is_plain(self) -> bool:
+        """Nothing but draws and penalties is asked for."""
+        return self.changes is None and self.logprobs_index is None
 
 
 class SamplingState:
@@ -104,11 +110,10 @@ class SamplingState:
         self.vocab_size = vocab_size
         self.setups: list[RowSetup | None] = [None] * max_batch_size
         self.seed = np.zeros(max_batch_size, np.uint64)
-        self.num_prompt = np.zeros(max_batch_size, np.int64)
-        self.is_greedy = np.ones(max_batch_size, np.bool_)
-        self.temperature = np.ones(max_batch_size, np.float32)
-        self.top_k = np.ones(max_batch_size, np.int64)
-        self.top_p = np.full(max_batch_size, _KEEP_ALL, np.float32)
+        self.num_prompt = np.zeros(max_batch_size, np.int32)
+        self.temperature = np.zeros(max_batch_size, np.float32)
+        self.top_k = np.ones(max_batch_size, np.int32)
+        self.top_p = np.ones(max_batch_size, np.float32)
         self.min_p = np.zeros(max_batch_size, np.float32)
         self.repetition = np.ones(max_batch_size, np.float32)
         self.presence = np.zeros(max_batch_size, np.float32)
@@ -120,16 +125,13 @@ class SamplingState:
     def set_row(self, setup: RowSetup) -> None:
         """A sequence takes its row."""
         row, params = setup.row, setup.sampling
-        is_greedy = params.temperature < GREEDY_BELOW
         self.setups[row] = setup
         self.seed[row] = setup.seed
         self.num_prompt[row] = setup.num_prompt_tokens
-        self.is_greedy[row] = is_greedy
-        self.temperature[row] = 1.0 if is_greedy else params.temperature
-        # A greedy row takes the argmax; its filters are such that they cost the step nothing.
-        self.top_k[row] = 1 if is_greedy else min(params.top_k or self.vocab_size, self.vocab_size)
-        self.top_p[row] = _KEEP_ALL if is_greedy or params.top_p == 1.0 else params.top_p
-        self.min_p[row] = 0.0 if is_greedy else params.min_p
+        self.temperature[row] = 0.0 if params.temperature < GREEDY_BELOW else params.temperature
+        self.top_k[row] = min(params.top_k or self.vocab_size, self.vocab_size)
+        self.top_p[row] = params.top_p
+        self.min_p[row] = params.min_p
         self.repetition[row] = params.repetition_penalty
         self.presence[row] = params.presence_penalty
         self.frequency[row] = params.frequency_penalty
@@ -149,22 +151,19 @@ class SamplingState:
             wants_logprobs if wants_logprobs.size else None, max(0, int(self.num_logprobs[rows].max())))
 
     def _draw(self, rows: np.ndarray, positions: np.ndarray) -> Draw | None:
-        is_greedy = self.is_greedy[rows]
-        if is_greedy.all():
+        temperature = self.temperature[rows]
+        if not temperature.any():
             return None
-        top_k, top_p, min_p = self.top_k[rows], self.top_p[rows], self.min_p[rows]
-        drawn_top_k = top_k[~is_greedy]
-        return Draw(is_greedy, self.temperature[rows], noise_keys(self.seed[rows], positions),
-                    top_k if drawn_top_k.min() < self.vocab_size else None,
-                    top_p if top_p.min() < _KEEP_ALL else None, min_p if min_p.any() else None, int(drawn_top_k.max()))
+        return Draw(temperature, self.top_k[rows], self.top_p[rows], self.min_p[rows],
+                    noise_keys(self.seed[rows], positions))
 
     def _penalties(self, rows: np.ndarray, positions: np.ndarray) -> Penalties | None:
         index = np.flatnonzero(self.uses_penalties[rows])
         if not index.size:
             return None
-        rows, length = rows[index], positions[index]
-        return Penalties(index, rows, self.num_prompt[rows], length, self.repetition[rows], self.presence[rows],
-                         self.frequency[rows], int(length.max()))
+        rows = rows[index]
+        return Penalties(index, rows, self.num_prompt[rows], positions[index].astype(np.int32), self.repetition[rows],
+                         self.presence[rows], self.frequency[rows])
 
     def _changes(self, rows: np.ndarray, positions: np.ndarray) -> LogitChanges | None:
         found: list[tuple[int, int, float, tuple[int, ...]]] = []  # row of the logits, token id, value, prefix

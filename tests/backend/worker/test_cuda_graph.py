@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from backend.requests import SamplingParams
+from backend.steps import ScheduledRow, StepPlan
 from tests.backend.step_driver import StepDriver
 from tests.backend.tiny_model import tiny_source
 
@@ -23,8 +26,9 @@ def prompt(row: int) -> list[int]:
     return [3 + (7 * row + 5 * place) % 90 for place in range(1 + 11 * row)]
 
 
-def prefill(driver: StepDriver, rows: range, sampling: SamplingParams) -> None:
-    setups = [driver.setup(row, prompt(row), sampling, seed=row) for row in rows]
+def prefill(driver: StepDriver, rows: range, *requests: SamplingParams) -> None:
+    """Rows begin, each with one of the requests in turn."""
+    setups = [driver.setup(row, prompt(row), requests[row % len(requests)], seed=row) for row in rows]
     driver.run([(row, 0, len(prompt(row))) for row in sorted(rows, key=lambda row: len(prompt(row)) > 1)], setups)
 
 
@@ -44,22 +48,46 @@ def test_a_graph_gives_the_logits_of_the_launched_step(num_rows: int, dtype: str
     assert torch.equal(driver.worker.tables.token_ids.view(-1)[inputs.sampling.slots].long(), token_ids)
 
 
-@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0.0),
-                                      SamplingParams(temperature=1.2, top_p=0.9, repetition_penalty=1.2, logprobs=2)])
-def test_graphs_give_the_tokens_of_launched_steps_while_rows_come_and_go(sampling: SamplingParams) -> None:
+GREEDY = SamplingParams(temperature=0.0)
+DRAWN = SamplingParams(temperature=1.2, top_k=30, top_p=0.9, min_p=0.01)
+PENALISED = SamplingParams(temperature=0.9, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2)
+WITH_LOGPROBS = SamplingParams(temperature=1.2, top_p=0.9, repetition_penalty=1.2, logprobs=2)
+BIASED = SamplingParams(temperature=0.0, logit_bias=((7, 4.0),), presence_penalty=1.0)
+
+
+@pytest.mark.parametrize("requests", [[GREEDY], [DRAWN], [PENALISED], [GREEDY, DRAWN, PENALISED],
+                                      [DRAWN, WITH_LOGPROBS, PENALISED, BIASED]])
+def test_graphs_give_the_tokens_of_launched_steps_while_rows_come_and_go(requests: list[SamplingParams]) -> None:
+    """Other requests in each row; what a graph does not do is sampled after it."""
     found = []
     for cuda_graphs in (True, False):
         driver = make_driver(cuda_graphs=cuda_graphs)
         assert (driver.worker.runner.graphs is not None) is cuda_graphs
-        prefill(driver, range(12), sampling)
+        prefill(driver, range(12), *requests)
         found.append([])
         for count in range(NUM_NEW):
             rows = range(count % 3, 12 - count)  # batches of other sizes, so of other padding, at every step
             rows = [row for row in rows if count < NUM_NEW // 2 or row % 2]
             lengths = {row: len(prompt(row)) + count for row in rows}
             tokens = driver.run([(row, lengths[row], 1) for row in rows])
-            found[-1].append([token.token_id for token in tokens])
+            found[-1].append([(token.token_id, token.logprobs is None) for token in tokens])
     assert found[0] == found[1]
+
+
+def test_a_block_that_a_replayed_step_brings_is_read() -> None:
+    driver = make_driver()
+    alone = driver.generate(0, prompt(3), 20)
+    block_size = driver.worker.runner.inputs.block_size
+    setup = driver.setup(0, prompt(3))
+    num_cached = len(prompt(3))
+    held = replace(setup, block_table=setup.block_table[: -(-num_cached // block_size)])
+    found = [driver.run([(0, 0, num_cached)], [held])[0].token_id]
+    while len(found) < len(alone):
+        place, offset = divmod(num_cached, block_size)
+        row = ScheduledRow(0, num_cached, 1, () if offset else setup.block_table[place : place + 1], True)
+        found.append(driver.worker.run(StepPlan(num_cached, (), (row,))).wait().tokens[0].token_id)
+        num_cached += 1
+    assert found == alone
 
 
 def test_padding_leaves_other_sequences_as_they_are() -> None:

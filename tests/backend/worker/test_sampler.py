@@ -227,8 +227,10 @@ def test_a_step_pays_only_for_features_that_its_rows_use() -> None:
     state.set_row(rich)
     batch = state.batch(np.array([0]), np.array([1]), np.array([1]))
     assert batch.draw is batch.penalties is batch.changes is batch.logprobs_index is None
+    assert batch.is_plain
     batch = state.batch(np.array([0, 1]), np.array([1, 1]), np.array([1, 9]))
-    assert batch.draw.max_top_k == 4 and batch.draw.top_p is None and batch.draw.min_p is not None
+    assert not batch.is_plain
+    assert batch.draw.temperature.tolist() == [0.0, 1.0] and batch.draw.top_k.tolist() == [VOCAB, 4]
     assert batch.penalties.index.tolist() == batch.logprobs_index.tolist() == [1]
 
 
