@@ -112,7 +112,7 @@ class EngineConfig:
     device, dtype          "auto": CUDA if there is one; the checkpoint's dtype on CUDA, float32 on the CPU"""
 
     session_len: int
-    max_batch_size: int = 256
+    max_batch_size: int = 512
     max_prefill_tokens: int = 8192
     cache_max_entry_count: float = 0.8
     block_size: int = 64

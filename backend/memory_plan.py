@@ -109,7 +109,7 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     tokens = config.max_prefill_tokens + config.max_batch_size
     local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
     activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
-    sampling = 6 * min(config.max_batch_size, tokens) * model.vocab_size * 4
+    sampling = 4 * min(config.max_batch_size, tokens) * model.vocab_size * 4
     tables = config.max_batch_size * (config.session_len + 1) * 8 + config.session_len * model.rope.dim * 8
     if on_cpu:
         return activations + sampling + tables

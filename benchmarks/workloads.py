@@ -20,7 +20,7 @@ from benchmarks.runners import Generation, Runner, Settings
 A_NEW = 2048
 B_PROMPT, B_NEW = 1984, 129
 LONG_PROMPT, LONG_NEW = 100_000, 16
-USUAL_SETTINGS = Settings(session_len=8192 + 64, max_batch_size=256)
+USUAL_SETTINGS = Settings(session_len=8192 + 64, max_batch_size=512)
 ROUNDS = 3  # of b and d; the others are long enough to be told once
 
 
