@@ -31,10 +31,10 @@ class BlockManager:
     def num_free(self) -> int:
         return len(self._free)
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> tuple[int, ...]:
         """`count` free blocks, whose old contents are forgotten. The caller checked num_free."""
         assert count <= len(self._free), "allocate without checking num_free"
-        return [self._take() for _ in range(count)]
+        return tuple(self._take() for _ in range(count))
 
     def release(self, blocks: Iterable[int]) -> None:
         """Gives up one use of each block, the last block first, so that the front of a prefix stays cached longest."""

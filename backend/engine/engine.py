@@ -202,6 +202,6 @@ def start_engine(source: ModelSource, config: EngineConfig) -> Engine:
 def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason | None) -> GenerateOutput:
     prompt_ids, sequence.prompt_to_echo = sequence.prompt_to_echo, ()
     return GenerateOutput(
-        sequence.request_id, tuple(token.token_id for token in tokens), reason, sequence.num_prompt_tokens,
+        sequence.request_id, tuple([token.token_id for token in tokens]), reason, sequence.num_prompt_tokens,
         sequence.num_cached_prompt_tokens or 0, sequence.num_completion_tokens,
-        tuple(token.logprobs for token in tokens if token.logprobs is not None), prompt_ids)
+        tuple([token.logprobs for token in tokens if token.logprobs is not None]), prompt_ids)

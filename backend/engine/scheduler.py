@@ -46,9 +46,10 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         entries: dict[Sequence, ScheduledRow] = {}
         for sequence in list(self.running):
-            if sequence.status is not SequenceStatus.RUNNING or sequence.wants_no_more or not sequence.num_uncomputed:
+            if sequence.status is not SequenceStatus.RUNNING or sequence.wants_no_more:
                 continue
-            num_new = min(sequence.num_uncomputed, budget) if sequence.num_uncomputed > 1 else 1
+            num_uncomputed = sequence.num_uncomputed
+            num_new = 1 if num_uncomputed == 1 else min(num_uncomputed, budget)
             if num_new and self._make_room(sequence, num_new):
                 entries[sequence] = self._advance(sequence, num_new)
                 budget -= num_new if num_new > 1 else 0
@@ -141,15 +142,17 @@ class Scheduler:
         return True
 
     def _advance(self, sequence: Sequence, num_new: int) -> ScheduledRow:
-        new_blocks = self.blocks.allocate(self._num_new_blocks(sequence, num_new))
-        sequence.block_table.extend(new_blocks)
+        new_blocks: tuple[int, ...] = ()
+        if count := self._num_new_blocks(sequence, num_new):
+            new_blocks = self.blocks.allocate(count)
+            sequence.block_table.extend(new_blocks)
         num_cached = sequence.num_cached
         sequence.num_cached += num_new
         samples = sequence.num_uncomputed == 0 and sequence.max_new_tokens > 0
         sequence.num_pending += samples
         if num_new > 1:
             self.publish_full_blocks(sequence)
-        return ScheduledRow(sequence.row, num_cached, num_new, tuple(new_blocks), samples)
+        return ScheduledRow(sequence.row, num_cached, num_new, new_blocks, samples)
 
     def publish_full_blocks(self, sequence: Sequence) -> None:
         """Makes full blocks shareable whose tokens are known and which a launched step computes.
