@@ -1,7 +1,8 @@
 """Dispatch: which implementation runs, decided by where the tensors are. CUDA runs Triton's, everything else torch's.
 
-The signatures are documented in reference.py, and are the same. Triton is imported when the first CUDA tensor comes, so
-that a machine without a GPU never pays for it. Used by backend/layers, which imports the kernels from here only."""
+The signatures are those of reference.py and sampling_reference.py, and are documented there. Triton is imported when
+the first CUDA tensor comes, so that a machine without a GPU never pays for it. Used by backend/layers and
+worker/sampler.py, which import the kernels from here only."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 from torch import Tensor
 
-from backend.kernels import reference
+from backend.kernels import reference, sampling_reference
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,15 +50,32 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
                                             max_query_len, max_context_len)
 
 
+def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor, rows: Tensor, num_prompt: Tensor,
+             length: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor) -> None:
+    """See sampling_reference.penalise."""
+    _sampling(logits).penalise(logits, token_table, counts, index, rows, num_prompt, length, repetition, presence,
+                               frequency)
+
+
+def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor,
+         token_table: Tensor, slots: Tensor) -> Tensor:
+    """See sampling_reference.draw."""
+    return _sampling(logits).draw(logits, temperature, top_k, top_p, min_p, keys, token_table, slots)
+
+
+def _sampling(tensor: Tensor) -> ModuleType | SimpleNamespace:
+    return _triton_kernels() if tensor.is_cuda else sampling_reference
+
+
 def _implementation(tensor: Tensor) -> ModuleType | SimpleNamespace:
     return _triton_kernels() if tensor.is_cuda else reference
 
 
 @functools.cache
 def _triton_kernels() -> SimpleNamespace:
-    from backend.kernels import decode_attention, kv_store, linear, prefill_attention, rms_norm
+    from backend.kernels import decode_attention, kv_store, linear, penalties, prefill_attention, rms_norm, sampling
 
     return SimpleNamespace(
         rms_norm=rms_norm.rms_norm, linear=linear.linear, logits=linear.logits,
-        rotary_and_store=kv_store.rotary_and_store,
+        rotary_and_store=kv_store.rotary_and_store, penalise=penalties.penalise, draw=sampling.draw,
         paged_decode=decode_attention.paged_decode, paged_prefill=prefill_attention.paged_prefill)

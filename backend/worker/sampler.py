@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.kernels import sampling_reference
+from backend.kernels import dispatch as kernels
 from backend.worker.sampling_state import Draw, LogitChanges, Penalties, SamplingBatch
 
 
@@ -57,20 +57,12 @@ def sample(logits: Tensor, batch: SamplingBatch, token_table: Tensor) -> Sampled
 
 def penalise(logits: Tensor, penalties: Penalties, token_table: Tensor, counts: Tensor) -> None:
     """See sampling_reference.penalise; in place. counts [P or more, V] int32 is zero before and after."""
-    if logits.is_cuda:
-        from backend.kernels import penalties as kernels  # here, so that a machine without a GPU never pays for Triton
-    else:
-        kernels = sampling_reference
     kernels.penalise(logits, token_table, counts, penalties.index, penalties.rows, penalties.num_prompt,
                      penalties.length, penalties.repetition, penalties.presence, penalties.frequency)
 
 
 def draw(logits: Tensor, draws: Draw, token_table: Tensor, slots: Tensor) -> Tensor:
     """See sampling_reference.draw: token ids [R] int64, written into the token table at slots too."""
-    if logits.is_cuda:
-        from backend.kernels import sampling as kernels
-    else:
-        kernels = sampling_reference
     return kernels.draw(logits, draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.keys, token_table,
                         slots)
 

@@ -7,25 +7,26 @@ import inspect
 import pytest
 import torch
 
-from backend.kernels import dispatch, reference
+from backend.kernels import dispatch, reference, sampling_reference
 from tests.backend.kernels.paged_batch import make_batch
 
-KERNELS = ["rms_norm", "linear", "logits", "rotary_and_store", "paged_decode", "paged_prefill"]
+REFERENCES = {**dict.fromkeys(["rms_norm", "linear", "logits", "rotary_and_store", "paged_decode", "paged_prefill"],
+                             reference), "penalise": sampling_reference, "draw": sampling_reference}
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", REFERENCES)
 def test_every_implementation_has_the_reference_signature(name):
-    expected = inspect.signature(getattr(reference, name))
+    expected = inspect.signature(getattr(REFERENCES[name], name))
     assert inspect.signature(getattr(dispatch, name)) == expected
     assert inspect.signature(getattr(dispatch._triton_kernels(), name)) == expected
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", REFERENCES)
 def test_cpu_tensors_run_the_reference(name, monkeypatch):
-    signature = inspect.signature(getattr(reference, name))
+    signature = inspect.signature(getattr(REFERENCES[name], name))
     given = {parameter: torch.zeros(1) for parameter in signature.parameters}
     calls = []
-    monkeypatch.setattr(reference, name, lambda *args, **kwargs: calls.append(signature.bind(*args, **kwargs)))
+    monkeypatch.setattr(REFERENCES[name], name, lambda *args, **kwargs: calls.append(signature.bind(*args, **kwargs)))
     getattr(dispatch, name)(**given)
     assert len(calls) == 1
     assert {key: id(value) for key, value in calls[0].arguments.items()} == {key: id(v) for key, v in given.items()}
