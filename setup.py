@@ -15,7 +15,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["converter*", "backend*", "client*", "protocol", "terminal"]),
               "workspace_template"],
-    package_data={"backend.kernels": ["*.cu"], "workspace_template": ["**/*"], "client.webui": ["style.css"]},
+    package_data={"backend.kernels": ["*.cu", "*.cuh"], "workspace_template": ["**/*"], "client.webui": ["style.css"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

@@ -1,6 +1,6 @@
 """Graph timing: how long kernels take on a GPU, as CUDA graphs, so that launching them costs the host nothing.
 
-Used by kernels.py."""
+Used by kernels.py and sampling.py."""
 
 from __future__ import annotations
 

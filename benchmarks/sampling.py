@@ -7,8 +7,7 @@ cache before; "peaks" is what a trained model's logits look like: a few tokens s
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,10 +17,10 @@ from torch import Tensor
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.kernels import penalties, sampling
 from benchmarks.device_limits import read_bandwidth
+from benchmarks.graph_timing import seconds_each
 from benchmarks.record import RESULTS, save
 
 CACHE_BYTES = 100 * 2**20  # twice a GPU's L2
-REPLAYS = 15
 REPEATS = 10  # of the penalties in a graph
 NUM_PEAKS = 30
 HISTORY = 2048
@@ -61,7 +60,7 @@ def draw_us(batch_size: int, vocab_size: int, temperature: float, top_k: int | N
     table = torch.zeros(batch_size, dtype=torch.int32, device="cuda")
     arguments = (full * temperature, (full * (top_k or vocab_size)).int(), full * top_p, full * 0, rows * 123_456_789,
                  table, rows)
-    return replay_us(lambda: [sampling.draw(logits, *arguments) for logits in batches]) / len(batches)
+    return seconds_each([partial(sampling.draw, logits, *arguments) for logits in batches]) * 1e6
 
 
 def penalties_us(batch_size: int, vocab_size: int, length: int) -> float:
@@ -72,7 +71,7 @@ def penalties_us(batch_size: int, vocab_size: int, length: int) -> float:
     counts = torch.zeros_like(logits, dtype=torch.int32)
     lengths, factors = torch.full_like(rows, length).int(), torch.full((batch_size,), 1.0, device="cuda")
     arguments = (table, counts, rows, rows, lengths // 2, lengths, factors, factors * 0, factors * 0)
-    return replay_us(lambda: [penalties.penalise(logits, *arguments) for _ in range(REPEATS)]) / REPEATS
+    return seconds_each([partial(penalties.penalise, logits, *arguments)] * REPEATS) * 1e6
 
 
 def logits_batches(batch_size: int, vocab_size: int, has_peaks: bool) -> list[Tensor]:
@@ -83,23 +82,6 @@ def logits_batches(batch_size: int, vocab_size: int, has_peaks: bool) -> list[Te
         peaks = torch.randint(vocab_size, (batch_size, NUM_PEAKS), device="cuda")
         logits.scatter_(1, peaks, 8 + 6 * torch.rand(peaks.shape, device="cuda"))
     return batches
-
-
-def replay_us(work: Callable[[], object]) -> float:
-    """Median microseconds of a replay of what `work` launches."""
-    work()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    times_ms = []
-    for _ in range(REPLAYS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times_ms.append(begin.elapsed_time(end))
-    return statistics.median(times_ms) * 1000
 
 
 if __name__ == "__main__":

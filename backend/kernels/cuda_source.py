@@ -103,11 +103,12 @@ def _machine_code(file: Path, options: list[str]) -> bytes:
     from cuda.bindings import nvrtc
 
     source = file.read_bytes()
-    key = "\n".join([source.decode(), *options, str(_check(nvrtc.nvrtcVersion()))])
+    headers = [header.read_text(encoding="utf-8") for header in sorted(file.parent.glob("*.cuh"))]
+    key = "\n".join([source.decode(), *headers, *options, str(_check(nvrtc.nvrtcVersion()))])
     cached = _cache_dir() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
     if cached.is_file():
         return cached.read_bytes()
-    code = compile_source(source, file.name, options)
+    code = compile_source(source, file.name, [*options, f"--include-path={file.parent}"])
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part:

@@ -9,15 +9,11 @@
 // ROWS, MIN_BLOCKS (per multiprocessor), NORM, BIAS, RESIDUAL, GATED, FLOAT_OUTPUT (each 0 or 1), IS_HALF (1: float16,
 // 0: bfloat16).
 
-typedef unsigned int u32;
-typedef unsigned short u16;
+#include "prelude.cuh"
 
 constexpr int ACTIVE_THREADS = (SIZE / 8 + CHUNKS - 1) / CHUNKS;
 constexpr int WARPS = THREADS / 32;
 constexpr int SUMS = ROWS + NORM;  // one dot product per row, and the sum of squares
-
-__device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 __device__ __forceinline__ uint4 load_constant(const void* address) {
     uint4 value;
@@ -32,26 +28,6 @@ __device__ __forceinline__ uint4 load_fresh(const void* address) {
     asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address));
     return value;
-}
-
-__device__ __forceinline__ float to_float(u16 bits) {
-#if IS_HALF
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-#else
-    return __uint_as_float((u32)bits << 16);
-#endif
-}
-
-__device__ __forceinline__ u16 from_float(float value) {
-    u16 bits;
-#if IS_HALF
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-#else
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-#endif
-    return bits;
 }
 
 __device__ __forceinline__ void unpack(uint4 packed, float* values) {

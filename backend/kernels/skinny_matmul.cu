@@ -15,8 +15,7 @@
 // of warps), STRIPS (of 16 rows, a warp's tile), STAGES, TOKEN_TILES (of 16), NORM, BIAS, RESIDUAL, GATED, FLOAT_OUTPUT
 // (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
-typedef unsigned int u32;
-typedef unsigned short u16;
+#include "prelude.cuh"
 
 constexpr int WARPS = K_GROUPS * ROW_GROUPS, THREADS = 32 * WARPS;
 constexpr int ALL_CHUNKS = SIZE / 32;
@@ -28,29 +27,6 @@ constexpr int UNITS = TILE_STRIPS * TOKEN_TILES * 64;  // of four sums of one to
 constexpr int SHARE = UNITS / CLUSTER;                 // of them that this block finishes
 static_assert(SIZE % 32 == 0 && ALL_CHUNKS >= CLUSTER * K_GROUPS, "every warp has inputs");
 static_assert(UNITS % CLUSTER == 0 && SHARE <= THREADS, "no thread finishes two units");
-
-__device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
-__device__ __forceinline__ float to_float(u16 bits) {
-#if IS_HALF
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-#else
-    return __uint_as_float((u32)bits << 16);
-#endif
-}
-
-__device__ __forceinline__ u16 from_float(float value) {
-    u16 bits;
-#if IS_HALF
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-#else
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-#endif
-    return bits;
-}
 
 // Adds the product of 16 tokens x 16 inputs of x and 16 inputs x 8 rows of the weight.
 __device__ __forceinline__ void multiply(float* sums, uint4 x, u32 weight_0, u32 weight_1) {
