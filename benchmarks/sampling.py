@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.kernels import penalties, sampling
-from benchmarks.device_limits import read_bandwidth
+from benchmarks.device_limits import measure_limits, need_gpu
 from benchmarks.graph_timing import seconds_each
 from benchmarks.record import RESULTS, save
 
@@ -31,15 +31,14 @@ DRAWS = {"greedy": (0.0, None, 1.0, False), "top_k 50, top_p 0.8": (1.0, 50, 0.8
          "top_p 0.8, flat": (1.0, None, 0.8, False), "no filter": (1.0, None, 1.0, False)}
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.sampling --batch_size 1")
 @click.option("--batch_size", default=256, show_default=True)
 @click.option("--vocab_size", default=92544, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
 def main(batch_size: int, vocab_size: int, file: Path | None) -> None:
     """Microseconds of each way to sample."""
-    if not torch.cuda.is_available():
-        raise click.ClickException("this benchmark needs a CUDA GPU")
-    floor_us = batch_size * vocab_size * 4 / read_bandwidth() * 1e6
+    need_gpu()
+    floor_us = batch_size * vocab_size * 4 / measure_limits().read_bytes_s * 1e6
     click.echo(f"float32 [{batch_size}, {vocab_size}]; reading it once: {floor_us:.1f} us")
     found = {name: draw_us(batch_size, vocab_size, *options) for name, options in DRAWS.items()}
     found["penalties: none"] = penalties_us(batch_size, vocab_size, 0)
