@@ -17,8 +17,8 @@ setup(
               "workspace_template"],
     package_data={"backend.kernels": ["*.cu", "*.cuh"], "workspace_template": ["**/*"], "client.webui": ["style.css"]},
     install_requires=[
-        "torch>=2.11",
-        "triton>=3.6; platform_system == 'Linux'",
+        "torch>=2.11",  # the first that asks for the Triton below
+        "triton>=3.6; platform_system == 'Linux'",  # Gluon as the prefill kernel for Hopper is written in it
         "safetensors>=0.5",
         "tokenizers>=0.21",
         "sentencepiece>=0.2.3",  # 0.2.2 rejects a vocabulary with a \x00 piece, which InternLM's has

@@ -13,9 +13,9 @@ from backend.errors import CapacityError
 
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU, as seen on an H100
-# What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of 32 layers, with logits
-# and activations, took 0.23 GiB on an H200 where 0.39 are planned.
+RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+# What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
+# with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
 
 
@@ -109,7 +109,8 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     tokens = config.max_prefill_tokens + config.max_batch_size
     local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
     activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
-    sampling = 4 * min(config.max_batch_size, tokens) * model.vocab_size * 4
+    # Logits, scores, counts, the rows whose log-probabilities are wanted, and these: what sampler.py holds at once.
+    sampling = 5 * min(config.max_batch_size, tokens) * model.vocab_size * 4
     tables = config.max_batch_size * (config.session_len + 1) * 8 + config.session_len * model.rope.dim * 8
     if on_cpu:
         return activations + sampling + tables

@@ -1,7 +1,7 @@
 """Checkpoint: a Hugging Face folder of a shape with random weights, for engines that read files.
 
 A LLaMA checkpoint in safetensors, one file per layer, made on the device; with a tokenizer of one word per id, because
-some engines want one. Written once and kept. Used by throughput.py."""
+some engines want one. Written once and kept. Used by throughput.py and start.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from backend.config import EngineConfig, ModelConfig
@@ -28,7 +28,9 @@ def ensure_checkpoint(model: ModelConfig, folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<1>", "eos_token": "<2>", "unk_token": "<0>"}))
     words = {f"<{token_id}>": token_id for token_id in range(model.vocab_size)}
-    Tokenizer(models.WordLevel(words, unk_token="<0>")).save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(models.BPE(words, [], unk_token="<0>"))
+    tokenizer.decoder = decoders.ByteLevel()  # one that Millrace decodes with
+    tokenizer.save(str(folder / "tokenizer.json"))
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(_files(model)):
         name = f"model-{number:05d}.safetensors"

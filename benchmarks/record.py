@@ -47,6 +47,7 @@ def _cpu_name() -> str:
 
 def _without_file(arguments: list[str]) -> list[str]:
     """Where the result is kept is no condition of it."""
+    arguments = [argument for argument in arguments if not argument.startswith("--json=")]
     if "--json" not in arguments:
         return arguments
     place = arguments.index("--json")

@@ -29,12 +29,13 @@ class Results:
     ours     shape → test → its figure, of the newest run that has it, bf16
     runs     the documents that those figures are from
     peers    the other engines' figures
-    kernels, steps  shape → document, where measured
+    starts, kernels, steps  shape → document, where measured
     traces          decode steps taken apart"""
 
     ours: dict[str, Json]
     runs: list[Json]
     peers: Json
+    starts: dict[str, Json]
     kernels: dict[str, Json]
     steps: dict[str, Json]
     traces: list[Json]
@@ -54,6 +55,7 @@ class Results:
             ours[run["shape"]] |= run["tests"]
             source |= dict.fromkeys(((run["shape"], test) for test in run["tests"]), run)
         return cls(ours, [run for run in runs if run in source.values()], documents["peers_h200.json"],
+                   {document["shape"]: document for document in named("start_")},
                    {document["shape"]: document for document in named("kernels_")},
                    {document["shape"]: document for document in named("step_table_")},
                    [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")])
@@ -105,6 +107,19 @@ def headlines(results: Results) -> str:
     titles = ["test", "unit", "Millrace", *(f"{engines[engine]['name']} {engines[engine]['version']}"
                                             for engine in ("vllm", "lmdeploy")), "floor"]
     return f"{markdown(titles, rows, num_text=2)}\n\n{caption(results)}"
+
+
+def start(results: Results) -> str:
+    """Seconds to the first token, and the phases of a warm start."""
+    parts = []
+    for shape, document in results.starts.items():
+        rows = [[name, f"{figures['warm_s']:.1f}", f"{figures['cold_s']:.1f}",
+                 ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in figures["warm_phases_s"].items())]
+                for name, figures in document["starts"].items()]
+        peers = "; ".join(f"{engine} {seconds}" for engine, seconds in results.peers["start_s"].get(shape, {}).items())
+        parts += [markdown([f"{shape}, seconds", "warm", "cold", "phases of a warm start"], rows),
+                  f"{setting(document)}." + f" Measured with the other engines: {peers}." * bool(peers)]
+    return "\n\n".join(parts) or missing("start")
 
 
 def steps(results: Results) -> str:

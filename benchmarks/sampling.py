@@ -32,8 +32,8 @@ DRAWS = {"greedy": (0.0, None, 1.0, False), "top_k 50, top_p 0.8": (1.0, 50, 0.8
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.sampling --batch_size 1")
-@click.option("--batch_size", default=256, show_default=True)
-@click.option("--vocab_size", default=92544, show_default=True)
+@click.option("--batch_size", type=click.IntRange(min=1), default=256, show_default=True)
+@click.option("--vocab_size", type=click.IntRange(min=NUM_PEAKS), default=92544, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
 def main(batch_size: int, vocab_size: int, file: Path | None) -> None:
     """Microseconds of each way to sample."""

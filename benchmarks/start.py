@@ -15,24 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models
-from torch import Tensor
 
 from backend.command_line import CONTEXT_SETTINGS, run
-from backend.config import ModelConfig
+from benchmarks.checkpoint import ensure_checkpoint
+from benchmarks.device_limits import need_gpu
 from benchmarks.first_token import ENGINES
 from benchmarks.record import RESULTS, save
-from benchmarks.shapes import SHAPES, STD
+from benchmarks.shapes import SHAPES
 from converter.convert import convert_checkpoint
 
-LAYERS_PER_FILE = 8
 READ_BYTES = 16 << 20
 
 
@@ -42,16 +37,18 @@ READ_BYTES = 16 << 20
 @click.option("--dir", "parent", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()),
               show_default=True, help="Where checkpoints are kept; twice their size is needed with --workspace.")
 @click.option("--workspace", is_flag=True, help="Convert, and start from the workspace too.")
-@click.option("--rounds", default=3, show_default=True, help="Warm starts; their median counts.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True,
+              help="Warm starts; their median counts.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
 def main(shape: str, engines: str, parent: Path, workspace: bool, rounds: int, file: Path | None) -> None:
     """Seconds from the start of a process to its first token."""
-    if not torch.cuda.is_available():
-        raise click.ClickException("this benchmark needs a CUDA GPU; on a CPU use: python -m benchmarks.cpu")
+    names = engines.split(",")
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise click.ClickException(f"--engines {','.join(unknown)} is not known; use some of {','.join(ENGINES)}")
+    need_gpu()
     folder = parent / f"millrace-{shape}"
-    if not folder.is_dir():
-        write_checkpoint(SHAPES[shape], folder)
-    starts = [(engine, folder) for engine in engines.split(",")]
+    ensure_checkpoint(SHAPES[shape], folder)
+    starts = [(engine, folder) for engine in names]
     if workspace:
         converted = parent / f"millrace-{shape}-workspace"
         if not converted.is_dir():
@@ -82,54 +79,9 @@ def main(shape: str, engines: str, parent: Path, workspace: bool, rounds: int, f
 def start(engine: str, source: Path, kernel_cache: str) -> dict[str, Any]:
     """What first_token.py found in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.first_token", engine, str(source), str(time.time())]
-    process = subprocess.run(command, env={**os.environ, "TRITON_CACHE_DIR": kernel_cache}, stdout=subprocess.PIPE,
-                             text=True, check=True)
+    caches = {"TRITON_CACHE_DIR": f"{kernel_cache}/triton", "XDG_CACHE_HOME": kernel_cache}  # Triton's; CUDA C++'s
+    process = subprocess.run(command, env={**os.environ, **caches}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(process.stdout.splitlines()[-1])
-
-
-def write_checkpoint(model: ModelConfig, folder: Path) -> None:
-    """A Hugging Face folder of LLaMA's layout with normal random weights, made on the GPU; norms are 1."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / "config.json").write_text(json.dumps({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": model.dtype,
-        "vocab_size": model.vocab_size, "hidden_size": model.hidden_size, "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads, "num_key_value_heads": model.num_kv_heads,
-        "head_dim": model.head_dim, "intermediate_size": model.intermediate_size, "hidden_act": "silu",
-        "rms_norm_eps": model.norm_eps, "max_position_embeddings": model.max_position_embeddings,
-        "tie_word_embeddings": False, "bos_token_id": model.bos_token_id, "eos_token_id": model.eos_token_ids[0]}))
-    tokenizer = Tokenizer(models.BPE(vocab={f"t{number}": number for number in range(model.vocab_size)}, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(partial / "tokenizer.json"))
-    torch.manual_seed(0)
-    groups = list(_groups(model))
-    weight_map = {}
-    for number, shapes in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file({key: _random(shape, model.dtype) for key, shape in shapes.items()}, partial / name, {"format": "pt"})
-        weight_map |= dict.fromkeys(shapes, name)
-    (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    partial.rename(folder)
-
-
-def _groups(model: ModelConfig) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Names and shapes of each file's tensors."""
-    hidden, inner = model.hidden_size, model.intermediate_size
-    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    shapes = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,), "self_attn.q_proj": (heads, hidden),
-              "self_attn.k_proj": (kv_heads, hidden), "self_attn.v_proj": (kv_heads, hidden),
-              "self_attn.o_proj": (hidden, heads), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
-              "mlp.down_proj": (hidden, inner)}
-    for first in range(0, model.num_layers, LAYERS_PER_FILE):
-        yield {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()
-               for layer in range(first, min(first + LAYERS_PER_FILE, model.num_layers))}
-    yield {"model.embed_tokens.weight": (model.vocab_size, hidden), "model.norm.weight": (hidden,),
-           "lm_head.weight": (model.vocab_size, hidden)}
-
-
-def _random(shape: tuple[int, ...], dtype: str) -> Tensor:
-    values = torch.ones(shape, dtype=getattr(torch, dtype), device="cuda")
-    return (values if len(shape) == 1 else values.normal_(0, STD)).cpu()
 
 
 def read_once(folder: Path) -> None:

@@ -34,8 +34,8 @@ NAME_LENGTH = 60
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.step --batch_size 64")
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="m7", show_default=True)
-@click.option("--batch_size", default=1, show_default=True)
-@click.option("--context", default=1984, show_default=True)
+@click.option("--batch_size", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--context", type=click.IntRange(min=1), default=1984, show_default=True)
 @click.option("--cuda_graphs", default=True, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
 def main(shape: str, batch_size: int, context: int, cuda_graphs: bool, file: Path | None) -> None:

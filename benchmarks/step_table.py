@@ -59,8 +59,9 @@ class Step:
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.step_table --shape g8")
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="m7", show_default=True)
-@click.option("--max_batch_size", default=BATCHES[-1], show_default=True, help="From 1 by powers of 2 up to this.")
-@click.option("--max_context", default=CONTEXTS[-1], show_default=True,
+@click.option("--max_batch_size", type=click.IntRange(min=BATCHES[0]), default=BATCHES[-1], show_default=True,
+              help=f"From {BATCHES[0]} by powers of 2 up to this.")
+@click.option("--max_context", type=click.IntRange(min=CONTEXTS[0]), default=CONTEXTS[-1], show_default=True,
               help=f"From {CONTEXTS[0]} by powers of 2 up to this.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
 def main(shape: str, max_batch_size: int, max_context: int, file: Path | None) -> None:

@@ -83,7 +83,8 @@ class Subject:
 @click.option("--tests", default=",".join(DEFAULT_TESTS), show_default=True,
               help=f"Which of {', '.join(WORKLOADS)}, separated by commas.")
 @click.option("--engine", type=click.Choice(ENGINES), default="millrace", show_default=True)
-@click.option("--quant_policy", type=int, default=0, show_default=True, help="KV cache: 0 as the model, 8 or 4 bits.")
+@click.option("--quant_policy", type=click.IntRange(min=0), default=0, show_default=True,
+              help="KV cache: 0 as the model, 8 or 4 bits, where the engine can.")
 @click.option("--cuda_graphs", default=True, show_default=True, help="Of Millrace.")
 @click.option("--checkpoint_dir", type=click.Path(path_type=Path), default="~/.cache/millrace/bench",
               show_default=True, help="Where a checkpoint with random weights is kept for the other engines.")

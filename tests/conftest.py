@@ -18,9 +18,12 @@ settings.load_profile("ours")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for marker, devices in (("gpu", 1), ("multi_gpu", 2)):
-        if torch.cuda.device_count() < devices:
-            skip = pytest.mark.skip(reason=f"needs {devices} CUDA device(s)")
+    is_hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    for marker, is_there, needed in (("gpu", torch.cuda.device_count() >= 1, "a CUDA device"),
+                                     ("hopper", is_hopper, "a Hopper GPU"),
+                                     ("multi_gpu", torch.cuda.device_count() >= 2, "two CUDA devices")):
+        if not is_there:
+            skip = pytest.mark.skip(reason=f"needs {needed}")
             for item in items:
                 if item.get_closest_marker(marker):
                     item.add_marker(skip)

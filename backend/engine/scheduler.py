@@ -112,8 +112,10 @@ class Scheduler:
             resumes = False
             sequence.block_table, sequence.digests = self.blocks.share_prefix(sequence.token_ids)
             sequence.num_cached = len(sequence.block_table) * self.blocks.block_size
-        # Those that run are left a block each to grow into: who comes when they are short is preempted in a moment.
-        needed = self._num_new_blocks(sequence, sequence.num_uncomputed) + len(self.running)
+        needed = self._num_new_blocks(sequence, sequence.num_uncomputed)
+        if needed + len(self.running) > self.blocks.num_free:
+            # Those that run are left a block to grow into: who comes when they are short is preempted in a moment.
+            needed += sum(self._can_grow(running) for running in self.running)
         while needed > self.blocks.num_free and self.sessions.evict_one():
             pass
         if needed > self.blocks.num_free:
@@ -168,6 +170,11 @@ class Scheduler:
             digest = self.blocks.digest(parent, sequence.token_ids[index * size:(index + 1) * size])
             sequence.digests.append(digest)
             self.blocks.publish(sequence.block_table[index], digest)
+
+    def _can_grow(self, sequence: Sequence) -> bool:
+        """Whether its blocks do not hold all that it may become."""
+        most = sequence.num_prompt_tokens + sequence.max_new_tokens
+        return blocks_of(most, self.blocks.block_size) > len(sequence.block_table)
 
     def _num_new_blocks(self, sequence: Sequence, num_new: int) -> int:
         return blocks_of(sequence.num_cached + num_new, self.blocks.block_size) - len(sequence.block_table)

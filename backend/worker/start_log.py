@@ -36,7 +36,7 @@ class StartLog:
             logger.info("%s: %s", name, ", ".join([*facts, f"{seconds:.1f} s"]))
 
     def log_ready(self) -> None:
-        """The sum: wall-clock time from here to __init__, waiting for other ranks included, and the imports."""
+        """The sum: wall-clock time since __init__, waiting for other ranks included, and the imports."""
         if not self.is_silent:
             total_s = self.seconds["imports"] + time.perf_counter() - self._begin_s
             logger.info("ready in %.1f s: %s", total_s,

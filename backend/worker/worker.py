@@ -79,7 +79,7 @@ class Worker:
                 self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs)
             with self.start.phase("warm-up") as facts:
                 warm_up(self.runner.run, self.engine)
-                facts.append(f"{kernels.num_compiled} kernels compiled, {kernels.num_cached} from the cache")
+                facts.append(f"{kernels.num_compiled} Triton kernels compiled, {kernels.num_cached} from its cache")
 
     def run(self, plan: StepPlan) -> RunningStep:
         """Launches a step."""

@@ -305,6 +305,15 @@ def test_a_request_waits_while_it_would_take_the_block_that_a_running_one_is_abo
     assert engine.scheduler.num_preemptions == 0
 
 
+def test_requests_that_fit_into_their_blocks_leave_none_free_for_one_another():
+    engine = make_engine(num_blocks=8, max_prefill_tokens=16 * BLOCK)
+    for seed in range(12):
+        engine.add_request(request(str(seed), prompt(seed, BLOCK - 2), max_new_tokens=2, ignore_eos=True))
+    engine.step()
+    assert len(engine.scheduler.running) == 8
+    run(engine)
+
+
 def run_turn(engine: Engine, name: str, seed: int, **options: object) -> list[int]:
     """A turn of session 7 with a prompt of its own; returns the prompt and its completion."""
     options = {"ignore_eos": True, "max_new_tokens": 8, **options}

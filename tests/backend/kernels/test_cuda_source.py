@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import pytest
 import torch
 
-from backend.kernels import cuda_source
+from backend.kernels import cuda_source, linear, reference, skinny_matmul
+from tests.backend.kernels.comparison import assert_near
 
 SOURCE = """extern "C" __global__ void fill(float* output, float value) { output[threadIdx.x] = value * FACTOR; }"""
 
@@ -25,7 +27,7 @@ def test_there_are_no_cuda_kernels_on_a_cpu():
     assert not cuda_source.is_available(torch.device("cpu"))
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 def test_a_kernel_is_compiled_launched_and_kept(source, monkeypatch):
     device = torch.device("cuda", 0)
     output = torch.zeros(32, device=device)
@@ -38,8 +40,23 @@ def test_a_kernel_is_compiled_launched_and_kept(source, monkeypatch):
     cuda_source.load(source, "fill", {"FACTOR": 3}, device, threads=32)
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 def test_a_source_that_does_not_compile_shows_the_compilers_words(source):
     source.write_text(SOURCE.replace("float*", "flaot*"))
     with pytest.raises(RuntimeError, match=r"fill.cu does not compile: (?s:.*)flaot"):
         cuda_source.load(source, "fill", {"FACTOR": 1}, torch.device("cuda", 0), threads=32)
+
+
+@pytest.mark.hopper
+def test_without_the_compilers_package_other_kernels_take_over_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    for choice in (cuda_source.is_available, skinny_matmul.runs_on):
+        choice.cache_clear()
+    try:
+        for num_tokens in (1, 8):
+            x, weight = (torch.randn(shape, device="cuda").bfloat16() for shape in ((num_tokens, 512), (64, 512)))
+            assert_near(linear.linear(x, weight), reference.linear(x.double(), weight.double()))
+    finally:
+        for choice in (cuda_source.is_available, skinny_matmul.runs_on):
+            choice.cache_clear()
+    assert caplog.text.count("kernels in CUDA C++ are off") == 1

@@ -35,6 +35,13 @@ def test_every_head_dim_gives_the_formula(device, dtype, head_dim):
     assert_near(decode(batch), batch.expected())
 
 
+@pytest.mark.hopper
+def test_a_launch_after_the_kernel_in_front_gives_the_formula_too(dtype, monkeypatch):
+    monkeypatch.setattr(decode_attention.pdl, "launch_options", lambda device: {"USE_PDL": False})
+    batch = make_decode([1, 37, 700], num_heads=8, num_kv_heads=2, dtype=dtype, device="cuda")
+    assert_near(decode(batch), batch.expected())
+
+
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2), (7, 1), (20, 1), (80, 1)])
 def test_every_group_size_gives_the_formula(device, dtype, num_heads, num_kv_heads):
     batch = make_decode([5, 33], num_heads=num_heads, num_kv_heads=num_kv_heads, dtype=dtype, device=device)

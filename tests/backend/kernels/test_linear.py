@@ -18,7 +18,7 @@ FUSIONS = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1),
            (1, 1, 1, 1)]
 
 
-@pytest.fixture(params=["triton", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["triton", pytest.param("cuda", marks=pytest.mark.hopper)])
 def one_token(request: pytest.FixtureRequest, dtype: torch.dtype) -> Callable[..., Tensor]:
     """Each matrix-vector kernel, with a result in the dtype under test."""
     if request.param == "cuda" and dtype == torch.float32:
@@ -87,5 +87,3 @@ def test_logits_are_not_rounded_to_the_models_precision(num_tokens):
 def test_no_tokens_give_no_results(device, dtype):
     x, weight = torch.zeros(0, 32, device=device, dtype=dtype), torch.zeros(8, 32, device=device, dtype=dtype)
     assert linear.linear(x, weight, norm=(torch.ones(32, device=device, dtype=dtype), EPS)).shape == (0, 8)
-
-

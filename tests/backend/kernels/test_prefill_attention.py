@@ -21,6 +21,15 @@ def kernel(request, monkeypatch):
     monkeypatch.setattr(prefill_attention, "HOPPER_MIN_SCORES", 0 if request.param == "hopper" else math.inf)
 
 
+@pytest.mark.hopper
+def test_the_kernel_for_hopper_computes_what_is_large_enough(monkeypatch):
+    batch = make_batch([37, 50], [37, 9], head_dim=128, dtype=torch.bfloat16, device="cuda")
+    calls = []
+    monkeypatch.setattr(prefill_attention.prefill_hopper, "hopper_prefill", lambda *operands: calls.append(operands))
+    prefill(batch)
+    assert len(calls) == (prefill_attention.HOPPER_MIN_SCORES == 0)
+
+
 def prefill(batch):
     return prefill_attention.paged_prefill(batch.q, batch.k_cache, batch.v_cache, batch.block_tables,
                                            batch.context_lens, batch.query_start, batch.scale, batch.max_query_len,

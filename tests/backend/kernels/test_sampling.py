@@ -1,4 +1,4 @@
-"""Sampling in Triton and its reference: the reference against naive formulas, Triton against the reference.
+"""Sampling in Triton against its reference, which tests/backend/worker/test_sampler.py holds to the naive filters.
 
 With the same keys both draw the same tokens, except where a sum of probabilities that a filter compares, or two noisy
 logits, are closer than float32 rounding; the fixed cases here have none of those."""

@@ -12,7 +12,7 @@ HALF = [torch.float16, torch.bfloat16]
 EPS = 1e-5
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("half", HALF, ids=str)
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
 @pytest.mark.parametrize("num_tokens", [2, 16, 17, 32])
@@ -21,21 +21,21 @@ def test_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, ha
     assert len(skinny) == 1
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("size", [256, 288, 2048, 4096, 5504, 7168, 11008, 12288, 14336, 18944])
 def test_inputs_of_any_size_are_multiplied(size, skinny):
     check(linear.linear, 7, size, 84, (1, 0, 1, 0), "cuda", torch.bfloat16)
     assert len(skinny) == 1
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("num_outputs", [4, 60, 4100, 33000])
 def test_any_number_of_outputs_is_computed(num_outputs, skinny):
     check(linear.linear, 5, 512, num_outputs, (0, 1, 0, 1), "cuda", torch.bfloat16)
     assert len(skinny) == 1
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_a_tokens_result_does_not_depend_on_the_other_tokens(is_gated):
     x, weight = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in ((16, 1024), (512, 1024)))
@@ -45,7 +45,7 @@ def test_a_tokens_result_does_not_depend_on_the_other_tokens(is_gated):
     assert torch.equal(linear.linear(x, weight, norm=norm, is_gated=is_gated)[:2], alone)
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 def test_logits_keep_their_precision(skinny):
     x, weight, factor = (torch.randn(shape, device="cuda", dtype=torch.bfloat16)
                          for shape in ((3, 512), (1000, 512), (512,)))
@@ -55,7 +55,7 @@ def test_logits_keep_their_precision(skinny):
     assert (logits.double() - exact).abs().max() / exact.abs().max() < 2**-8  # x times factor is rounded to bfloat16
 
 
-@pytest.mark.gpu
+@pytest.mark.hopper
 def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
     size, layers = 2048, 24
     weights = torch.randn(layers, size, size, device="cuda", dtype=torch.bfloat16) / size**0.5
