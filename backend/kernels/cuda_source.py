@@ -5,6 +5,7 @@ the callers use their Triton kernels. Used by matvec_cuda.py and skinny_matmul.p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -16,25 +17,22 @@ from typing import Any
 
 import torch
 
+from backend.kernels.capability import can_begin_early
+
 logger = logging.getLogger(__name__)
-
-FIRST_CAPABILITY = (9, 0)  # programmatic dependent launch
-
 
 @functools.cache
 def is_available(device: torch.device) -> bool:
-    """Whether kernels in CUDA C++ can be compiled for, and run on, this device."""
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    if torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+    """Whether kernels in CUDA C++ can be compiled for, and run on, this device: tried, with an empty one."""
+    if not can_begin_early(device):
         return False
     try:
-        from cuda.bindings import driver, nvrtc  # noqa: F401
+        from cuda.bindings import driver  # noqa: F401
 
-        _check(nvrtc.nvrtcVersion())
+        compile_source(b'extern "C" __global__ void nothing() {}', "nothing.cu", [_architecture(device)])
     except (ImportError, RuntimeError) as error:
-        logger.warning("kernels in CUDA C++ are off (%s), Triton's are used instead, which are slower at batch 1; "
-                       "pip install cuda-bindings for CUDA %s turns them on", error, torch.version.cuda)
+        logger.warning("kernels in CUDA C++ are off (%s), Triton's and cuBLAS are used instead, which are slower for "
+                       "few tokens; pip install cuda-bindings for CUDA %s turns them on", error, torch.version.cuda)
         return False
     return True
 
@@ -87,8 +85,7 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
     Raises RuntimeError with the compiler's words."""
     from cuda.bindings import driver
 
-    major, minor = torch.cuda.get_device_capability(device)
-    options = [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)]
+    options = [_architecture(device), "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)]
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # torch's context is the current one from here on
         module = _check(driver.cuModuleLoadData(_machine_code(file, options)))
@@ -105,18 +102,24 @@ def _machine_code(file: Path, options: list[str]) -> bytes:
     source = file.read_bytes()
     headers = [header.read_text(encoding="utf-8") for header in sorted(file.parent.glob("*.cuh"))]
     key = "\n".join([source.decode(), *headers, *options, str(_check(nvrtc.nvrtcVersion()))])
-    cached = _cache_dir() / f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
-    if cached.is_file():
-        return cached.read_bytes()
+    name = f"{file.stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
+    with contextlib.suppress(OSError, RuntimeError):  # no home, not readable, not there: it is compiled
+        return (_cache_dir() / name).read_bytes()
     code = compile_source(source, file.name, [*options, f"--include-path={file.parent}"])
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part:
-            part.write(code)
-        os.replace(part.name, cached)  # whole or not at all, also when several processes compile the same kernel
-    except OSError as error:
-        logger.warning("compiled kernels are not kept: %s", error)
+        _keep(code, _cache_dir() / name)
+    except (OSError, RuntimeError) as error:
+        logger.warning("compiled kernels are not kept (%s); set XDG_CACHE_HOME to a folder that can be written", error)
     return code
+
+
+def _keep(code: bytes, file: Path) -> None:
+    """Whole or not at all, also when several processes compile the same kernel."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        part = Path(folder) / file.name
+        part.write_bytes(code)
+        part.replace(file)
 
 
 def compile_source(source: bytes, name: str, options: list[str]) -> bytes:
@@ -135,6 +138,11 @@ def compile_source(source: bytes, name: str, options: list[str]) -> bytes:
         return code
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+
+
+def _architecture(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"--gpu-architecture=sm_{major}{minor}"
 
 
 def _cache_dir() -> Path:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.kernels import pdl, shapes
+from backend.kernels.capability import num_multiprocessors
 from backend.kernels.paged_kv import LOG2_E, load_tile, tile_offsets
 from backend.kernels.rotary import load_angles, load_rotated
 
@@ -61,7 +62,7 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         return output
     group = num_heads // num_kv_heads
     dim_tile = triton.next_power_of_2(head_dim)
-    tiling = _tiling(num_rows, num_kv_heads, group, dim_tile, q.dtype.itemsize, _num_multiprocessors(q.device))
+    tiling = _tiling(num_rows, num_kv_heads, group, dim_tile, q.dtype.itemsize, num_multiprocessors(q.device))
     head_tiles = num_kv_heads * triton.cdiv(group, tiling.heads_tile)
     num_items = tiling.num_shares + num_rows - 1  # a row's last split may be short
     partial = torch.empty((num_items, num_heads, head_dim), dtype=torch.float32, device=q.device)
@@ -93,11 +94,6 @@ def _tiling(num_rows: int, num_kv_heads: int, group: int, dim_tile: int, itemsiz
     # Two warps exchange less than four do; more values than these do not fit their registers.
     num_warps = 2 if heads_tile * dim_tile * itemsize <= 16 * 128 * 2 else 4
     return Tiling(heads_tile, keys_tile, num_shares, MIN_SPLIT_TOKENS, num_warps)
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @functools.cache

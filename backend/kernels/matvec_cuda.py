@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backend.kernels import cuda_source, shapes
+from backend.kernels.capability import num_multiprocessors
 from backend.kernels.cuda_source import CudaKernel
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -53,7 +54,7 @@ def matvec(x: Tensor, weight: Tensor, bias: Tensor | None, *, norm: tuple[Tensor
     norm_weight, eps = (None, 0.0) if norm is None else norm
     kernel = _kernel(size, layout, x.device, x.dtype == torch.float16, norm is not None, bias is not None,
                      residual is not None, is_gated, dtype == torch.float32)
-    num_blocks = min(num_outputs // layout.rows, _num_multiprocessors(x.device) * layout.blocks)
+    num_blocks = min(num_outputs // layout.rows, num_multiprocessors(x.device) * layout.blocks)
     kernel.launch(num_blocks, [
         *((0 if tensor is None else tensor.data_ptr(), ctypes.c_void_p) for tensor in (weight, x, norm_weight, bias,
                                                                                      output)),
@@ -88,8 +89,3 @@ def _kernel(size: int, layout: Layout, device: torch.device, is_half: bool, has_
               "GATED": is_gated, "FLOAT_OUTPUT": is_float, "IS_HALF": is_half}
     return cuda_source.load(SOURCE, "matvec", {name: int(value) for name, value in macros.items()}, device,
                             layout.threads)
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

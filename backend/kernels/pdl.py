@@ -6,27 +6,17 @@ overtake the one in front of it. Used by the Triton kernels of a decode step."""
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # a Triton without it; kernels then are launched one after the other
-    gdc_launch_dependents = gdc_wait = None
-
-FIRST_CAPABILITY = (9, 0)
+from backend.kernels import capability
 
 
-@functools.cache
 def launch_options(device: torch.device) -> dict[str, bool]:
     """Keyword arguments for the launch of a kernel with a USE_PDL parameter."""
-    if (device.type != "cuda" or gdc_wait is None or torch.version.cuda is None
-            or torch.cuda.get_device_capability(device) < FIRST_CAPABILITY):
-        return {"USE_PDL": False}
-    return {"USE_PDL": True, "launch_pdl": True}
+    return {"USE_PDL": True, "launch_pdl": True} if capability.can_begin_early(device) else {"USE_PDL": False}
 
 
 @triton.jit

@@ -19,6 +19,7 @@ _IN_PROMPT, _IN_COMPLETION = tl.constexpr(1), tl.constexpr(2)
 def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor, rows: Tensor, num_prompt: Tensor,
              length: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor) -> None:
     """See sampling_reference.penalise."""
+    assert logits.is_contiguous(), logits.stride()
     _penalise_kernel[(len(index),)](
         logits, token_table, counts, index, rows, num_prompt, length, repetition, presence, frequency,
         token_table.stride(0), VOCAB_SIZE=logits.shape[1], TILE=TILE, num_warps=NUM_WARPS)

@@ -9,8 +9,6 @@ tile's queries and keys arrive during the last one's end. Used by prefill_attent
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 from torch import Tensor
@@ -25,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from backend.kernels.capability import is_hopper, num_multiprocessors
 from backend.kernels.paged_kv import LOG2_E
 
 PANEL = 64  # columns: 128 bytes, the widest row that shared memory swizzles
@@ -42,7 +41,7 @@ def supports(q: Tensor, k_cache: Tensor) -> bool:
     q [T, H, D], k_cache [N, S, K, D], which have passed shapes.check_attention."""
     num_heads, head_dim = q.shape[1:]
     block_size, num_kv_heads = k_cache.shape[1:3]
-    return (q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and _multiprocessors(q.device.index) > 0
+    return (is_hopper(q.device) and q.dtype in (torch.float16, torch.bfloat16)
             and block_size % 8 == 0 and head_dim % 8 == 0 and num_heads <= GROUP_ROWS * num_kv_heads
             and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0 and q.data_ptr() % 16 == 0)
 
@@ -64,7 +63,7 @@ def hopper_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Te
     kv_shape, kv_strides, kv_box = list(k_cache.shape), list(k_cache.stride()), [1, box, 1, PANEL]
     num_places = num_tokens // (2 * group_queries) + len(context_lens)  # see _find_tile
     num_items = num_places * num_kv_heads
-    _prefill_kernel[(min(num_items, _multiprocessors(q.device.index)),)](
+    _prefill_kernel[(min(num_items, num_multiprocessors(q.device)),)](
         TensorDescriptor(q, list(q.shape), list(q.stride()), [group_queries, heads_tile, PANEL], _Q_LAYOUT),
         TensorDescriptor(k_cache, kv_shape, kv_strides, kv_box, _KV_LAYOUT),
         TensorDescriptor(v_cache, kv_shape, kv_strides, kv_box, _KV_LAYOUT),
@@ -74,13 +73,6 @@ def hopper_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Te
         HEADS_TILE=heads_tile, KEYS_TILE=keys_tile, DIM_TILE=dim_tile, BOX=box, NUM_STAGES=STAGES,
         NUM_SLOTS=work_slots, num_warps=4)
     return output
-
-
-@functools.cache
-def _multiprocessors(device: int) -> int:
-    """How many of them a Hopper GPU has; 0 for any other."""
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count if properties.major == 9 else 0
 
 
 _PANEL, _GROUP_ROWS, _WORK_FIELDS = gl.constexpr(PANEL), gl.constexpr(GROUP_ROWS), gl.constexpr(WORK_FIELDS)

@@ -40,6 +40,7 @@ _ABOVE_ALL = tl.constexpr(1e-30)  # values are less their maximum, so at most 0
 def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor,
          token_table: Tensor, slots: Tensor) -> Tensor:
     """See sampling_reference.draw. A row of -inf or NaN alone gives token 0."""
+    assert logits.is_contiguous(), logits.stride()
     num_rows, vocab_size = logits.shape
     num_slots = min(SLOTS, triton.next_power_of_2(vocab_size))
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
@@ -206,7 +207,7 @@ def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: 
             reaches = tl.sum(totals[part], axis=0) >= target
             low = tl.where(reaches, tl.maximum(low, cuts[part]), low)
             high = tl.where(reaches, high, tl.minimum(high, cuts[part]))
-    return low
+    return tl.minimum(low, 0.0)  # the maximum is always a value, also where the target is nothing
 
 
 @triton.jit

@@ -43,6 +43,10 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Ten
     num_results = num_outputs // 2 if is_gated else num_outputs
     if residual is not None and residual.shape != (x.shape[0], num_results):
         raise ShapeError(f"linear: residual is {list(residual.shape)}; it must be [{x.shape[0]}, {num_results}]")
+    operands = {"weight": weight, "bias": bias, "the norm's weight": norm and norm[0], "residual": residual}
+    for name, tensor in operands.items():
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise ShapeError(f"linear: {name} is {tensor.dtype}, but x is {x.dtype}; load both in one dtype")
     _check_rows(x=x)
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from backend.kernels import cuda_source
+from backend.kernels.capability import is_hopper
 from backend.kernels.cuda_source import CudaKernel
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -60,13 +61,14 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     num_tokens, (num_outputs, size) = x.shape[0], weight.shape
     return (1 < num_tokens <= MAX_TOKENS and x.dtype in (torch.float16, torch.bfloat16)
             and size % CHUNK == 0 and num_outputs % 4 == 0 and x.is_contiguous() and weight.is_contiguous()
+            and x.data_ptr() % 16 == 0 and weight.data_ptr() % 16 == 0
             and _layout(size, num_tokens) is not None and runs_on(x.device))
 
 
 @functools.cache
 def runs_on(device: torch.device) -> bool:
     """Whether this kernel runs there: clusters and 227 KiB of shared memory a block are Hopper's."""
-    return cuda_source.is_available(device) and torch.cuda.get_device_capability(device) == (9, 0)
+    return cuda_source.is_available(device) and is_hopper(device)
 
 
 def fuses_norm(x: Tensor) -> bool:

@@ -47,4 +47,4 @@ class OutputHead(ShardedModule):
 
     def forward(self, hidden: Tensor, norm: RMSNorm) -> Tensor:
         logits = self.tp.all_gather(kernels.logits(hidden, self.weight, norm.operands))
-        return logits[:, : self.vocab_size]
+        return logits[:, : self.vocab_size].contiguous()

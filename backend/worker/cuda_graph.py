@@ -5,8 +5,8 @@ into them and a replay. Rows that want nothing of the latter are greedy and with
 nothing; what is rarer (logit changes, logprobs) is sampled after the replay, from the graph's logits.
 One graph serves every context length, since the decode kernel reads the lengths on the device and cuts each context
 into splits there; only their greatest number is fixed, by session_len. Owns capture, the graphs' tensors, and padding
-to the next batch size: padding rows attend to nothing, store into the dummy KV block and sample into the token table's
-extra row. Used by model_runner.py."""
+to the next batch size: padding rows attend to nothing, store nothing and sample into the token table's extra row.
+Used by model_runner.py."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ class DecodeGraphs:
         self.logits_indices = torch.arange(self.sizes[-1], device=device)
         self.query_start = torch.arange(self.sizes[-1] + 1, dtype=torch.int32, device=device)
         self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # one for all: memory of the pool is not shared between streams
         self.graphs = {size: self._capture(size) for size in reversed(self.sizes)}
         torch.cuda.synchronize(device)
         logger.info("CUDA graphs: %d batch sizes up to %d, captured in %.1f s, %.2f GiB", len(self.sizes),
@@ -109,7 +110,7 @@ class DecodeGraphs:
         self._step(inputs)  # compiles and loads what it launches, which a capture must not
         graph = torch.cuda.CUDAGraph()
         # Other threads of this process may use CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, self.stream, "thread_local"):
             logits, token_ids = self._step(inputs)
         return DecodeGraph(graph, packed, _borrowed(logits), token_ids)
 

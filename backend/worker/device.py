@@ -4,6 +4,7 @@ Used by worker.py and executor.py."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -44,6 +45,11 @@ def resolve_dtype(engine: EngineConfig, model: ModelConfig, device: torch.device
 def device_name(device: torch.device) -> str:
     """As its maker calls it, and where it is; "cpu"."""
     return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else "cpu"
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one of this thread meanwhile: launches, streams and events go by that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def synchronize(device: torch.device) -> None:

@@ -17,8 +17,8 @@ def allocate_kv_cache(model: ModelConfig, engine: EngineConfig, num_blocks: int,
                       device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Per layer (k, v), each [num_blocks + 1, S, K, D], zeros.
 
-    The last block is a dummy: padding rows write there, so that slot arithmetic needs no exception. Zeros rather than
-    whatever was there, because a masked score times a NaN would still be NaN."""
+    The last block is a dummy: slots of padding rows lie there, so that slot arithmetic needs no exception. Zeros rather
+    than whatever was there, because a masked score times a NaN would still be NaN."""
     shape = (num_blocks + 1, engine.block_size, model.num_kv_heads // engine.tp, model.head_dim)
     return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(model.num_layers)]
 

@@ -18,7 +18,7 @@ from backend.memory_plan import GIB, MemoryPlan, plan_memory, uses_cuda_graphs
 from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
 from backend.steps import StepPlan
-from backend.worker.device import device_name, free_memory_bytes, resolve_device, resolve_dtype, synchronize
+from backend.worker.device import device_name, free_memory_bytes, on_device, resolve_device, resolve_dtype, synchronize
 from backend.worker.kv_cache import allocate_kv_cache
 from backend.worker.model_runner import ModelRunner, RunningStep
 from backend.worker.row_tables import RowTables
@@ -62,14 +62,16 @@ class Worker:
         return self._plan_memory(weights_loaded=True).num_blocks
 
     def allocate_kv(self, num_blocks: int) -> None:
-        """Allocates the KV cache and gets ready for steps: on a GPU every kernel is compiled when this returns."""
-        with self.start.phase("KV cache"):
-            kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device)
-            synchronize(self.device)
-        if self.device.type == "cuda":
-            self._get_gpu_ready(kv_cache)
-        else:
-            self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs=False)
+        """Allocates the KV cache and gets ready for steps: on a GPU, what CUDA graphs and usual steps launch is
+        compiled when this returns. Without graphs, steps of many decode rows compile at their first use."""
+        with on_device(self.device):
+            with self.start.phase("KV cache"):
+                kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device)
+                synchronize(self.device)
+            if self.device.type == "cuda":
+                self._get_gpu_ready(kv_cache)
+            else:
+                self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs=False)
         self.start.log_ready()
 
     def _get_gpu_ready(self, kv_cache: list[tuple[Tensor, Tensor]]) -> None:
@@ -84,7 +86,8 @@ class Worker:
     def run(self, plan: StepPlan) -> RunningStep:
         """Launches a step."""
         assert self.runner is not None, "run before allocate_kv"
-        return self.runner.run(plan)
+        with on_device(self.device):  # whatever thread this is, and whichever device it uses otherwise
+            return self.runner.run(plan)
 
     def _plan_memory(self, weights_loaded: bool) -> MemoryPlan:
         on_cpu = self.device.type == "cpu"

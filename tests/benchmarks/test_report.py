@@ -67,6 +67,6 @@ def test_a_table_of_steps_marks_its_cliffs():
                 "command": "python -m benchmarks.step_table", "date": "2026-11-21", "read_bandwidth_tb_s": 4.3,
                 "matmul_tflop_s": 786.0, "kv_token_bytes": {"planned": 524288, "allocated": 524288},
                 "steps": [step, {**step, "batch": 2, "ms": 9.0, "share": 0.333, "is_cliff": True}]}
-    text = results_table.steps(Results({}, [], {}, {}, {"m7": document}, []))
+    text = results_table.steps(Results({}, [], {}, {}, {}, {"m7": document}, []))
     assert "| 1 | 3.50 (86%) |" in text and "| 2 | 9.00 (33%) ! |" in text
     assert "1 of 2 points" in text

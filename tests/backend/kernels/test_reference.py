@@ -62,6 +62,11 @@ def test_a_linear_layer_whose_shapes_do_not_fit_is_refused(shapes, message):
         reference.linear(x, weight, bias, norm=None if norm is None else (norm, 1e-5), residual=residual)
 
 
+def test_a_linear_layer_of_two_dtypes_is_refused():
+    with pytest.raises(ShapeError, match=r"bias is torch.float32, but x is torch.float16"):
+        reference.linear(torch.zeros(2, 8).half(), torch.zeros(4, 8).half(), torch.zeros(4))
+
+
 def test_a_gate_without_its_half_is_refused():
     with pytest.raises(ShapeError, match="gate and up together are 5 outputs"):
         reference.linear(torch.zeros(2, 8), torch.zeros(5, 8), is_gated=True)

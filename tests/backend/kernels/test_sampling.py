@@ -183,3 +183,15 @@ def test_noise_of_unlikely_hashes_is_as_precise_as_the_references(device):
     noise = sampling_reference.gumbel_noise(keys, 30_000)
     assert_same(rows_of(torch.zeros(8, 30_000)), device)
     assert noise.max() > 11
+
+
+def test_logits_that_are_cut_from_wider_ones_are_refused():
+    """The kernel takes rows to lie one after the other."""
+    rows = rows_of(torch.randn(4, 66)[:, :65])
+    with pytest.raises(AssertionError):
+        rows.draw(device="cpu")
+
+
+def test_a_top_p_that_is_nothing_among_equals_keeps_a_token(device):
+    rows = rows_of(torch.zeros(3, 64), top_p=1e-46)
+    assert (rows.draw(device=device) < 64).all()
