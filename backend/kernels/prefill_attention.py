@@ -6,13 +6,21 @@ group size fills the tile. On Hopper, prefill_hopper.py takes what it supports. 
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels import prefill_hopper, shapes
+from backend.kernels import shapes
 from backend.kernels.paged_kv import LOG2_E, cache_offsets
+
+try:
+    from backend.kernels import prefill_hopper
+except ImportError as error:  # Gluon is experimental: another Triton may have it elsewhere
+    logging.getLogger(__name__).warning("prefill on Hopper is slower with this Triton (%s); use Triton 3.6 or 3.7", error)
+    prefill_hopper = None
 
 # New tokens times context from which prefill_hopper's kernel is used. Up to 512 tokens the one here is as fast on an
 # H200, and its launch costs the host 40 microseconds less, for which a step of few tokens would wait.
@@ -27,7 +35,8 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
     shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
     if max_query_len == 0 or not len(context_lens):
         return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if len(q) * max_context_len >= HOPPER_MIN_SCORES and prefill_hopper.supports(q, k_cache):
+    is_large = len(q) * max_context_len >= HOPPER_MIN_SCORES
+    if is_large and prefill_hopper is not None and prefill_hopper.supports(q, k_cache):
         return prefill_hopper.hopper_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, scale)
     num_heads, head_dim = q.shape[1:]
     _, block_size, num_kv_heads, _ = k_cache.shape
