@@ -19,7 +19,7 @@ from backend.kernels.paged_kv import LOG2_E, cache_offsets
 try:
     from backend.kernels import prefill_hopper
 except ImportError as error:  # Gluon is experimental: another Triton may have it elsewhere
-    logging.getLogger(__name__).warning("prefill on Hopper is slower with this Triton (%s); use Triton 3.6 or 3.7", error)
+    logging.getLogger(__name__).warning("prefill on Hopper is slow with this Triton (%s); use 3.6 or 3.7", error)
     prefill_hopper = None
 
 # New tokens times context from which prefill_hopper's kernel is used. Up to 512 tokens the one here is as fast on an
