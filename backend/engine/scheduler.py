@@ -50,8 +50,9 @@ class Scheduler:
                 continue
             num_uncomputed = sequence.num_uncomputed
             num_new = 1 if num_uncomputed == 1 else min(num_uncomputed, budget)
-            if num_new and self._make_room(sequence, num_new):
-                entries[sequence] = self._advance(sequence, num_new)
+            num_blocks = self._num_new_blocks(sequence, num_new)
+            if num_new and (not num_blocks or self._make_room(sequence, num_blocks)):
+                entries[sequence] = self._advance(sequence, num_new, num_blocks)
                 budget -= num_new if num_new > 1 else 0
         setups: list[RowSetup] = []
         # Whoever has just been preempted must not push out, by coming back at once, what it gave way to.
@@ -63,7 +64,7 @@ class Scheduler:
             self.running.append(sequence)
             setups.append(_setup(sequence))
             num_new = min(sequence.num_uncomputed, budget)
-            entries[sequence] = self._advance(sequence, num_new)
+            entries[sequence] = self._advance(sequence, num_new, self._num_new_blocks(sequence, num_new))
             budget -= num_new
         if not entries:
             return None
@@ -130,12 +131,11 @@ class Scheduler:
             sequence.num_cached_prompt_tokens = sequence.num_cached
         return True
 
-    def _make_room(self, sequence: Sequence, num_new: int) -> bool:
-        """Frees blocks until the sequence's next tokens fit; False if the sequence itself had to give way.
+    def _make_room(self, sequence: Sequence, num_blocks: int) -> bool:
+        """Frees blocks until there are as many for the sequence; False if the sequence itself had to give way.
 
         Only sequences younger than it, so not yet part of this step, can be preempted for it."""
-        needed = self._num_new_blocks(sequence, num_new)
-        while needed > self.blocks.num_free:
+        while num_blocks > self.blocks.num_free:
             if not self.sessions.evict_one():
                 victim = self.running[-1]
                 self.preempt(victim)
@@ -143,11 +143,9 @@ class Scheduler:
                     return False
         return True
 
-    def _advance(self, sequence: Sequence, num_new: int) -> ScheduledRow:
-        new_blocks: tuple[int, ...] = ()
-        if count := self._num_new_blocks(sequence, num_new):
-            new_blocks = self.blocks.allocate(count)
-            sequence.block_table.extend(new_blocks)
+    def _advance(self, sequence: Sequence, num_new: int, num_blocks: int) -> ScheduledRow:
+        new_blocks = self.blocks.allocate(num_blocks) if num_blocks else ()
+        sequence.block_table.extend(new_blocks)
         num_cached = sequence.num_cached
         sequence.num_cached += num_new
         samples = sequence.num_uncomputed == 0 and sequence.max_new_tokens > 0

@@ -51,16 +51,12 @@ class Sequence:
         return self.num_cached_prompt_tokens is not None
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids) + self.num_pending
-
-    @property
     def num_completion_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed(self) -> int:
-        return self.num_tokens - self.num_cached
+        return len(self.token_ids) + self.num_pending - self.num_cached
 
     @property
     def is_finished(self) -> bool:
@@ -69,15 +65,16 @@ class Sequence:
     @property
     def wants_no_more(self) -> bool:
         """Launched steps already sample its last allowed token."""
-        return self.max_new_tokens > 0 and self.num_tokens - self.num_prompt_tokens >= self.max_new_tokens
+        return 0 < self.max_new_tokens <= len(self.token_ids) + self.num_pending - self.num_prompt_tokens
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes a token that was pending; returns why the sequence ends with it, if it does."""
         self.num_pending -= 1
         self.token_ids.append(token_id)
-        if token_id in self.end_ids and self.num_completion_tokens > self.sampling.min_new_tokens:
+        num_completion_tokens = self.num_completion_tokens
+        if token_id in self.end_ids and num_completion_tokens > self.sampling.min_new_tokens:
             self.forgets_last = token_id not in self.kept_end_ids
             return FinishReason.STOP
-        if self.num_completion_tokens >= self.max_new_tokens:
+        if num_completion_tokens >= self.max_new_tokens:
             return FinishReason.LENGTH
         return None
