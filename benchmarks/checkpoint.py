@@ -1,7 +1,8 @@
-"""Checkpoint: a Hugging Face folder of a shape with random weights, for engines that read files.
+"""Checkpoint: a Hugging Face folder of a shape with random weights, for engines that read files; and the names there.
 
 A LLaMA checkpoint in safetensors, one file per layer, made on the device; with a tokenizer of one word per id, because
-some engines want one. Written once and kept. Used by throughput.py and start.py."""
+some engines want one. Written once and kept. Used by throughput.py and start.py; the names also by cpu.py
+and by tests."""
 
 from __future__ import annotations
 
@@ -49,12 +50,13 @@ def _files(model: ModelConfig) -> Iterator[dict[str, Tensor]]:
         if layer and layer not in files:
             yield from files.values()
             files = {layer: {}}
-        files.setdefault(layer, {}).update(_renamed(model, name, tensor[:].cpu()))
+        parts = hugging_face_parts(model, name, tensor[:].cpu())
+        files.setdefault(layer, {}).update({place: part.clone() for place, part in parts.items()})
     yield from files.values()
 
 
-def _renamed(model: ModelConfig, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Hugging Face's names, where q, k, v and gate, up are tensors of their own."""
+def hugging_face_parts(model: ModelConfig, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A canonical tensor under LLaMA's names there, where q, k, v and gate, up are tensors of their own."""
     if name in _OUTSIDE:
         return {_OUTSIDE[name]: tensor}
     _, layer, rest = name.split(".", 2)
@@ -64,7 +66,7 @@ def _renamed(model: ModelConfig, name: str, tensor: Tensor) -> dict[str, Tensor]
                                    "self_attn.v_proj": kv_size},
         "feed_forward.w13.weight": {"mlp.gate_proj": inner, "mlp.up_proj": inner},
     }.get(rest) or {_WHOLE[rest]: len(tensor)}
-    return {f"model.layers.{layer}.{part_name}.weight": part.clone()
+    return {f"model.layers.{layer}.{part_name}.weight": part
             for part_name, part in zip(rows, tensor.split(list(rows.values())), strict=True)}
 
 

@@ -14,6 +14,7 @@ import torch
 
 from backend import LLM, SamplingParams
 from backend.command_line import CONTEXT_SETTINGS, run
+from benchmarks.checkpoint import hugging_face_parts
 from benchmarks.record import RESULTS, save
 
 PROMPTS = [f"Tell me a story about a {animal} and a {other}." for animal in ("fox", "cat", "bear", "owl")
@@ -83,21 +84,8 @@ def transformers_model(llm: LLM) -> torch.nn.Module:
         num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, head_dim=config.head_dim,
         num_key_value_heads=config.num_kv_heads, rms_norm_eps=config.norm_eps, rope_theta=config.rope.theta,
         max_position_embeddings=config.max_position_embeddings, eos_token_id=None)).eval()
-    tensors = {name: tensor[:].float() for name, tensor in llm.source.tensors()}
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    state = {"model.embed_tokens.weight": tensors["tok_embeddings.weight"], "model.norm.weight": tensors["norm.weight"],
-             "lm_head.weight": tensors["output.weight"]}
-    for layer in range(config.num_layers):
-        ours, prefix = f"layers.{layer}.", f"model.layers.{layer}."
-        q, k, v = tensors[ours + "attention.w_qkv.weight"].split([heads, kv_heads, kv_heads])
-        gate, up = tensors[ours + "feed_forward.w13.weight"].chunk(2)
-        state |= {prefix + "self_attn.q_proj.weight": q, prefix + "self_attn.k_proj.weight": k,
-                  prefix + "self_attn.v_proj.weight": v, prefix + "mlp.gate_proj.weight": gate,
-                  prefix + "mlp.up_proj.weight": up,
-                  prefix + "self_attn.o_proj.weight": tensors[ours + "attention.wo.weight"],
-                  prefix + "mlp.down_proj.weight": tensors[ours + "feed_forward.w2.weight"],
-                  prefix + "input_layernorm.weight": tensors[ours + "attention_norm.weight"],
-                  prefix + "post_attention_layernorm.weight": tensors[ours + "ffn_norm.weight"]}
+    state = {place: part for name, tensor in llm.source.tensors()
+             for place, part in hugging_face_parts(config, name, tensor[:].float()).items()}
     model.load_state_dict(state)
     return model
 

@@ -21,6 +21,7 @@ from backend.kernels.capability import can_begin_early
 
 logger = logging.getLogger(__name__)
 
+
 @functools.cache
 def is_available(device: torch.device) -> bool:
     """Whether kernels in CUDA C++ can be compiled for, and run on, this device: tried, with an empty one."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from backend.forward_batch import ForwardBatch
 from backend.memory_plan import GIB, graph_batch_sizes
 from backend.worker.device import free_memory_bytes
-from backend.worker.input_builder import StepInputs
+from backend.worker.input_builder import RowInputs, StepInputs
 from backend.worker.row_tables import RowTables
 from backend.worker.sampler import draw, penalise
 from backend.worker.sampling_state import Array, Draw, Penalties
@@ -32,17 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeInputs:
-    """The inputs of B rows, padding included: StepInputs', but for one new block per row at most, and what is needed to
-    sample. sample_slots are flat places in the token table."""
+class DecodeInputs(RowInputs):
+    """The inputs of B rows, padding included, with one new block per row at most, and what is needed to sample.
+    sample_slots are flat places in the token table."""
 
-    block_slots: Array
-    blocks: Array
-    rows: Array
-    token_slots: Array
-    positions: Array
-    slot_mapping: Array
-    context_lens: Array
     sample_slots: Array
     draw: Draw
     penalties: Penalties
@@ -141,24 +134,21 @@ class DecodeGraphs:
 
     def _padded(self, inputs: StepInputs, size: int) -> DecodeInputs:
         """The step's inputs, followed by padding rows."""
-        padded, sampling = self._padding(size), inputs.sampling
-        _fill(padded.block_slots, inputs.block_slots)
-        _fill(padded.blocks, inputs.blocks)
-        _fill(padded.rows, inputs.rows)
-        _fill(padded.token_slots, inputs.token_slots)
-        _fill(padded.positions, inputs.positions)
-        _fill(padded.slot_mapping, inputs.slot_mapping)
-        _fill(padded.context_lens, inputs.context_lens)
-        _fill(padded.sample_slots, sampling.slots)
-        for part, given in ((padded.draw, sampling.draw), (padded.penalties, sampling.penalties)):
-            if sampling.is_plain and given is not None:
-                for field in fields(part):
-                    _fill(getattr(part, field.name), getattr(given, field.name))
+        padded, sampling, num_rows = self._padding(size), inputs.sampling, inputs.num_decodes
+        _fill(padded, inputs, RowInputs)
+        padded.sample_slots[:num_rows] = sampling.slots
+        if sampling.is_plain and sampling.draw is not None:
+            _fill(padded.draw, sampling.draw, Draw)
+        if sampling.is_plain and sampling.penalties is not None:
+            _fill(padded.penalties, sampling.penalties, Penalties)
         return padded
 
 
-def _fill(padded: np.ndarray, values: np.ndarray) -> None:
-    padded[: len(values)] = values
+def _fill(padded: object, values: object, kind: type) -> None:
+    """The beginning of each array that a dataclass of this kind has."""
+    for field in fields(kind):
+        given = getattr(values, field.name)
+        getattr(padded, field.name)[: len(given)] = given
 
 
 class _CudaArray:

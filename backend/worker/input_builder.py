@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from backend.forward_batch import ForwardBatch
+from backend.memory_plan import blocks_of
 from backend.steps import StepPlan
 from backend.worker.row_tables import RowTables
 from backend.worker.sampling_state import Array, SamplingBatch
@@ -19,18 +20,14 @@ from backend.worker.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
-    """What a step uploads: numpy arrays on the host, tensors once uploaded. Fields that are not explained here are
-    ForwardBatch's.
+class RowInputs:
+    """What every step uploads of its rows, as a CUDA graph or not: numpy arrays on the host, tensors once uploaded.
+    Fields that are not explained here are ForwardBatch's.
 
-    setup_slots, setup_tokens  flat places in the token table, and the ids that rows which begin have there
-    block_slots, blocks        flat places in the block tables, and the blocks that are new there
-    rows                       [B] int64, the step's rows of the tables
-    token_slots                flat places in the token table of the step's T tokens
-    sampling                   None where no row samples"""
+    block_slots, blocks  flat places in the block tables, and the blocks that are new there
+    rows                 [B] int64, the step's rows of the tables
+    token_slots          flat places in the token table of the step's T tokens"""
 
-    setup_slots: Array
-    setup_tokens: Array
     block_slots: Array
     blocks: Array
     rows: Array
@@ -38,6 +35,17 @@ class StepInputs:
     positions: Array
     slot_mapping: Array
     context_lens: Array
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs(RowInputs):
+    """All that a step uploads.
+
+    setup_slots, setup_tokens  flat places in the token table, and the ids that rows which begin have there
+    sampling                   None where no row samples"""
+
+    setup_slots: Array
+    setup_tokens: Array
     query_start: Array
     logits_indices: Array
     sampling: SamplingBatch | None
@@ -83,7 +91,7 @@ class InputBuilder:
         sampling_rows = np.flatnonzero(samples)
         setup_slots, setup_tokens = self._setup_tokens(plan)
         return StepInputs(
-            setup_slots, setup_tokens, block_slots=block_slots,
+            setup_slots=setup_slots, setup_tokens=setup_tokens, block_slots=block_slots,
             blocks=self.tables.host_block_tables.reshape(-1)[block_slots], rows=rows,
             token_slots=token_rows * width + positions, positions=positions,
             slot_mapping=blocks * self.block_size + positions % self.block_size,
@@ -100,7 +108,7 @@ class InputBuilder:
             flat_token_ids.index_copy_(0, inputs.setup_slots, inputs.setup_tokens)
         if len(inputs.block_slots):
             self.tables.block_tables.view(-1).index_copy_(0, inputs.block_slots, inputs.blocks)
-        num_blocks = -(-inputs.max_context_len // self.block_size)
+        num_blocks = blocks_of(inputs.max_context_len, self.block_size)
         batch = ForwardBatch(
             token_ids=flat_token_ids.index_select(0, inputs.token_slots).long(), positions=inputs.positions,
             slot_mapping=inputs.slot_mapping,

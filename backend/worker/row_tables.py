@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from backend.config import EngineConfig, ModelConfig
+from backend.memory_plan import blocks_of
 from backend.steps import StepPlan
 from backend.worker.sampling_state import SamplingState
 
@@ -25,7 +26,7 @@ class RowTables:
     num_blocks         [rows] int64 on the host"""
 
     def __init__(self, model: ModelConfig, engine: EngineConfig, device: torch.device) -> None:
-        num_rows, num_blocks = engine.max_batch_size, -(-engine.session_len // engine.block_size)
+        num_rows, num_blocks = engine.max_batch_size, blocks_of(engine.session_len, engine.block_size)
         self.token_ids = torch.zeros((num_rows + 1, engine.session_len + 1), dtype=torch.int32, device=device)
         self.block_tables = torch.zeros((num_rows + 1, num_blocks), dtype=torch.int32, device=device)
         self.host_block_tables = np.zeros((num_rows, num_blocks), np.int32)

@@ -1,8 +1,7 @@
 """Upload: the small arrays of a step, from the host to the device in one copy that nobody waits for.
 
 A step's inputs are dataclasses that first hold numpy arrays; uploading gives the same dataclasses with tensors.
-Used by input_builder.py, and by cuda_graph.py, whose tensors stay
-where they are."""
+Used by input_builder.py, by cuda_graph.py, whose tensors stay where they are, and by model_runner.py."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 _ALIGNMENT = 16  # bytes; enough for a view in any dtype
-_DTYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32, np.dtype(np.float32): torch.float32,
-           np.dtype(np.bool_): torch.bool}
+_DTYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32, np.dtype(np.float32): torch.float32}
 
 
 def upload(value: T, device: torch.device) -> T:

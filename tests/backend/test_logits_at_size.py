@@ -4,14 +4,13 @@ Random weights of benchmarks.shapes, so nothing is downloaded; about 60 GiB of G
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from backend.config import EngineConfig, ModelConfig
+from benchmarks.checkpoint import hugging_face_parts
 from benchmarks.prompts import random_prompt
 from benchmarks.shapes import SHAPES, RandomModel
 from tests.backend.step_driver import StepDriver
@@ -40,30 +39,10 @@ def reference(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
         theirs = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     state = theirs.state_dict()
     for name, stored in RandomModel(model, engine_config(1)).tensors():
-        for place, part in _places(name, stored[:], model):
+        for place, part in hugging_face_parts(model, name, stored[:]).items():
             state.pop(place).copy_(part)
     assert not state, f"never filled: {sorted(state)[:3]}"
     return theirs
-
-
-def _places(name: str, weight: Tensor, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Where the parts of a canonical tensor are in transformers' model."""
-    ends = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
-            "output.weight": "lm_head.weight"}
-    if name in ends:
-        yield ends[name], weight
-        return
-    _, layer, rest = name.split(".", 2)
-    q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    parts = {"attention_norm.weight": {"input_layernorm": len(weight)},
-             "ffn_norm.weight": {"post_attention_layernorm": len(weight)},
-             "attention.w_qkv.weight": {"self_attn.q_proj": q_size, "self_attn.k_proj": kv_size,
-                                        "self_attn.v_proj": kv_size},
-             "attention.wo.weight": {"self_attn.o_proj": len(weight)},
-             "feed_forward.w13.weight": {"mlp.gate_proj": len(weight) // 2, "mlp.up_proj": len(weight) // 2},
-             "feed_forward.w2.weight": {"mlp.down_proj": len(weight)}}[rest]
-    for place, part in zip(parts, weight.split(list(parts.values())), strict=True):
-        yield f"model.layers.{layer}.{place}.weight", part
 
 
 @torch.inference_mode()
