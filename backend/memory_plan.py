@@ -14,6 +14,7 @@ from backend.errors import CapacityError
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+INT4_GROUP_BYTES = 4  # what a group of 4-bit weights takes besides them: scale and zero point, as the kernels keep them
 # What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
 # with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
@@ -21,9 +22,11 @@ GRAPH_LAYER_BYTES = 2**18
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes on one rank. `num_blocks` KV blocks of `block_size` tokens take `kv_bytes`."""
+    """Bytes on one rank. `num_blocks` KV blocks of `block_size` tokens take `kv_bytes`.
 
-    dtype: str
+    weight_format  how the weights are kept, in words"""
+
+    weight_format: str
     weights_bytes: int
     kv_bytes: int
     other_bytes: int
@@ -37,7 +40,7 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         sessions = self.num_blocks // blocks_of(self.session_len, self.block_size)
-        return (f"weights {_gib(self.weights_bytes)} ({self.dtype}), KV cache {_gib(self.kv_bytes)}: "
+        return (f"weights {_gib(self.weights_bytes)} ({self.weight_format}), KV cache {_gib(self.kv_bytes)}: "
                 f"{self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} tokens or "
                 f"{sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
 
@@ -74,7 +77,8 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
         cure = f"session_len={fits}" if fits else f"cache_max_entry_count={min(0.95, most * block / free):.2f}"
         raise CapacityError(f"session_len={config.session_len} needs {per_session} KV blocks "
                             f"({_gib(per_session * block)}), but there is room for {num_blocks}; use {cure}")
-    return MemoryPlan(dtype, weights, num_blocks * block, other, num_blocks, config.block_size, config.session_len)
+    return MemoryPlan(weight_format(model, dtype), weights, num_blocks * block, other, num_blocks, config.block_size,
+                      config.session_len)
 
 
 def blocks_of(num_tokens: int, block_size: int) -> int:
@@ -85,8 +89,7 @@ def blocks_of(num_tokens: int, block_size: int) -> int:
 def weights_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
     """Bytes of one rank's weights; norms and their like are on every rank."""
     heads, kv_heads, hidden = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim, model.hidden_size
-    split = hidden * (heads + 2 * kv_heads) + heads * hidden + 3 * hidden * model.intermediate_size
-    whole = 2 * hidden
+    split, whole = 0, 2 * hidden
     if model.attention_bias:
         split += heads + 2 * kv_heads
     if model.output_bias:
@@ -95,7 +98,26 @@ def weights_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
         whole += 2 * model.head_dim
     vocabulary = 2 * model.vocab_size * hidden
     count = model.num_layers * (split // tp + whole) + vocabulary // tp + hidden
-    return count * DTYPE_BYTES[dtype]
+    return linear_bytes(model, dtype) // tp + count * DTYPE_BYTES[dtype]
+
+
+def num_linear_weights(model: ModelConfig) -> int:
+    """Weights of the linear layers inside all decoder layers, biases not counted: those that can be quantised."""
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return model.num_layers * model.hidden_size * (2 * heads + 2 * kv_heads + 3 * model.intermediate_size)
+
+
+def linear_bytes(model: ModelConfig, dtype: str) -> int:
+    """Bytes of those weights over all ranks."""
+    count = num_linear_weights(model)
+    if model.quant is None:
+        return count * DTYPE_BYTES[dtype]
+    return count // 2 + count // model.quant.group_size * INT4_GROUP_BYTES
+
+
+def weight_format(model: ModelConfig, dtype: str) -> str:
+    """In words."""
+    return dtype if model.quant is None else f"int4, groups of {model.quant.group_size}, {dtype} activations"
 
 
 def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:

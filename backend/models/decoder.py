@@ -15,6 +15,7 @@ from backend.layers.embedding import OutputHead, TokenEmbedding
 from backend.layers.mlp import FeedForward
 from backend.layers.rms_norm import RMSNorm
 from backend.layers.rotary import rotary_table
+from backend.layers.weight_format import weight_format
 
 
 class Decoder(nn.Module):
@@ -34,12 +35,14 @@ class Decoder(nn.Module):
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Logits [R, vocab_size] float32 of the tokens at batch.logits_indices."""
+        return self.output(self.hidden(batch), self.norm)
+
+    def hidden(self, batch: ForwardBatch) -> Tensor:
+        """What the last norm and the output head are given of these tokens, [R, hidden_size]."""
         hidden = self.tok_embeddings(batch.token_ids)
         for layer in self.layers:
             hidden = layer(hidden, self.rotary, batch)
-        if len(batch.logits_indices) < len(hidden):  # else every token samples
-            hidden = hidden[batch.logits_indices]
-        return self.output(hidden, self.norm)
+        return hidden[batch.logits_indices] if len(batch.logits_indices) < len(hidden) else hidden  # else all sample
 
 
 class DecoderLayer(nn.Module):
@@ -51,7 +54,7 @@ class DecoderLayer(nn.Module):
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.attention = Attention(model, layer, tp, use_fused_prefill)
         self.ffn_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.feed_forward = FeedForward(model.hidden_size, model.intermediate_size, tp)
+        self.feed_forward = FeedForward(model.hidden_size, model.intermediate_size, tp, weight_format(model))
 
     def forward(self, hidden: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
         """hidden [T, hidden_size] is changed in place and returned."""

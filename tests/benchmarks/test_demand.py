@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from backend.memory_plan import num_linear_weights
 from benchmarks.demand import Demand
 from benchmarks.shapes import SHAPES
 from benchmarks.workloads import MIXED_WORK
@@ -40,7 +41,7 @@ def test_prefill_is_limited_as_published(shape, one, sixteen):
 
 def test_flops_of_one_token_are_two_per_weight_and_attention_to_itself():
     demand = Demand(TINY)
-    num_weights = demand.step_bytes() / 2
+    num_weights = num_linear_weights(TINY) + TINY.vocab_size * TINY.hidden_size
     assert demand.flops([(1, 1)]) == 2 * num_weights + 4 * TINY.num_layers * TINY.num_heads * TINY.head_dim
 
 

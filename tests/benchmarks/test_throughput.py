@@ -39,7 +39,7 @@ def test_results_of_different_engines_and_formats_are_different_files(engine, po
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_folder_can_stand_in_the_place_of_a_shape(tmp_path):
-    subject = Subject("millrace", str(ensure_checkpoint(TINY, tmp_path / "tiny")), tmp_path, cuda_graphs=True)
+    subject = Subject("millrace", str(ensure_checkpoint(TINY, tmp_path / "tiny")), "bf16", tmp_path, cuda_graphs=True)
     assert subject.source.model.num_layers == TINY.num_layers
     with subject.start(Settings(session_len=64, max_batch_size=2)) as runner:
         assert runner.generate([(11, 12)], [3]).num_tokens == [3]
