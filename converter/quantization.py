@@ -5,6 +5,7 @@ convert.py and source.py for what their caller insists on."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,9 +46,9 @@ def check_format(checkpoint: Checkpoint, quant: QuantConfig | None, model_format
 
     model_format  of MODEL_FORMATS; None: any.  group_size  None: any"""
     if quant is None and (model_format == "awq" or group_size is not None):
-        raise CheckpointError(f"{checkpoint.folder} is no AWQ checkpoint: its weights are not quantised; use the format "
-                              f"hf, or quantise it first: python -m converter.auto_awq {checkpoint.folder} "
-                              "--work-dir OUT")
+        raise CheckpointError(f"{checkpoint.folder} is no AWQ checkpoint, its weights are not quantised; use the format "
+                              "hf, or quantise it: python -m converter.auto_awq "
+                              f"{shlex.quote(str(checkpoint.folder))} --work-dir OUT")
     if quant is not None and group_size not in (None, quant.group_size):
         raise CheckpointError(f"{checkpoint.folder} is quantised in groups of {quant.group_size}, not of {group_size}; "
                               f"use --group_size {quant.group_size}, or leave it out")
@@ -58,7 +59,7 @@ def _check_layout(file: object, table: Mapping[str, Any]) -> None:
     if bits != 4:
         raise CheckpointError(f"{file}: AWQ weights of {bits!r} bits are not supported; {_USE}")
     if version != "gemm":
-        raise CheckpointError(f"{file}: AWQ's layout {version!r} is not supported; use a version in the layout 'gemm'")
+        raise CheckpointError(f"{file}: AWQ's layout {version!r} is not supported; use one in the layout 'gemm'")
     if table.get("zero_point") is not True:
         raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={table.get('zero_point')!r}) are "
                               "not supported; use a version with zero_point=true, or the unquantised checkpoint")

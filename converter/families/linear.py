@@ -48,16 +48,15 @@ def _awq(take: SourceTensors, ours: str, in_features: int, outputs: Sequence[Out
          ) -> CanonicalTensors:
     num_groups = in_features // group_size
     kinds = {"qweight": (in_features, OUTPUTS_PER_WORD, torch.int32),
-             "qzeros": (num_groups, OUTPUTS_PER_WORD, torch.int32),
-             "scales": (num_groups, 1, torch.float16)}
+             "qzeros": (num_groups, OUTPUTS_PER_WORD, torch.int32), "scales": (num_groups, 1, torch.float16)}
     for part in outputs:
         if take.has(f"{part.name}.weight") and not take.has(f"{part.name}.qweight"):
             raise CheckpointError(f"{take.folder}: {part.name} is not quantised but others are, which is not "
                                   "supported; quantise all, or none")
     for kind, (num_rows, each, dtype) in kinds.items():
+        stored = [take.stored(f"{part.name}.{kind}", num_rows, part.count // each) for part in outputs]
         yield f"{ours}.{kind}", join_columns([
-            _columns(_in_dtype(take.stored(f"{part.name}.{kind}", num_rows, part.count // each), dtype), part.runs, each)
-            for part in outputs])
+            _columns(_in_dtype(tensor, dtype), part.runs, each) for tensor, part in zip(stored, outputs, strict=True)])
 
 
 def _in_dtype(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:

@@ -23,7 +23,7 @@ def llama_tensors(take: SourceTensors, model: ModelConfig) -> CanonicalTensors:
         source, ours = f"model.layers.{layer}", f"layers.{layer}"
         attention, feed_forward = f"{source}.self_attn", f"{source}.mlp"
         yield f"{ours}.attention_norm.weight", take(f"{source}.input_layernorm.weight", hidden)
-        qkv = [Outputs(f"{attention}.{part}_proj", rows) for part, rows in zip("qkv", (q_rows, kv_rows, kv_rows))]
+        qkv = [Outputs(f"{attention}.{part}_proj", q_rows if part == "q" else kv_rows) for part in "qkv"]
         yield from linear(take, f"{ours}.attention.w_qkv", hidden, qkv, model.attention_bias)
         if model.qk_norm:
             yield f"{ours}.attention.q_norm.weight", take(f"{attention}.q_norm.weight", model.head_dim)
