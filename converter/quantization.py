@@ -46,8 +46,8 @@ def check_format(checkpoint: Checkpoint, quant: QuantConfig | None, model_format
 
     model_format  of MODEL_FORMATS; None: any.  group_size  None: any"""
     if quant is None and (model_format == "awq" or group_size is not None):
-        raise CheckpointError(f"{checkpoint.folder} is no AWQ checkpoint, its weights are not quantised; use the format "
-                              "hf, or quantise it: python -m converter.auto_awq "
+        raise CheckpointError(f"{checkpoint.folder} is no AWQ checkpoint, its weights are not quantised; use the "
+                              "format hf, or quantise it: python -m converter.auto_awq "
                               f"{shlex.quote(str(checkpoint.folder))} --work-dir OUT")
     if quant is not None and group_size not in (None, quant.group_size):
         raise CheckpointError(f"{checkpoint.folder} is quantised in groups of {quant.group_size}, not of {group_size}; "
