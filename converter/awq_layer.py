@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backend.config import ModelConfig
 from backend.models.decoder import DecoderLayer
-from converter.awq_search import choose_ranges, choose_scales
+from converter.awq_search import fixed_scales, search_ranges, search_scales
 from converter.group_quantiser import GroupQuantised, quantise
 from converter.input_statistics import InputStatistics, Observed
 
@@ -23,7 +23,7 @@ LINEARS = ("attention.w_qkv", "attention.wo", "feed_forward.w13", "feed_forward.
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """is_searched: scales are searched for; else a fixed formula gives them."""
+    """is_searched: scales and ranges are searched for; else a formula gives the scales, and ranges are whole."""
 
     group_size: int
     is_searched: bool
@@ -55,9 +55,11 @@ def quantise_layer(layer: DecoderLayer, model: ModelConfig, statistics: Mapping[
     stored  the dtype in which norms and biases will be written"""
     dense = {name: parameter.float() for name, parameter in layer.named_parameters()}
     heads = ValueHeads(model)
-    scales = {name: choose_scales(dense[f"{name}.weight"], statistics[name], recipe.group_size, recipe.is_searched,
-                                  *((heads.pool, heads.spread) if name == "attention.wo" else (_same, _same)))
-              for name in LINEARS}
+    scales = {}
+    for name in LINEARS:
+        pool, spread = (heads.pool, heads.spread) if name == "attention.wo" else (_same, _same)
+        given = dense[f"{name}.weight"], statistics[name], recipe.group_size
+        scales[name] = search_scales(*given, pool, spread) if recipe.is_searched else fixed_scales(*given, pool)
     factors = dict(scales)  # of the input channels of each
     for norm, name in (("attention_norm.weight", "attention.w_qkv"), ("ffn_norm.weight", "feed_forward.w13")):
         before, dense[norm] = dense[norm], (dense[norm] / scales[name]).to(stored).float()
@@ -71,9 +73,8 @@ def quantise_layer(layer: DecoderLayer, model: ModelConfig, statistics: Mapping[
     weights = {}
     for name in LINEARS:
         weight = dense.pop(f"{name}.weight") * factors[name]
-        per_group = factors[name].view(statistics[name].gram.shape[:2])
-        gram = statistics[name].gram / (per_group[:, :, None] * per_group[:, None, :])
-        weights[name] = quantise(weight, recipe.group_size, *choose_ranges(weight, gram))
+        ranges = search_ranges(weight, statistics[name].gram_of_inputs_over(factors[name])) if recipe.is_searched else ()
+        weights[name] = quantise(weight, recipe.group_size, *ranges)
     return QuantisedLayer(weights, {name: tensor.to(stored) for name, tensor in dense.items()})
 
 

@@ -6,7 +6,6 @@ maps tensors whose values are their own row numbers. Used by awq_checkpoint.py."
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 from backend.config import ModelConfig
 from converter.awq_layer import QuantisedLayer
 from converter.families.base import Family
+from converter.families.linear import OUTPUTS_PER_WORD
 from converter.group_quantiser import GroupQuantised
 from converter.lazy_tensor import LazyTensor
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-OUTPUTS_PER_WORD = len(ORDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,13 @@ class SourceNames:
         numbered = _NumberedTensors()
         self._places = {name: _places(tensor[:], numbered.taken) for name, tensor in
                         family.map_tensors(numbered, model)}  # type: ignore[arg-type]
-        self.taken = tuple(tensor.where for tensor in numbered.taken)
 
     def places(self, canonical_name: str) -> list[Place]:
         return self._places[canonical_name]
+
+    def in_layers(self) -> set[str]:
+        """Names of the source's tensors that are part of a decoder layer."""
+        return {place.name for name, places in self._places.items() if name.startswith("layers.") for place in places}
 
 
 def published_layer(layer: QuantisedLayer, index: int, names: SourceNames) -> dict[str, Tensor]:
@@ -87,7 +89,7 @@ class _RowNumbers(LazyTensor):
 class _NumberedTensors:
     """In the place of SourceTensors: each tensor taken is one of row numbers, all different."""
 
-    is_tied = False  # a tied output has places too, where nobody looks
+    is_tied, quant = False, None  # the source's own places, one matrix each
 
     def __init__(self) -> None:
         self.taken: list[_RowNumbers] = []
@@ -99,12 +101,10 @@ class _NumberedTensors:
 
 
 def _places(numbers: Tensor, taken: list[_RowNumbers]) -> list[Place]:
-    return list(_iterate_places(numbers, taken))
-
-
-def _iterate_places(numbers: Tensor, taken: list[_RowNumbers]) -> Iterator[Place]:
+    places = []
     for tensor in taken:
         own = (numbers >= tensor.first) & (numbers < tensor.first + tensor.shape[0])
         if own.any():
             rows = own.nonzero()[:, 0]
-            yield Place(tensor.where, rows[numbers[rows].argsort()])
+            places.append(Place(tensor.where, rows[numbers[rows].argsort()]))
+    return places

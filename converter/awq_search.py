@@ -15,23 +15,18 @@ from converter.group_quantiser import grid, nearest, quantise
 from converter.input_statistics import InputStatistics, output_error
 
 RATIOS = tuple(step / 20 for step in range(20))
-FIXED_RATIO = 0.5  # without a search, as LMDeploy does it
-SMALLEST = 1e-4
+SMALLEST = 1e-4  # of a scale before it is balanced
 SHRINKS = tuple(1 - step / 20 for step in range(11))  # of a group's range: 1, 0.95 … 0.5
-Spread = Callable[[Tensor], Tensor]
+Regroup = Callable[[Tensor], Tensor]
 
 
-def choose_scales(weight: Tensor, statistics: InputStatistics, group_size: int, is_searched: bool, pool: Spread,
-                  spread: Spread) -> Tensor:
-    """Scales of the input channels of weight [out, in] float32.
+def search_scales(weight: Tensor, statistics: InputStatistics, group_size: int, pool: Regroup, spread: Regroup
+                  ) -> Tensor:
+    """The scales of the input channels of weight [out, in] float32 whose power of the inputs' magnitude serves best.
 
-    pool, spread  [in] → a value for each scale, and back: input channels that one channel feeds share a scale"""
-    activation, magnitude = pool(statistics.mean_magnitude), pool(relative_magnitude(weight, group_size))
-    if not is_searched:
-        return _balanced(activation**FIXED_RATIO / magnitude**(1 - FIXED_RATIO))
-    candidates = [torch.ones_like(activation)]
-    candidates += [_balanced(activation**ratio) for ratio in RATIOS[1:]]
-    candidates += [_balanced(activation**ratio / magnitude ** (1 - ratio)) for ratio in RATIOS]
+    pool, spread  [in] → a value for each scale, and back: channels that are fed by one share its scale"""
+    activation = pool(statistics.mean_magnitude)
+    candidates = [_balanced(activation**ratio) for ratio in RATIOS]  # the first is one everywhere
     errors = []
     for scales in candidates:
         factors = spread(scales)
@@ -40,7 +35,14 @@ def choose_scales(weight: Tensor, statistics: InputStatistics, group_size: int, 
     return candidates[int(torch.stack(errors).nan_to_num(nan=torch.inf).argmin())]
 
 
-def choose_ranges(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+def fixed_scales(weight: Tensor, statistics: InputStatistics, group_size: int, pool: Regroup) -> Tensor:
+    """LMDeploy's formula instead of a search: the square root of the inputs' magnitude over that of the weights."""
+    grouped = weight.abs().unflatten(1, (-1, group_size))
+    share_of_largest = (grouped / grouped.amax(-1, keepdim=True).clamp(min=SMALLEST**2)).flatten(1).mean(0)
+    return _balanced((pool(statistics.mean_magnitude) / pool(share_of_largest).clamp(min=SMALLEST)).sqrt())
+
+
+def search_ranges(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """(low, high) [out, in / g] of weight [out, in]: a range cut off at both ends makes finer steps for what is left.
 
     gram  [in / g, g, g] of the inputs that this weight, already scaled, is multiplied by"""
@@ -58,13 +60,7 @@ def choose_ranges(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     return low * shrink, high * shrink
 
 
-def relative_magnitude(weight: Tensor, group_size: int) -> Tensor:
-    """[in]: mean over outputs of |w| as a share of the largest of its group."""
-    grouped = weight.abs().unflatten(1, (-1, group_size))
-    return (grouped / grouped.amax(-1, keepdim=True).clamp(min=SMALLEST**2)).flatten(1).mean(0).clamp(min=SMALLEST)
-
-
 def _balanced(scales: Tensor) -> Tensor:
     """With the smallest and the largest equally far from one."""
-    scales = scales.nan_to_num().clamp(min=SMALLEST)
+    scales = scales.clamp(min=SMALLEST)
     return scales / (scales.min() * scales.max()).sqrt()

@@ -38,7 +38,7 @@ def canonicalise(checkpoint: Checkpoint, model_name: str, dtype: str | None = No
 
     Raises CheckpointError for an unsupported architecture and for tensors that are missing, unknown or misshapen."""
     check_kinds(checkpoint)
-    family = _family(checkpoint)
+    family = family_of(checkpoint)
     quant = quant_config(checkpoint)
     model = family.model_config(checkpoint, model_name, dtype or _stored_dtype(checkpoint, family))
     try:
@@ -51,7 +51,8 @@ def canonicalise(checkpoint: Checkpoint, model_name: str, dtype: str | None = No
     return CanonicalModel(model, tensors)
 
 
-def _family(checkpoint: Checkpoint) -> Family:
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Raises CheckpointError for an architecture that is not supported."""
     if checkpoint.is_meta:
         return META
     config = checkpoint.config

@@ -41,6 +41,11 @@ class InputStatistics:
         """[in]."""
         return self.magnitude / max(1, self.num_tokens)
 
+    def gram_of_inputs_over(self, factors: Tensor) -> Tensor:
+        """The Gram matrices, had each input channel been divided by its factor."""
+        groups = factors.view(self.gram.shape[:2])
+        return self.gram / (groups[:, :, None] * groups[:, None, :])
+
 
 def output_error(difference: Tensor, gram: Tensor) -> Tensor:
     """Squared error in a linear layer's outputs, over all tokens, if its weights change by `difference` [out, in].

@@ -6,6 +6,8 @@ Used by kv_qparams.py and auto_awq.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,10 +49,34 @@ class LayerwiseModel:
         layer = DecoderLayer(self.model, 0, TensorParallel(), use_fused_prefill=True)
         for path, module in layer.named_modules():
             if isinstance(module, ShardedModule):
-                for name in module.shards:
+                for name in tuple(module.shards):
                     stored = self._stored[f"layers.{index}.{path}.{name}"]
-                    module.set_parameter(name, stored[:].to(self.device, self.dtype))
+                    dtype = module.own_dtypes.get(name, self.dtype)
+                    module.set_parameter(name, stored[:].to(self.device, dtype))
+                module.prepare()
         return layer
+
+    @torch.inference_mode()
+    def advance(self, layer: DecoderLayer, index: int, hidden: Tensor, batch_size: int,
+                progress: Callable[[int], object], look: Callable[[ForwardBatch], object] = lambda batch: None) -> None:
+        """Replaces hidden [B, L, hidden_size], wherever it waits, by the layer's output, batch_size sequences at a time.
+
+        index     the layer's place, for messages
+        progress  told the number of sequences after each batch
+        look      shown each batch when the layer has stored its keys and values
+        Raises CheckpointError where an output is not finite."""
+        for start in range(0, len(hidden), batch_size):
+            inputs = hidden[start : start + batch_size]
+            batch = self.batch(len(inputs))
+            output = layer(inputs.to(self.device, copy=True).flatten(0, 1), self.rotary, batch)
+            if not output.isfinite().all():
+                raise CheckpointError(
+                    f"{self.model.model_name}: layer {index} gives NaN or infinite activations on the calibration text "
+                    f"in {str(self.dtype).removeprefix('torch.')}; the checkpoint may be damaged, download it again, "
+                    "or run with --device cpu, which computes in float32")
+            look(batch)
+            inputs.copy_(output.view(inputs.shape))
+            progress(len(inputs))
 
     def batch(self, num_sequences: int) -> ForwardBatch:
         """The prefill of so many sequences of seqlen tokens, with a new KV cache for one layer."""
@@ -74,19 +100,6 @@ class LayerwiseModel:
             max_query_len=self.seqlen,
             max_context_len=self.seqlen,
         )
-
-    def run(self, layer: DecoderLayer, index: int, hidden: Tensor, batch: ForwardBatch) -> Tensor:
-        """The layer's output [B, L, hidden_size] on the device; `hidden`, of this shape, may wait anywhere.
-
-        index  the layer's place, for messages
-        Raises CheckpointError where the output is not finite."""
-        output = layer(hidden.to(self.device, copy=True).flatten(0, 1), self.rotary, batch)
-        if not output.isfinite().all():
-            raise CheckpointError(
-                f"{self.model.model_name}: layer {index} gives NaN or infinite activations on the calibration text in "
-                f"{str(self.dtype).removeprefix('torch.')}; the checkpoint may be damaged, download it again, or "
-                "run with --device cpu, which computes in float32")
-        return output.view(hidden.shape)
 
 
 def keys_and_values(batch: ForwardBatch) -> tuple[Tensor, Tensor]:
