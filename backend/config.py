@@ -117,6 +117,10 @@ class ModelConfig:
         if self.quant is not None:
             _check_groups(self, self.quant.group_size)
 
+    def weights_in_words(self, dtype: str) -> str:
+        """How the weights are kept where the compute dtype is this."""
+        return dtype if self.quant is None else f"int4, groups of {self.quant.group_size}, {dtype} activations"
+
     @property
     def row_inputs(self) -> dict[str, int]:
         """Inputs of the linear layers whose inputs tensor-parallel ranks divide, by canonical name."""

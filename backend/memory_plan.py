@@ -14,7 +14,9 @@ from backend.errors import CapacityError
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
-INT4_GROUP_BYTES = 4  # what a group of 4-bit weights takes besides them: scale and zero point, as the kernels keep them
+# 4-bit weights as the kernels keep them: in whole tiles of outputs x inputs, with a word for each output and group.
+INT4_TILE = 16, 128
+INT4_GROUP_BYTES = 4
 # What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
 # with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
@@ -81,7 +83,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
         cure = f"session_len={fits}" if fits else f"cache_max_entry_count={min(0.95, most * block / free):.2f}"
         raise CapacityError(f"session_len={config.session_len} needs {per_session} KV blocks "
                             f"({_gib(per_session * block)}), but there is room for {num_blocks}; use {cure}")
-    return MemoryPlan(weight_format(model, dtype), weights, num_blocks * block, other, num_blocks, config.block_size,
+    return MemoryPlan(model.weights_in_words(dtype), weights, num_blocks * block, other, num_blocks, config.block_size,
                       config.session_len)
 
 
@@ -102,26 +104,30 @@ def weights_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
         whole += 2 * model.head_dim
     vocabulary = 2 * model.vocab_size * hidden
     count = model.num_layers * (split // tp + whole) + vocabulary // tp + hidden
-    return linear_bytes(model, dtype) // tp + count * DTYPE_BYTES[dtype]
+    return model.num_layers * linear_bytes(model, dtype, tp) + count * DTYPE_BYTES[dtype]
+
+
+def linear_shapes(model: ModelConfig, tp: int = 1) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs, on one rank, of the linear layers of a decoder layer, whose weights can be quantised."""
+    heads, kv_heads = model.num_heads * model.head_dim // tp, model.num_kv_heads * model.head_dim // tp
+    hidden, inner = model.hidden_size, model.intermediate_size // tp
+    return {"attention.w_qkv": (heads + 2 * kv_heads, hidden), "attention.wo": (hidden, heads),
+            "feed_forward.w13": (2 * inner, hidden), "feed_forward.w2": (hidden, inner)}
 
 
 def num_linear_weights(model: ModelConfig) -> int:
-    """Weights of the linear layers inside all decoder layers, biases not counted: those that can be quantised."""
-    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    return model.num_layers * model.hidden_size * (2 * heads + 2 * kv_heads + 3 * model.intermediate_size)
+    """Weights of the linear layers of all decoder layers."""
+    return model.num_layers * sum(outputs * inputs for outputs, inputs in linear_shapes(model).values())
 
 
-def linear_bytes(model: ModelConfig, dtype: str) -> int:
-    """Bytes of those weights over all ranks."""
-    count = num_linear_weights(model)
+def linear_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
+    """Bytes, on one rank, of the linear layers' weights of a decoder layer."""
+    shapes = linear_shapes(model, tp).values()
     if model.quant is None:
-        return count * DTYPE_BYTES[dtype]
-    return count // 2 + count // model.quant.group_size * INT4_GROUP_BYTES
-
-
-def weight_format(model: ModelConfig, dtype: str) -> str:
-    """In words."""
-    return dtype if model.quant is None else f"int4, groups of {model.quant.group_size}, {dtype} activations"
+        return sum(outputs * inputs for outputs, inputs in shapes) * DTYPE_BYTES[dtype]
+    tile_bytes = INT4_TILE[0] * (INT4_TILE[1] // 2 + INT4_TILE[1] // model.quant.group_size * INT4_GROUP_BYTES)
+    return sum(math.ceil(outputs / INT4_TILE[0]) * math.ceil(inputs / INT4_TILE[1]) for outputs, inputs in shapes
+               ) * tile_bytes
 
 
 def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:

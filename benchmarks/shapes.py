@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from backend.config import EngineConfig, ModelConfig, QuantConfig, RopeConfig
+from backend.memory_plan import linear_shapes
 
 STD = 0.02
 MAX_POSITIONS = 131_072  # more than the published models know: random weights know none, and long contexts have room
@@ -96,17 +97,14 @@ class RandomTensor:
 
 
 def _weights(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, q_size = model.hidden_size, model.num_heads * model.head_dim
+    hidden = model.hidden_size
     yield "tok_embeddings.weight", (model.vocab_size, hidden)
     for layer in range(model.num_layers):
         prefix = f"layers.{layer}."
         yield prefix + "attention_norm.weight", (hidden,)
-        qkv_size = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-        yield from _linear(model, prefix + "attention.w_qkv", qkv_size, hidden)
-        yield from _linear(model, prefix + "attention.wo", hidden, q_size)
+        for name, (out_features, in_features) in linear_shapes(model).items():
+            yield from _linear(model, prefix + name, out_features, in_features)
         yield prefix + "ffn_norm.weight", (hidden,)
-        yield from _linear(model, prefix + "feed_forward.w13", 2 * model.intermediate_size, hidden)
-        yield from _linear(model, prefix + "feed_forward.w2", hidden, model.intermediate_size)
     yield "norm.weight", (hidden,)
     yield "output.weight", (model.vocab_size, hidden)
 

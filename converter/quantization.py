@@ -1,0 +1,76 @@
+"""Quantisation of a checkpoint: what its configuration says of it, and a line for each kind that is not ours.
+
+Ours is AWQ (Lin et al., 2023) as AutoAWQ publishes it: 4 bits, zero points, "gemm" layout. Used by canonical.py, and by
+convert.py and source.py for what their caller insists on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from backend.config import GROUP_SIZES, QuantConfig
+from backend.errors import CheckpointError
+from converter.checkpoint import Checkpoint, read_json
+
+OLD_FILE = "quant_config.json"  # where AutoAWQ wrote it before transformers knew AWQ
+_UNQUANTISED = ("lm_head", "output", "embed", "norm")  # modules that AWQ never converts
+_USE = "use an AWQ version of it in 4 bits, or the unquantised checkpoint"
+
+
+def quant_config(checkpoint: Checkpoint) -> QuantConfig | None:
+    """How the checkpoint's weights are quantised; None: they are not. Raises CheckpointError."""
+    file, table = checkpoint.config_file, checkpoint.config.get("quantization_config")
+    old_file = checkpoint.folder / OLD_FILE
+    if not table and old_file.is_file():
+        file, table = old_file, {"quant_method": "awq", **read_json(old_file)}
+    if not table:
+        _refuse_quantised_tensors(checkpoint)
+        return None
+    method = table.get("quant_method", "unknown")
+    if table.get("desc_act") or any(name.endswith(".g_idx") for name in checkpoint.tensors):
+        raise CheckpointError(f"{file}: weights in activation order (desc_act, g_idx) are not supported; {_USE}")
+    if method != "awq":
+        raise CheckpointError(f"{file}: weights quantised with {method!r} are not supported; {_USE}")
+    _check_layout(file, table)
+    group_size = table.get("group_size", table.get("q_group_size"))
+    if group_size not in GROUP_SIZES:
+        raise CheckpointError(f"{file}: group_size={group_size!r} is not supported; use an AWQ version in groups of "
+                              f"{', '.join(map(str, GROUP_SIZES))}")
+    return QuantConfig(group_size)
+
+
+def check_format(checkpoint: Checkpoint, quant: QuantConfig | None, model_format: str | None,
+                 group_size: int | None = None) -> None:
+    """Raises CheckpointError where the checkpoint is not what its user says that it is.
+
+    model_format  of MODEL_FORMATS; None: any.  group_size  None: any"""
+    if quant is None and (model_format == "awq" or group_size is not None):
+        raise CheckpointError(f"{checkpoint.folder} is no AWQ checkpoint, its weights are not quantised; use the "
+                              "format hf, or quantise it: python -m converter.auto_awq "
+                              f"{shlex.quote(str(checkpoint.folder))} --work-dir OUT")
+    if quant is not None and group_size not in (None, quant.group_size):
+        raise CheckpointError(f"{checkpoint.folder} is quantised in groups of {quant.group_size}, not of {group_size}; "
+                              f"use --group_size {quant.group_size}, or leave it out")
+
+
+def _check_layout(file: object, table: Mapping[str, Any]) -> None:
+    bits, version = table.get("bits", table.get("w_bit")), str(table.get("version", "gemm")).lower()
+    if bits != 4:
+        raise CheckpointError(f"{file}: AWQ weights of {bits!r} bits are not supported; {_USE}")
+    if version != "gemm":
+        raise CheckpointError(f"{file}: AWQ's layout {version!r} is not supported; use one in the layout 'gemm'")
+    if table.get("zero_point") is not True:
+        raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={table.get('zero_point')!r}) are "
+                              "not supported; use a version with zero_point=true, or the unquantised checkpoint")
+    for name in table.get("modules_to_not_convert") or ():
+        if not any(part in str(name) for part in _UNQUANTISED):
+            raise CheckpointError(f"{file}: {name!r} of modules_to_not_convert is not quantised but others are, which "
+                                  "is not supported; use a version in which all linear layers are")
+
+
+def _refuse_quantised_tensors(checkpoint: Checkpoint) -> None:
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(".qweight"):
+            raise CheckpointError(f"{tensor.where} is quantised, but {checkpoint.config_file.name} has no "
+                                  "quantization_config; download it again")
