@@ -111,7 +111,8 @@ def _four_bits(model: ModelConfig) -> ModelConfig:
 def _row(weights: str, kv: str, share: float, plan: MemoryPlan | str) -> tuple[str, ...]:
     if isinstance(plan, str):
         return (weights, kv, f"{share:g}", *["–"] * 4, f"does not fit: {plan}")
-    sizes = (f"{num_bytes / GIB:.1f}" for num_bytes in (plan.weights_bytes, plan.kv_bytes, plan.other_bytes))
+    sizes = (f"{num_bytes / GIB:.{1 if num_bytes >= GIB else 2}f}"
+             for num_bytes in (plan.weights_bytes, plan.kv_bytes, plan.other_bytes))
     count = plan.num_sessions
     fits = f"{count:,} conversation{'s' * (count != 1)} of {plan.session_len:,}"
     return (weights, kv, f"{share:g}", *sizes, f"{plan.num_tokens:,}", fits)
