@@ -39,5 +39,6 @@ setup(
     entry_points={
         "console_scripts": ["convert = converter.__main__:main"],
         "millrace.model_sources": ["huggingface = converter.source:open_checkpoint"],
+        "millrace.model_outlines": ["huggingface = converter.source:read_outline"],
     },
 )

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import CheckpointError
+from backend.workspace import WEIGHTS
 
 ACCURACY_FILE = "accuracy.json"
 # AWQ W4A16 of a 7B model costs 1 to 3 % of perplexity, int8 KV less than 0.3 %: past this, something went wrong, or the
 # model cannot bear the format.
 MAX_PERPLEXITY_INCREASE = 0.05
-PLAIN_KV = "in the compute dtype"  # AccuracyReport.kv of a cache that is not quantised
+PLAIN_KV = "in the model's dtype"  # AccuracyReport.kv of a cache that is not quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,26 @@ def read_reports(folder: Path) -> list[AccuracyReport]:
         raise CheckpointError(f"{file} is no accuracy report ({error}); delete it, or measure again") from None
 
 
-def losses_past_bound(folder: Path, kv: str) -> list[AccuracyReport]:
-    """The stored reports that a model with this KV format is concerned by and that are past the bound.
+def loss_warnings(model_path: Path, kv: str) -> list[str]:
+    """What the user of a workspace or of a checkpoint's folder should know before it serves with this KV format: each
+    stored loss that is past the bound, in a line that names the cure.
 
-    A report of weights alone concerns every KV format, since they add to its loss. Raises CheckpointError."""
-    return [report for report in read_reports(folder) if report.kv in (PLAIN_KV, kv) and report.is_past_bound]
+    A report of weights alone concerns every KV format, since theirs adds to its loss."""
+    weights_dir = model_path / WEIGHTS
+    folder = weights_dir if weights_dir.is_dir() else model_path
+    try:
+        reports = read_reports(folder)
+    except CheckpointError as error:  # the model itself may be as good as ever
+        return [str(error)]
+    return [f"{folder / ACCURACY_FILE}: perplexity is {report.perplexity_increase:.1%} worse than unquantised, more "
+            f"than {MAX_PERPLEXITY_INCREASE:.0%}; {_cure(report)} ({report.short()})"
+            for report in reports if report.kv in (PLAIN_KV, kv) and report.is_past_bound]
+
+
+def _cure(report: AccuracyReport) -> str:
+    if report.kv == PLAIN_KV:
+        return "quantise in smaller groups or with more calibration text, or use the unquantised model"
+    return "use another quant_policy, or calibrate with more text"
 
 
 def _report(values: dict[str, Any]) -> AccuracyReport:

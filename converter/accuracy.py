@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backend.accuracy_report import PLAIN_KV, AccuracyReport
-from backend.config import EngineConfig, ModelConfig
+from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError
-from backend.memory_plan import blocks_of
+from backend.memory_plan import blocks_of, weight_format
 from backend.model_source import ModelSource
 from backend.requests import SamplingParams
 from backend.steps import RowSetup, ScheduledRow, StepPlan
@@ -106,8 +106,8 @@ class Baseline:
             sums += found
         base_loss, loss, divergence, same = (sums / self.text.num_tokens).tolist()
         return AccuracyReport(
-            model_name=source.model.model_name, weights=weights_words(source.model), kv=kv_words(source, engine),
-            base=self.description, text=self.text.name, num_tokens=self.text.num_tokens,
+            model_name=source.model.model_name, weights=weight_format(source.model, source.model.dtype),
+            kv=kv_words(source, engine), base=self.description, text=self.text.name, num_tokens=self.text.num_tokens,
             base_perplexity=_perplexity(base_loss), perplexity=_perplexity(loss),
             kl_divergence=_rounded(max(0.0, divergence)), top1_agreement=_rounded(same), date=time.strftime("%Y-%m-%d"),
             versions={"python": platform.python_version(), "torch": torch.__version__})
@@ -132,15 +132,10 @@ def measure_baseline(source: ModelSource, engine: EngineConfig, text: Evaluation
     hidden: dict[int, Tensor] = {}
     for index, states in scorer.hidden_states(text.windows, progress):
         hidden[index] = states.cpu()
-    dtype = str(scorer.worker.dtype).removeprefix("torch.")
-    description = f"{source.model.model_name}, weights {weights_words(source.model)}, computed in {dtype}"
+    weights, dtype = weight_format(source.model, source.model.dtype), str(scorer.worker.dtype).removeprefix("torch.")
+    description = f"{source.model.model_name}, weights {weights}, computed in {dtype}"
     return Baseline(description, text, scorer.decoder.norm, scorer.decoder.output,
                     [hidden[index] for index in range(len(text.windows))])
-
-
-def weights_words(model: ModelConfig) -> str:
-    """How a model's weights are stored, in words."""
-    return model.dtype
 
 
 def kv_words(source: ModelSource, engine: EngineConfig) -> str:

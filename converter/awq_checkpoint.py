@@ -30,9 +30,7 @@ _SPARE_BYTES = 64 << 20
 
 
 class AwqCheckpoint:
-    """The folder `destination`, in the making.
-
-    num_finished  layers that are on the disk already"""
+    """The folder `destination`, in the making."""
 
     def __init__(self, destination: Path, source: Checkpoint, num_layers: int, fingerprint: Mapping[str, Any]) -> None:
         """fingerprint: JSON values; what an earlier run with another one has left is deleted.
@@ -48,7 +46,12 @@ class AwqCheckpoint:
                 shutil.rmtree(self.partial, ignore_errors=True)
                 self.partial.mkdir(parents=True)
                 _write_json(self.partial / FINGERPRINT, fingerprint)
-        self.num_finished = next((index for index in range(num_layers) if not self._shard(index).is_file()), num_layers)
+
+    @property
+    def num_finished(self) -> int:
+        """Layers that are on the disk already, from the first on."""
+        indices = range(self.num_layers)
+        return next((index for index in indices if not self._shard(index).is_file()), self.num_layers)
 
     def check_space(self, num_bytes: int) -> None:
         """Raises CheckpointError if the whole checkpoint, of num_bytes, does not fit beside what is there."""

@@ -58,8 +58,8 @@ class LayerwiseModel:
 
     @torch.inference_mode()
     def advance(self, layer: DecoderLayer, index: int, hidden: Tensor, batch_size: int,
-                progress: Callable[[int], object], look: Callable[[ForwardBatch], object] = lambda batch: None) -> None:
-        """Replaces hidden [B, L, hidden_size], wherever it waits, by the layer's output, batch_size sequences at a time.
+                progress: Callable[[int], object], look: Callable[[ForwardBatch], object] | None = None) -> None:
+        """Replaces hidden [B, L, hidden_size], wherever it waits, by the layer's output, batch_size rows at a time.
 
         index     the layer's place, for messages
         progress  told the number of sequences after each batch
@@ -74,7 +74,8 @@ class LayerwiseModel:
                     f"{self.model.model_name}: layer {index} gives NaN or infinite activations on the calibration text "
                     f"in {str(self.dtype).removeprefix('torch.')}; the checkpoint may be damaged, download it again, "
                     "or run with --device cpu, which computes in float32")
-            look(batch)
+            if look is not None:
+                look(batch)
             inputs.copy_(output.view(inputs.shape))
             progress(len(inputs))
 

@@ -26,9 +26,9 @@ ALLOWED = {
     "backend.serving": {"backend.engine", "backend.text", "protocol"},
     "backend.serve": {"backend.serving", "backend.engine", "backend.text", "protocol"},
     "backend": {"backend.engine", "backend.text", "terminal"},
-    "converter": {"backend.config", "backend.workspace", "backend.errors", "backend.model_source",
-                  "backend.safetensors_file", "backend.tokenizer_files", "backend.chat_templates",
-                  "backend.command_line", "backend.logs", "protocol.models"},
+    "converter": {"backend.accuracy_report", "backend.config", "backend.workspace", "backend.errors",
+                  "backend.model_source", "backend.safetensors_file", "backend.tokenizer_files",
+                  "backend.chat_templates", "backend.command_line", "backend.logs", "protocol.models"},
     "converter.accuracy": {"backend.accuracy_report", "backend.config", "backend.distributed", "backend.errors",
                            "backend.memory_plan", "backend.model_source", "backend.requests", "backend.steps",
                            "backend.text.tokenizer", "backend.worker"},
@@ -88,7 +88,7 @@ def test_engine_imports_no_torch_itself(module):
 
 
 @pytest.mark.parametrize("module", ["backend.engine.scheduler", "backend.requests", "backend.steps", "backend.config",
-                                    "backend.memory_plan", "backend.model_source", "backend.chat",
+                                    "backend.memory_plan", "backend.model_source", "backend.chat", "backend.plan",
                                     "converter.__main__"])
 def test_deciding_and_reading_a_command_line_need_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

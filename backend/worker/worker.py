@@ -11,6 +11,7 @@ import time
 import torch
 from torch import Tensor
 
+from backend.accuracy_report import PLAIN_KV, loss_warnings
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
@@ -50,6 +51,8 @@ class Worker:
             facts.append(device_name(self.device))
         if tp.rank == 0:
             logger.info("%s on %s%s: %s", source.model.model_name, self.device, f" x {tp.size}" * (tp.size > 1), plan)
+            for warning in loss_warnings(source.path, PLAIN_KV):
+                logger.warning("%s", warning)
         with self.start.phase("weights") as facts:
             self.model = Decoder(source.model, engine, tp)
             num_bytes = load_weights(self.model, source, self.dtype, self.device, show_progress=tp.rank == 0)

@@ -13,11 +13,14 @@ from backend.accuracy_report import (
     ACCURACY_FILE,
     PLAIN_KV,
     AccuracyReport,
-    losses_past_bound,
+    loss_warnings,
     read_reports,
     store_report,
 )
 from backend.errors import CheckpointError
+from backend.workspace import WEIGHTS
+from tests.backend.step_driver import StepDriver
+from tests.backend.tiny_model import tiny_source
 
 GOOD = AccuracyReport("tiny", "int4", PLAIN_KV, "tiny, bfloat16", "a text", 1000, 10.0, 10.2, 0.01, 0.97, "2026-11-21",
                       {"python": "3.11", "torch": "2.13"})
@@ -57,13 +60,32 @@ def test_a_loss_is_past_the_bound_from_five_per_cent_of_perplexity_on(tmp_path: 
     assert BAD.is_past_bound
 
 
-def test_a_report_of_a_kv_format_concerns_that_format_and_one_of_weights_all(tmp_path: Path) -> None:
+def test_a_loss_of_a_kv_format_concerns_that_format_and_one_of_weights_all(tmp_path: Path) -> None:
     store_report(tmp_path, BAD)
-    assert losses_past_bound(tmp_path, "int4 (online)") == [BAD]
-    assert losses_past_bound(tmp_path, PLAIN_KV) == []
-    worse = dataclasses.replace(GOOD, perplexity=20.0)
-    store_report(tmp_path, worse)
-    assert losses_past_bound(tmp_path, "int8 (online)") == [worse]
+    (warning,) = loss_warnings(tmp_path, "int4 (online)")
+    assert "10.0% worse" in warning and "more than 5%; use another quant_policy" in warning
+    assert loss_warnings(tmp_path, PLAIN_KV) == loss_warnings(tmp_path, "int8 (online)") == []
+    store_report(tmp_path, dataclasses.replace(GOOD, perplexity=20.0))
+    (warning,) = loss_warnings(tmp_path, "int8 (online)")
+    assert "100.0% worse" in warning and "quantise in smaller groups" in warning
+
+
+def test_a_damaged_report_is_a_warning_not_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / ACCURACY_FILE).write_text("{")
+    (warning,) = loss_warnings(tmp_path, PLAIN_KV)
+    assert "no accuracy report" in warning
+
+
+def test_loading_a_model_past_the_bound_warns_with_the_number_once(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = tmp_path / WEIGHTS
+    weights.mkdir(parents=True)
+    store_report(weights, dataclasses.replace(GOOD, perplexity=10.7))
+    source = dataclasses.replace(tiny_source(), path=tmp_path)
+    driver = StepDriver(source)
+    driver.generate(0, [3, 4, 5], 2)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "7.0% worse" in warnings[0]
 
 
 def test_the_short_report_says_format_change_and_text() -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from backend.accuracy_report import read_reports, store_report
 from backend.errors import CheckpointError
 from backend.model_source import open_model
+from backend.workspace import WEIGHTS
 from converter import accuracy
 from converter.accuracy import EvaluationText, evaluation_text, measure_accuracy, measure_baseline
+from converter.convert import convert_checkpoint
 from demo.chat_format import CHECKPOINT
 from tests.backend.step_driver import StepDriver
 from tests.backend.tiny_model import TinySource, tiny_source
+from tests.checkpoints import make_checkpoint
 
 TOLERANCE = 1e-4
 BLOCK_SIZE = 16
@@ -103,3 +109,13 @@ def test_a_text_is_cut_into_windows_that_begin_with_the_start_token() -> None:
 def test_an_empty_text_is_refused() -> None:
     with pytest.raises(CheckpointError, match="nothing is too short"):
         evaluation_text("nothing", "", open_model(CHECKPOINT, "internlm2"))
+
+
+def test_a_workspace_carries_the_report_of_its_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    make_checkpoint("llama", folder)
+    source = tiny_source()
+    report = measure_accuracy(source, source, source.engine, windows(9))
+    store_report(folder, report)
+    convert_checkpoint("llama", folder, dst_path=tmp_path / "workspace")
+    assert read_reports(tmp_path / "workspace" / WEIGHTS) == [report]
