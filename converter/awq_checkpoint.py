@@ -58,8 +58,9 @@ class AwqCheckpoint:
         there = sum(file.stat().st_size for file in self.partial.iterdir())
         needed, free = num_bytes - there + _SPARE_BYTES, shutil.disk_usage(self.partial).free
         if needed > free:
-            raise CheckpointError(f"{self.destination.parent} has {free / 2**30:.1f} GiB free, but the quantised weights"
-                                  f" need {needed / 2**30:.1f} GiB; free some space or choose another --work-dir")
+            raise CheckpointError(f"{self.destination.parent} has {free / 2**30:.1f} GiB free, but what is still to be "
+                                  f"written needs {needed / 2**30:.1f} GiB; free some space or choose another "
+                                  "--work-dir")
 
     def write_layer(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError where the disk is full; earlier layers stay."""
@@ -105,16 +106,20 @@ class AwqCheckpoint:
         try:
             yield
         except OSError as error:
-            raise CheckpointError(f"{self.partial} cannot be written: {error.strerror or error}; make room, then run the "
-                                  "same command again, which goes on where this one stopped") from error
+            raise CheckpointError(f"{self.partial} cannot be written: {error.strerror or error}; make room, then run "
+                                  "the same command again, which goes on where this one stopped") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded(LazyTensor):
     """A tensor in the host's memory."""
 
-    where: str
+    name: str
     tensor: Tensor
+
+    @property
+    def where(self) -> str:
+        return self.name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,7 +135,7 @@ class _Loaded(LazyTensor):
 
 def _check_destination(destination: Path, source: Path) -> None:
     if destination == source or destination in source.parents or source in destination.parents:
-        raise CheckpointError(f"{destination} and the checkpoint {source} lie in one another; choose another --work-dir")
+        raise CheckpointError(f"{destination} holds the checkpoint {source}, or lies in it; choose another --work-dir")
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
         raise CheckpointError(f"{destination} exists and is not empty; choose another --work-dir, or remove it")
 

@@ -1,8 +1,8 @@
 """AWQ of one decoder layer: scales moved from its weights into what comes before them, then four bits a weight.
 
 Four linear layers, four places that can take a scale over: the norm in front of w_qkv, the value heads in front of wo,
-the norm in front of w13, and up in front of w2. With grouped queries a value head feeds several query heads' inputs of
-wo, which then share their scales. The layer computes the same function before and after scaling. Used by auto_awq.py."""
+the norm in front of w13, and up in front of w2. With grouped queries a value head feeds the inputs of wo of several
+query heads, which then share their scales. Scaling alone does not change what the layer computes. Used by awq.py."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def quantise_layer(layer: DecoderLayer, model: ModelConfig, statistics: Mapping[
     weights = {}
     for name in LINEARS:
         weight = dense.pop(f"{name}.weight") * factors[name]
-        ranges = search_ranges(weight, statistics[name].gram_of_inputs_over(factors[name])) if recipe.is_searched else ()
+        gram = statistics[name].gram_of_inputs_over(factors[name])
+        ranges = search_ranges(weight, gram) if recipe.is_searched else (None, None)
         weights[name] = quantise(weight, recipe.group_size, *ranges)
     return QuantisedLayer(weights, {name: tensor.to(stored) for name, tensor in dense.items()})
 

@@ -77,10 +77,14 @@ def pack(values: Tensor) -> Tensor:
 class _RowNumbers(LazyTensor):
     """Stands in for a tensor of `shape`: a row is its number, counted on from `first`."""
 
-    where: str
+    name: str
     shape: tuple[int, ...]
     first: int
     dtype: torch.dtype = torch.int64
+
+    @property
+    def where(self) -> str:
+        return self.name
 
     def read_rows(self, start: int, stop: int, out: Tensor) -> None:
         torch.arange(self.first + start, self.first + stop, out=out)
@@ -106,5 +110,5 @@ def _places(numbers: Tensor, taken: list[_RowNumbers]) -> list[Place]:
         own = (numbers >= tensor.first) & (numbers < tensor.first + tensor.shape[0])
         if own.any():
             rows = own.nonzero()[:, 0]
-            places.append(Place(tensor.where, rows[numbers[rows].argsort()]))
+            places.append(Place(tensor.name, rows[numbers[rows].argsort()]))
     return places

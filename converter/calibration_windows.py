@@ -99,7 +99,8 @@ def _conversation(front_end: TextFrontEnd, messages: Sequence[dict]) -> list[int
 
 def _too_short(name: str, num_tokens: int, samples: int, seqlen: int) -> str:
     fact = f"{name} has {num_tokens:,} tokens, but {samples} samples of {seqlen} need {samples * seqlen:,}"
-    if num_tokens >= seqlen:
-        return f"{fact}; use --calib_samples {num_tokens // seqlen}, or a longer text"
-    return f"{fact}; use --calib_samples 1 --calib_seqlen {num_tokens}, or a longer text" if num_tokens >= SHORTEST_SEQLEN else (
-        f"{fact}; give a longer text")
+    if num_tokens < SHORTEST_SEQLEN:
+        return f"{fact}; give a longer text"
+    fitting = (f"--calib_samples {num_tokens // seqlen}" if num_tokens >= seqlen
+               else f"--calib_samples 1 --calib_seqlen {num_tokens}")
+    return f"{fact}; use {fitting}, or a longer text"
