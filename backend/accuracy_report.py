@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import CheckpointError
+from backend.kv_format import KvFormat
 from backend.workspace import WEIGHTS
 
 ACCURACY_FILE = "accuracy.json"
 # AWQ W4A16 of a 7B model costs 1 to 3 % of perplexity, int8 KV less than 0.3 %: past this, something went wrong, or the
 # model cannot bear the format.
 MAX_PERPLEXITY_INCREASE = 0.05
-PLAIN_KV = "in the model's dtype"  # AccuracyReport.kv of a cache that is not quantised
+PLAIN_KV = KvFormat.AS_MODEL.value  # AccuracyReport.kv of a cache that is not quantised
 
 
 @dataclass(frozen=True, slots=True)

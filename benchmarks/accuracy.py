@@ -20,11 +20,11 @@ from backend.accuracy_report import AccuracyReport
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import DTYPE_SPELLINGS, EngineConfig
 from backend.errors import ConfigError
-from backend.memory_plan import kv_block_bytes, weight_format, weights_bytes
+from backend.memory_plan import kv_block_bytes, weights_bytes
 from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
 from benchmarks.record import RESULTS, save
-from converter.accuracy import EvaluationText, evaluation_text, kv_words, measure_baseline
+from converter.accuracy import EvaluationText, evaluation_text, kv_format_of, measure_baseline
 
 POLICIES = (0, 8, 4)
 KV_TOKENS = 1000  # of which the cache's bytes are given
@@ -96,7 +96,7 @@ def _formats(sources: Sequence[ModelSource], policies: Sequence[int],
     for source in sources:
         for policy in dict.fromkeys((0, *policies)) if source is sources[0] else policies:
             engine = source.engine.with_options({**options, "quant_policy": policy})
-            key = (weight_format(source.model, source.model.dtype), kv_words(source, engine))
+            key = (source.model.weights_in_words(source.model.dtype), kv_format_of(source, engine))
             if key not in seen:
                 seen.add(key)
                 yield source, engine
@@ -105,11 +105,12 @@ def _formats(sources: Sequence[ModelSource], policies: Sequence[int],
 def _row(source: ModelSource, engine: EngineConfig, report: AccuracyReport,
          correct: dict[str, dict[str, float]]) -> dict[str, Any]:
     dtype = source.model.dtype
+    block_bytes = kv_block_bytes(source.model, engine, dtype, kv_format_of(source, engine))
     kept = {name: value for name, value in dataclasses.asdict(report).items()
             if name in ("weights", "kv", "perplexity", "kl_divergence", "top1_agreement")}
     return {**kept, "perplexity_increase": round(report.perplexity_increase, 6),
             "weights_bytes": weights_bytes(source.model, dtype, 1),
-            "kv_bytes": KV_TOKENS * kv_block_bytes(source.model, engine, dtype) // engine.block_size,
+            "kv_bytes": KV_TOKENS * block_bytes // engine.block_size,
             "skills": correct}
 
 

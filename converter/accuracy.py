@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.accuracy_report import PLAIN_KV, AccuracyReport
+from backend.accuracy_report import AccuracyReport
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError
-from backend.memory_plan import blocks_of, weight_format
+from backend.kv_format import KvFormat, kv_format
+from backend.memory_plan import blocks_of
 from backend.model_source import ModelSource
 from backend.requests import SamplingParams
 from backend.steps import RowSetup, ScheduledRow, StepPlan
 from backend.text.tokenizer import Tokenizer
 from backend.worker.worker import Worker
+from backend.workspace import PAST_KV_SCALE
 
 CHUNK_TOKENS = 128  # of a window in a step: what a step adds to the cache, the next one reads
 WINDOWS_PER_STEP = 8
@@ -106,9 +108,9 @@ class Baseline:
             sums += found
         base_loss, loss, divergence, same = (sums / self.text.num_tokens).tolist()
         return AccuracyReport(
-            model_name=source.model.model_name, weights=weight_format(source.model, source.model.dtype),
-            kv=kv_words(source, engine), base=self.description, text=self.text.name, num_tokens=self.text.num_tokens,
-            base_perplexity=_perplexity(base_loss), perplexity=_perplexity(loss),
+            model_name=source.model.model_name, weights=source.model.weights_in_words(source.model.dtype),
+            kv=kv_format_of(source, engine).value, base=self.description, text=self.text.name,
+            num_tokens=self.text.num_tokens, base_perplexity=_perplexity(base_loss), perplexity=_perplexity(loss),
             kl_divergence=_rounded(max(0.0, divergence)), top1_agreement=_rounded(same), date=time.strftime("%Y-%m-%d"),
             versions={"python": platform.python_version(), "torch": torch.__version__})
 
@@ -132,15 +134,15 @@ def measure_baseline(source: ModelSource, engine: EngineConfig, text: Evaluation
     hidden: dict[int, Tensor] = {}
     for index, states in scorer.hidden_states(text.windows, progress):
         hidden[index] = states.cpu()
-    weights, dtype = weight_format(source.model, source.model.dtype), str(scorer.worker.dtype).removeprefix("torch.")
+    weights, dtype = source.model.weights_in_words(source.model.dtype), str(scorer.worker.dtype).removeprefix("torch.")
     description = f"{source.model.model_name}, weights {weights}, computed in {dtype}"
     return Baseline(description, text, scorer.decoder.norm, scorer.decoder.output,
                     [hidden[index] for index in range(len(text.windows))])
 
 
-def kv_words(source: ModelSource, engine: EngineConfig) -> str:
-    """How a model's KV is stored as the engine runs it, in words."""
-    return {0: PLAIN_KV, 4: "int4 (online)", 8: "int8 (online)"}[engine.quant_policy]
+def kv_format_of(source: ModelSource, engine: EngineConfig) -> KvFormat:
+    """The KV format that a model runs with."""
+    return kv_format(engine.quant_policy, (source.path / PAST_KV_SCALE).is_file())
 
 
 class _Scorer:

@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Modules that everyone in backend may import; they import only one another.
 COMMON = {"backend.errors", "backend.config", "backend.config_faults", "backend.requests", "backend.steps",
-          "backend.forward_batch", "backend.distributed", "backend.workspace", "backend.model_source",
-          "backend.memory_plan", "backend.accuracy_report", "backend.safetensors_file", "backend.tokenizer_files",
-          "backend.chat_templates", "backend.command_line", "backend.logs", "backend.processes"}
+          "backend.forward_batch", "backend.kv_format", "backend.distributed", "backend.workspace",
+          "backend.model_source", "backend.memory_plan", "backend.accuracy_report", "backend.safetensors_file",
+          "backend.tokenizer_files", "backend.chat_templates", "backend.command_line", "backend.logs",
+          "backend.processes"}
 # A module under the prefix may import, besides COMMON and its own prefix, only modules under these.
 ALLOWED = {
     "backend.kernels": set(),
@@ -30,6 +31,7 @@ ALLOWED = {
                   "backend.model_source", "backend.safetensors_file", "backend.tokenizer_files",
                   "backend.chat_templates", "backend.command_line", "backend.logs", "protocol.models"},
     "converter.accuracy": {"backend.accuracy_report", "backend.config", "backend.distributed", "backend.errors",
+                           "backend.kv_format", "backend.workspace",
                            "backend.memory_plan", "backend.model_source", "backend.requests", "backend.steps",
                            "backend.text.tokenizer", "backend.worker"},
     "client": {"protocol", "terminal"},

@@ -11,15 +11,13 @@ Used by model_runner.py."""
 from __future__ import annotations
 
 import bisect
-import logging
-import time
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backend.forward_batch import ForwardBatch
+from backend.forward_batch import ForwardBatch, LayerKv
 from backend.memory_plan import GIB, graph_batch_sizes
 from backend.worker.device import free_memory_bytes
 from backend.worker.input_builder import RowInputs, StepInputs
@@ -27,8 +25,6 @@ from backend.worker.row_tables import RowTables
 from backend.worker.sampler import draw, penalise
 from backend.worker.sampling_state import Array, Draw, Penalties
 from backend.worker.upload import pack, unpack
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ class DecodeGraph:
 class DecodeGraphs:
     """Captures the decode steps of every batch size, the largest first: the others then fit into its memory."""
 
-    def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[tuple[Tensor, Tensor]],
+    def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[LayerKv],
                  device: torch.device) -> None:
         self.model = model
         self.tables = tables
@@ -64,10 +60,9 @@ class DecodeGraphs:
         num_rows, width = tables.token_ids.shape
         self.session_len = width - 1
         self.dummy_row = num_rows - 1
-        num_blocks, block_size = kv_cache[0][0].shape[:2]
-        self.dummy_kv_slot = (num_blocks - 1) * block_size
+        self.dummy_kv_slot = (kv_cache[0].num_blocks - 1) * kv_cache[0].block_size
         self.sizes = graph_batch_sizes(num_rows - 1)
-        begin, free_bytes = time.perf_counter(), free_memory_bytes(device)
+        free_bytes = free_memory_bytes(device)
         self.counts = torch.zeros((self.sizes[-1], tables.sampling.vocab_size), dtype=torch.int32, device=device)
         self.logits_indices = torch.arange(self.sizes[-1], device=device)
         self.query_start = torch.arange(self.sizes[-1] + 1, dtype=torch.int32, device=device)
@@ -75,8 +70,10 @@ class DecodeGraphs:
         self.stream = torch.cuda.Stream(device)  # one for all: memory of the pool is not shared between streams
         self.graphs = {size: self._capture(size) for size in reversed(self.sizes)}
         torch.cuda.synchronize(device)
-        logger.info("CUDA graphs: %d batch sizes up to %d, captured in %.1f s, %.2f GiB", len(self.sizes),
-                    self.sizes[-1], time.perf_counter() - begin, (free_bytes - free_memory_bytes(device)) / GIB)
+        self.num_bytes = free_bytes - free_memory_bytes(device)
+
+    def __str__(self) -> str:
+        return f"{len(self.sizes)} batch sizes up to {self.sizes[-1]}, {self.num_bytes / GIB:.2f} GiB"
 
     def fits(self, inputs: StepInputs) -> bool:
         """Whether the step is nothing but decodes that sample. Rows that begin have ids to be stored first."""
@@ -117,7 +114,7 @@ class DecodeGraphs:
             slot_mapping=inputs.slot_mapping, block_tables=tables.block_tables.index_select(0, inputs.rows),
             context_lens=inputs.context_lens, query_start=self.query_start[: num_rows + 1],
             logits_indices=self.logits_indices[:num_rows], kv_cache=self.kv_cache, num_decodes=num_rows,
-            max_query_len=0, max_context_len=self.session_len)
+            max_query_len=0, max_context_len=self.session_len, sum_context_len=0)
         logits = self.model(batch)
         penalise(logits, inputs.penalties, tables.token_ids, self.counts)
         return logits, draw(logits, inputs.draw, tables.token_ids, inputs.sample_slots)
