@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def command(model: Path, work_dir: Path, calib_dataset: str | None, calib_sample
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends like Ctrl-C
+    logging.getLogger("backend").setLevel(logging.WARNING)  # how a model starts is not the matter here
     run(command)
 
 

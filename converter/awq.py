@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backend.accuracy_report import store_report
 from backend.config import EngineConfig, QuantConfig
-from backend.errors import CapacityError, CheckpointError
-from converter.accuracy import EvaluationText, measure_accuracy
+from backend.errors import CheckpointError
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import LINEARS, Recipe, observe, quantise_layer
 from converter.awq_layout import SourceNames, published_layer
@@ -27,6 +25,7 @@ from converter.canonical import family_of
 from converter.checkpoint import Checkpoint, open_hf
 from converter.group_quantiser import BITS
 from converter.layerwise import LayerwiseModel
+from converter.loss_report import report_loss
 from converter.source import HuggingFaceSource, open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,10 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
         raise
     output.finish(others, stored, {"quant_method": "awq", "version": "gemm", "bits": BITS,
                                    "group_size": recipe.group_size, "zero_point": True})
-    _report(source, destination, windows.evaluation_text(), device)
+    quantised = open_checkpoint(destination, None)
+    assert quantised is not None, "it has just been written"
+    engine = EngineConfig(session_len=windows.drawn.shape[1], device=device)
+    report_loss(source, quantised, engine, windows.evaluation_text(), destination)
 
 
 def _open(folder: Path) -> tuple[Checkpoint, HuggingFaceSource]:
@@ -88,14 +90,15 @@ def _quantise_layers(layers: LayerwiseModel, token_ids: Tensor, recipe: Recipe, 
               disable=None if show_progress else True) as bar:  # None: only on a terminal
         for index in range(num_layers):
             bar.set_postfix_str(f"layer {index + 1} of {num_layers}")
-            layer = layers.layer(index)
             if index < output.num_finished:
+                layers.advance(layers.layer(index), index, hidden, batch_size, bar.update)
+            else:
+                layer = layers.layer(index)
+                statistics = observe(layer, recipe.group_size)
                 layers.advance(layer, index, hidden, batch_size, bar.update)
-                continue
-            statistics = observe(layer, recipe.group_size)
-            layers.advance(layer, index, hidden, batch_size, bar.update)
-            quantised = quantise_layer(layer, layers.model, statistics, recipe, stored)
-            output.write_layer(index, published_layer(quantised, index, names))
+                quantised = quantise_layer(layer, layers.model, statistics, recipe, stored)
+                output.write_layer(index, published_layer(quantised, index, names))
+                del layer, statistics, quantised  # before the next layer's weights come
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
@@ -114,16 +117,3 @@ def _num_bytes(source: HuggingFaceSource, group_size: int) -> int:
         elif name.startswith("layers."):
             total += tensor.num_bytes
     return int(total)
-
-
-def _report(source: HuggingFaceSource, destination: Path, text: EvaluationText, device: str) -> None:
-    """Measures, stores and says what was lost; where the unquantised model does not fit the device, says that."""
-    quantised = open_checkpoint(destination, None)
-    assert quantised is not None, "it has just been written"
-    try:
-        report = measure_accuracy(source, quantised, EngineConfig(session_len=text.longest, device=device), text)
-    except CapacityError as error:
-        logger.warning("the loss was not measured: %s", error)
-        return
-    store_report(destination, report)
-    logger.info("%s", report.short())

@@ -5,7 +5,6 @@ x ≈ q * scale + zero with q an int8. Used by kv_qparams.py, and from Python.""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,18 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backend.accuracy_report import store_report
 from backend.config import EngineConfig, ModelConfig, check_engine
-from backend.errors import CapacityError, CheckpointError, WorkspaceError
+from backend.errors import CheckpointError, WorkspaceError
 from backend.forward_batch import ForwardBatch
 from backend.model_source import ModelSource, open_model
 from backend.worker.past_kv_scale import FORMAT
 from backend.workspace import CONFIG, PAST_KV_SCALE, Workspace
-from converter.accuracy import EvaluationText, measure_accuracy
 from converter.calibration_windows import Calibration
 from converter.layerwise import LayerwiseModel, keys_and_values
+from converter.loss_report import report_loss
 
-logger = logging.getLogger(__name__)
 BATCH_TOKENS = 8192
 IDENTITY = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
 _COMPARED_ROWS = 256  # of the embedding, which training changes and weight quantisation does not
@@ -51,7 +48,8 @@ def calibrate_kv(folder: Path, output_dir: Path, calibration: Calibration, *, is
     model_name = (workspace or source).model.model_name
     file = _write(output_dir, scales_of(ranges, is_symmetric), source.model, model_name)
     if workspace is not None:
-        _report(source, workspace, windows.evaluation_text(), device)
+        engine = EngineConfig(session_len=windows.drawn.shape[1], quant_policy=4, device=device)
+        report_loss(source, workspace, engine, windows.evaluation_text(), output_dir)
     return file
 
 
@@ -111,8 +109,8 @@ def _check_same_model(source: ModelSource, workspace: Workspace) -> None:
     for name in IDENTITY:
         ours, theirs = getattr(source.model, name), getattr(workspace.model, name)
         if ours != theirs:
-            raise WorkspaceError(f"{workspace.path} holds another model than {source.path}: its {name} is {theirs}, not "
-                                 f"{ours}; give the output_dir of this model's workspace, or convert it first")
+            raise WorkspaceError(f"{workspace.path} holds another model than {source.path}: its {name} is {theirs}, "
+                                 f"not {ours}; give the output_dir of this model's workspace, or convert it first")
     dtype = getattr(torch, workspace.model.dtype)
     for name in ("tok_embeddings.weight", "norm.weight"):
         ours, theirs = (dict(each.tensors())[name][:_COMPARED_ROWS].to(dtype) for each in (source, workspace))
@@ -139,15 +137,3 @@ def _write(output_dir: Path, scales: Tensor, model: ModelConfig, model_name: str
         raise CheckpointError(f"{file} cannot be written: {error.strerror}; make room, or choose another output_dir"
                               ) from None
     return file
-
-
-def _report(source: ModelSource, workspace: Workspace, text: EvaluationText, device: str) -> None:
-    """Measures, stores and says what is lost; where the model does not fit the device, says that."""
-    engine = EngineConfig(session_len=text.longest, quant_policy=4, device=device)
-    try:
-        report = measure_accuracy(source, workspace, engine, text)
-    except CapacityError as error:
-        logger.warning("the loss was not measured: %s", error)
-        return
-    store_report(workspace.weights_dir, report)
-    logger.info("%s", report.short())

@@ -4,6 +4,7 @@ The work is kv_calibration.py's."""
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def command(model: Path, output_dir: Path, symmetry: bool, offload: bool, num_tp
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends like Ctrl-C
+    logging.getLogger("backend").setLevel(logging.WARNING)  # how a model starts is not the matter here
     run(command)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from backend.config import EngineConfig, check_engine
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError
-from backend.forward_batch import ForwardBatch
+from backend.forward_batch import ForwardBatch, LayerKv
+from backend.kv_format import KvFormat
 from backend.layers.parameter import ShardedModule
 from backend.layers.rotary import rotary_table
 from backend.model_source import ModelSource
@@ -86,8 +87,8 @@ class LayerwiseModel:
         positions = torch.arange(self.seqlen).repeat(num_sequences)
         first_slots = torch.arange(num_sequences) * blocks * BLOCK_SIZE
         slots = (first_slots[:, None] + torch.arange(self.seqlen)).flatten()
-        cache = torch.zeros((2, num_sequences * blocks, BLOCK_SIZE, self.model.num_kv_heads, self.model.head_dim),
-                            dtype=self.dtype, device=self.device)
+        keys, values = torch.zeros((2, num_sequences * blocks, self.model.num_kv_heads, BLOCK_SIZE,
+                                    self.model.head_dim), dtype=self.dtype, device=self.device)
         return ForwardBatch(
             token_ids=torch.empty(0, dtype=torch.int64, device=self.device),  # hidden states come from outside
             positions=positions.to(self.device),
@@ -96,14 +97,15 @@ class LayerwiseModel:
             context_lens=torch.full((num_sequences,), self.seqlen, dtype=torch.int32, device=self.device),
             query_start=torch.arange(num_sequences + 1, dtype=torch.int32, device=self.device) * self.seqlen,
             logits_indices=torch.empty(0, dtype=torch.int64, device=self.device),
-            kv_cache=[(cache[0], cache[1])],
+            kv_cache=[LayerKv(KvFormat.AS_MODEL, keys, values, None)],
             num_decodes=0,
             max_query_len=self.seqlen,
             max_context_len=self.seqlen,
+            sum_context_len=num_sequences * self.seqlen,
         )
 
 
 def keys_and_values(batch: ForwardBatch) -> tuple[Tensor, Tensor]:
     """What a layer has just stored for the batch's tokens, each [T, K, D]: keys after rotary, and values."""
-    keys, values = batch.kv_cache[0]
-    return keys.flatten(0, 1)[batch.slot_mapping], values.flatten(0, 1)[batch.slot_mapping]
+    cache, slots = batch.kv_cache[0], batch.slot_mapping
+    return tuple(heads.transpose(1, 2).flatten(0, 1)[slots] for heads in (cache.k, cache.v))
