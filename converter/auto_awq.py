@@ -1,4 +1,6 @@
-"""Command line of AWQ quantisation: `python -m converter.auto_awq HF_MODEL --work-dir OUT`. The work is awq.py's."""
+"""Command line of AWQ quantisation: `python -m converter.auto_awq HF_MODEL --work-dir OUT`.
+
+The work is quantise_checkpoint.py's."""
 
 from __future__ import annotations
 
@@ -43,9 +45,9 @@ def command(model: Path, work_dir: Path, calib_dataset: str | None, calib_sample
     again."""
     if w_bits != 4:
         raise ConfigError(f"--w-bits {w_bits} is not supported; use 4")
-    from converter.awq import quantise_checkpoint  # takes seconds, in which Ctrl-C should be understood
-    from converter.awq_layer import Recipe
+    from converter.awq_layer import Recipe  # takes seconds, in which Ctrl-C should be understood
     from converter.calibration_windows import Calibration
+    from converter.quantise_checkpoint import quantise_checkpoint
 
     quantise_checkpoint(model, work_dir, Recipe(int(w_group_size), search_scale),
                         Calibration(calib_dataset, calib_samples, calib_seqlen), batch_size=batch_size, device=device,

@@ -1,7 +1,7 @@
 """AWQ checkpoint: the Hugging Face folder that grows layer by layer, and appears complete or not at all.
 
 Finished layers are shards in a hidden folder beside the destination, under a fingerprint of everything that decides
-what they hold; a run with the same fingerprint goes on after the last of them. Used by awq.py."""
+what they hold; a run with the same fingerprint goes on after the last of them. Used by quantise_checkpoint.py."""
 
 from __future__ import annotations
 

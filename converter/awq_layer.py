@@ -2,7 +2,8 @@
 
 Four linear layers, four places that can take a scale over: the norm in front of w_qkv, the value heads in front of wo,
 the norm in front of w13, and up in front of w2. With grouped queries a value head feeds the inputs of wo of several
-query heads, which then share their scales. Scaling alone does not change what the layer computes. Used by awq.py."""
+query heads, which then share their scales. Scaling alone does not change what the layer computes.
+Used by quantise_checkpoint.py."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 qweight int32 [in, out / 8], qzeros int32 [in / g, out / 8], scales float16 [in / g, out]; nibble n of a word belongs to
 output 8 c + ORDER[n]. Where each row of a canonical tensor is in the source, the model's family is asked itself: it
-maps tensors whose values are their own row numbers. Used by awq_checkpoint.py."""
+maps tensors whose values are their own row numbers. Used by quantise_checkpoint.py."""
 
 from __future__ import annotations
 

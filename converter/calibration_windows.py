@@ -2,7 +2,7 @@
 
 The documents' tokens form one stream, each document begun as the model's own tokenizer begins a text; it is cut into
 windows from a random place on, of which as many as are asked for are drawn. Others serve to measure what was lost.
-Used by awq.py and kv_calibration.py."""
+Used by quantise_checkpoint.py and kv_calibration.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Group quantiser: weights in groups along the input axis as four-bit numbers, and back.
 
 Asymmetric and clamped: w ≈ (q - z) * s with q and z in 0..15, s in float16 as it is stored. Every row and group stands
-for itself, so a row that is scaled as a whole keeps its q and z. Used by the AWQ tools."""
+for itself, so a row that is scaled as a whole keeps its q and z. Used by awq_search, awq_layer and awq_layout."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Input statistics: what AWQ needs to know of a linear layer's inputs, summed over all calibration tokens.
 
 The mean magnitude of each input channel, and of each group of channels the Gram matrix, from which the error that a
-change of the weights makes in the layer's outputs follows without the inputs themselves. Used by auto_awq.py and
-awq_layer.py."""
+change of the weights makes in the layer's outputs follows without the inputs themselves. Used by awq_layer.py and
+awq_search.py."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The layers are the backend's own (backend.models.decoder), each filled from a ModelSource when it is its turn, with a
 KV cache for itself alone; what passes from layer to layer are hidden states, which may wait in the host's memory.
-Used by kv_qparams.py and auto_awq.py."""
+Used by kv_calibration.py and quantise_checkpoint.py."""
 
 from __future__ import annotations
 

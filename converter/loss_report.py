@@ -1,6 +1,6 @@
 """Loss report: the last thing that auto_awq and kv_qparams do is to measure what they have cost, and to store it.
 
-How it is measured is accuracy.py's matter. Used by awq.py and kv_calibration.py."""
+How it is measured is accuracy.py's matter. Used by quantise_checkpoint.py and kv_calibration.py."""
 
 from __future__ import annotations
 
