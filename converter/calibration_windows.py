@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from backend.errors import ConfigError
+from backend.errors import ConfigError, TemplateError
 from backend.model_source import ModelSource
 from backend.text.front_end import TextFrontEnd
 from converter.accuracy import EvaluationText
@@ -94,7 +94,12 @@ def _tokens(text: CalibrationText, front_end: TextFrontEnd, enough: int) -> list
 
 
 def _conversation(front_end: TextFrontEnd, messages: Sequence[dict]) -> list[int]:
-    return front_end.tokenizer.encode(front_end.template.render(messages, add_generation_prompt=False))
+    """As the model's chat template writes it; without one, as plain text."""
+    try:
+        template = front_end.template
+    except TemplateError:
+        return front_end.prompt_ids("\n\n".join(str(message.get("content") or "") for message in messages))
+    return front_end.tokenizer.encode(template.render(messages, add_generation_prompt=False))
 
 
 def _too_short(name: str, num_tokens: int, samples: int, seqlen: int) -> str:
