@@ -38,7 +38,7 @@ def canonicalise(checkpoint: Checkpoint, model_name: str, dtype: str | None = No
 
     Raises CheckpointError for an unsupported architecture and for tensors that are missing, unknown or misshapen."""
     check_kinds(checkpoint)
-    family = _family(checkpoint)
+    family = family_of(checkpoint)
     model = _model(checkpoint, family, model_name, dtype or _stored_dtype(checkpoint, family))
     source = SourceTensors(checkpoint, model)
     tensors = dict(family.map_tensors(source, model))
@@ -51,7 +51,7 @@ def outline(checkpoint: Checkpoint, model_name: str) -> ModelConfig:
     one that it tells. Raises CheckpointError, or ConfigError for a dtype that there is not."""
     check_kinds(checkpoint)
     dtype = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype") or "bfloat16"
-    return _model(checkpoint, _family(checkpoint), model_name, dtype)
+    return _model(checkpoint, family_of(checkpoint), model_name, dtype)
 
 
 def _model(checkpoint: Checkpoint, family: Family, model_name: str, dtype: str) -> ModelConfig:
@@ -63,7 +63,8 @@ def _model(checkpoint: Checkpoint, family: Family, model_name: str, dtype: str) 
         raise CheckpointError(f"{checkpoint.config_file}: {error}") from None
 
 
-def _family(checkpoint: Checkpoint) -> Family:
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Raises CheckpointError for an architecture that is not supported."""
     if checkpoint.is_meta:
         return META
     config = checkpoint.config
