@@ -185,8 +185,8 @@ class EngineConfig:
 
 def _check_groups(model: ModelConfig, group_size: int) -> None:
     if model.head_dim % 8:
-        raise ConfigError(f"size_per_head={model.head_dim} of {model.model_name} is not a multiple of 8, the weights "
-                          "in a word of 4 bits each; use unquantised weights")
+        raise ConfigError(f"size_per_head={model.head_dim} of {model.model_name} is not a multiple of the 8 weights "
+                          "in a word of int4; use unquantised weights")
     for name, count in {"w_qkv and w13": model.hidden_size, **model.row_inputs}.items():
         if count % group_size:
             fitting = [size for size in GROUP_SIZES if count % size == 0]
@@ -294,7 +294,8 @@ _WEIGHT_TYPES = {name: key for key, name in DTYPES.items()}
 def render_config(model: ModelConfig, engine: EngineConfig) -> str:
     """The text of config.ini. Values that a file does not hold (device, dtype) stay the start's own choice."""
     holders = {"model": model, "rope": model.rope, "quant": model.quant, "engine": engine}
-    values = {key: getattr(holders[holder], field) for key, (holder, field) in _KEYS.items() if holders[holder]}
+    values = {key: getattr(holders[holder], field) for key, (holder, field) in _KEYS.items()
+              if holders[holder] is not None}
     if model.quant is None:
         del values["activation_type"]
     else:

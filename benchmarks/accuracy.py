@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
 from benchmarks.record import RESULTS, save
 from converter.accuracy import EvaluationText, evaluation_text, kv_format_of, measure_baseline
+from converter.calibration_text import read_calibration_text
 
 POLICIES = (0, 8, 4)
 KV_TOKENS = 1000  # of which the cache's bytes are given
@@ -35,8 +36,9 @@ SKILLS = {"tool call": "tools", "recall": "recall", "all": "all"}  # in the prin
                epilog="Example: python -m benchmarks.accuracy ./model-awq --against ./model --text book.txt")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--against", help="The unquantised model that all are compared with.  [default: the first of MODELS]")
-@click.option("--text", "text_file", type=click.Path(path_type=Path, dir_okay=False),
-              help="A text to predict.  [default: the demo model's held-out conversations]")
+@click.option("--text", help="What to predict: a .txt, .jsonl or .parquet file, or a dataset of the local Hugging Face "
+                             "cache, as in converter.auto_awq.  [default: the text built in there; for the demo "
+                             "model its held-out conversations]")
 @click.option("--max_tokens", type=click.IntRange(min=2), default=16_384, show_default=True, help="Of --text.")
 @click.option("--quant_policy", "policies", type=click.Choice([str(policy) for policy in POLICIES]), multiple=True,
               help="KV cache formats; may be given several times.  [default: all]")
@@ -45,18 +47,18 @@ SKILLS = {"tool call": "tools", "recall": "recall", "all": "all"}  # in the prin
 @click.option("--skills/--no_skills", "asks", default=True, help="On the demo model: also ask its questions.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many of the demo model's conversations.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
-def main(models: tuple[str, ...], against: str | None, text_file: Path | None, max_tokens: int,
+def main(models: tuple[str, ...], against: str | None, text: str | None, max_tokens: int,
          policies: tuple[str, ...], device: str | None, dtype: str | None, asks: bool, limit: int | None,
          file: Path | None) -> None:
     """Loss against memory of MODELS, workspaces or Hugging Face folders, each with every KV cache format."""
     base = open_model(against or models[0])
     if base.model.quant is not None:
         raise ConfigError(f"the weights of {base.path} are quantised; name the model as it was with --against")
-    text = _text(base, text_file, max_tokens, limit)
+    predicted = _text(base, text, max_tokens, limit)
     sources = [base, *(open_model(model) for model in models)]
     options = {"device": device, "dtype": dtype}
     formats = list(_formats(sources, [int(policy) for policy in policies] or list(POLICIES), options))
-    baseline = measure_baseline(base, formats[0][1], text)
+    baseline = measure_baseline(base, formats[0][1], predicted)
     rows = []
     for source, engine in formats:
         report = baseline.compare(source, engine)
@@ -65,7 +67,7 @@ def main(models: tuple[str, ...], against: str | None, text_file: Path | None, m
         click.echo(table(rows[-1:], has_titles=len(rows) == 1))
     name = "demo" if is_demo(base.model) else re.sub(r"[^\w.]+", "_", base.model.model_name)
     save(file or RESULTS / f"accuracy_{name}.json", {
-        "model": name, "base": baseline.description, "text": text.name, "num_tokens": text.num_tokens,
+        "model": name, "base": baseline.description, "text": predicted.name, "num_tokens": predicted.num_tokens,
         "kv_tokens": KV_TOKENS, "formats": rows})
 
 
@@ -81,12 +83,16 @@ def table(rows: Sequence[dict[str, Any]], has_titles: bool = True) -> str:
     return "\n".join([titles] * has_titles + lines)
 
 
-def _text(base: ModelSource, file: Path | None, max_tokens: int, limit: int | None) -> EvaluationText:
-    if file is not None:
-        return evaluation_text(file.name, file.read_text(encoding="utf-8"), base, max_tokens=max_tokens)
-    if is_demo(base.model):
+def _text(base: ModelSource, dataset: str | None, max_tokens: int, limit: int | None) -> EvaluationText:
+    if dataset is None and is_demo(base.model):
         return heldout_text(limit)
-    raise ConfigError(f"{base.model.model_name} needs a text to predict; give one with --text")
+    text = read_calibration_text(dataset)
+    documents = "\n".join(document if isinstance(document, str) else _contents(document) for document in text.documents)
+    return evaluation_text(text.name, documents, base, max_tokens=max_tokens)
+
+
+def _contents(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(str(message.get("content", "")) for message in messages)
 
 
 def _formats(sources: Sequence[ModelSource], policies: Sequence[int],

@@ -20,7 +20,7 @@ from torch.nn import functional
 from backend.accuracy_report import AccuracyReport
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, ConfigError
 from backend.kv_format import KvFormat, kv_format
 from backend.memory_plan import blocks_of
 from backend.model_source import ModelSource
@@ -89,6 +89,7 @@ class Baseline:
     hidden      per window [len(window) - 1, hidden_size], what they are given, on the host"""
 
     description: str
+    vocab_size: int
     text: EvaluationText
     norm: nn.Module
     head: nn.Module
@@ -96,8 +97,11 @@ class Baseline:
 
     def compare(self, source: ModelSource, engine: EngineConfig,
                 progress: Callable[[int], object] | None = None) -> AccuracyReport:
-        """The report of one format. Raises what loading a model raises, and CheckpointError for logits that are not
-        finite."""
+        """The report of one format. Raises what loading a model raises, ConfigError for another model's format, and
+        CheckpointError for logits that are not finite."""
+        if source.model.vocab_size != self.vocab_size:
+            raise ConfigError(f"{source.path} has a vocabulary of {source.model.vocab_size}, {self.description} one of "
+                              f"{self.vocab_size}; compare a model with itself, unquantised")
         scorer = _Scorer(source, engine, self.text.longest)
         sums = torch.zeros(4, dtype=torch.float64)
         for index, hidden in scorer.hidden_states(self.text.windows, progress):
@@ -118,7 +122,7 @@ class Baseline:
     def _window_sums(self, index: int, hidden: Tensor, scorer: _Scorer) -> Tensor:
         """_sums of a window, given the hidden states of the format; on the host."""
         targets = torch.tensor(self.text.windows[index][1:], device=hidden.device)
-        size = max(1, LOGITS_BYTES // (4 * scorer.worker.model_config.vocab_size))
+        size = max(1, LOGITS_BYTES // (4 * self.vocab_size))
         sums = torch.zeros(4, dtype=torch.float64, device=hidden.device)
         for base, own, wanted in zip(self.hidden[index].split(size), hidden.split(size), targets.split(size),
                                      strict=True):
@@ -136,7 +140,7 @@ def measure_baseline(source: ModelSource, engine: EngineConfig, text: Evaluation
         hidden[index] = states.cpu()
     weights, dtype = source.model.weights_in_words(source.model.dtype), str(scorer.worker.dtype).removeprefix("torch.")
     description = f"{source.model.model_name}, weights {weights}, computed in {dtype}"
-    return Baseline(description, text, scorer.decoder.norm, scorer.decoder.output,
+    return Baseline(description, source.model.vocab_size, text, scorer.decoder.norm, scorer.decoder.output,
                     [hidden[index] for index in range(len(text.windows))])
 
 

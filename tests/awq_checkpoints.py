@@ -73,7 +73,7 @@ def words(values: Tensor) -> Tensor:
 
 def nibbles(packed: Tensor) -> Tensor:
     """The inverse of `words`."""
-    values = torch.empty(packed.shape[0], packed.shape[1] * 8, dtype=torch.int32)
+    values = packed.new_empty(packed.shape[0], packed.shape[1] * 8)
     for nibble, output in enumerate(ORDER):
         values[:, output::8] = (packed >> (4 * nibble)) & 15
     return values

@@ -2,7 +2,7 @@
 
 A format says which tensors a weight consists of, which of their axes run over outputs and inputs, and how many of those
 one element stands for; the parallel shape (linear.py) then divides those axes. Two axes of choice, not a product of
-classes. Used by linear.py, embedding.py (output head) and decoder.py, which chooses."""
+classes. Used by linear.py and embedding.py (output head); attention.py and decoder.py choose it for a model."""
 
 from __future__ import annotations
 

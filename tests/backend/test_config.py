@@ -131,7 +131,7 @@ def test_what_the_model_cannot_do_is_refused_with_what_it_can(model, engine, mes
                                               r"internlm2; quantise in groups of one of \[32, 64\]"),
     (("group_size = 32\n", ""), "needs group_size; convert the checkpoint again"),
     (('activation_type = "fp16"', 'activation_type = "int4"'), "activation_type = 'int4' does not work; it needs one"),
-    (("size_per_head = 16", "size_per_head = 20"), "size_per_head=20 .* is not a multiple of 8"),
+    (("size_per_head = 16", "size_per_head = 20"), "size_per_head=20 .* is not a multiple of the 8 weights"),
 ])
 def test_wrong_keys_of_quantised_weights_are_refused(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:

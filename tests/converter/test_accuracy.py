@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backend.accuracy_report import read_reports, store_report
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, ConfigError
 from backend.model_source import open_model
 from backend.workspace import WEIGHTS
 from converter import accuracy
@@ -78,6 +78,20 @@ def test_one_baseline_serves_several_formats() -> None:
     exact = baseline.compare(source, source.engine)
     assert exact.kl_divergence == 0.0 < rounded.kl_divergence < 0.1
     assert exact.base_perplexity == rounded.base_perplexity
+
+
+def test_coarser_kv_loses_more_and_its_format_is_named() -> None:
+    source = tiny_source()
+    baseline = measure_baseline(source, source.engine, windows(40, 25))
+    int8, int4 = (baseline.compare(source, source.engine.with_options({"quant_policy": policy})) for policy in (8, 4))
+    assert 0.0 < int8.kl_divergence < int4.kl_divergence
+    assert (int8.kv, int4.kv) == ("int8 (online)", "int4 (online)")
+
+
+def test_another_model_is_refused() -> None:
+    source = tiny_source()
+    with pytest.raises(ConfigError, match=r"a vocabulary of 97, .* one of 96"):
+        measure_accuracy(source, tiny_source(vocab_size=97), source.engine, windows(9))
 
 
 def test_progress_counts_every_token_of_both_models() -> None:
