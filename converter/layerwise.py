@@ -42,7 +42,7 @@ class LayerwiseModel:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids [B, L] → the first layer's input [B, L, hidden_size] in the host's memory."""
-        return self._stored["tok_embeddings.weight"][:][token_ids].to(self.dtype)
+        return self._stored["tok_embeddings.weight"][:][token_ids].to("cpu", self.dtype)
 
     def layer(self, index: int) -> DecoderLayer:
         """A decoder layer with its weights. Raises CheckpointError where one cannot be read."""
