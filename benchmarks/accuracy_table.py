@@ -61,20 +61,18 @@ def draw(document: Json, file: Path) -> None:
     """Loss against memory, one mark a format; a dashed line where the base is, which loses nothing."""
     pyplot = styled_pyplot()
     shown = points(document)
-    figure, axes = pyplot.subplots(figsize=(8, 4.4))
+    figure, axes = pyplot.subplots(figsize=(9, 4.2))
     markers = dict(zip(dict.fromkeys(point[0] for point in shown), WEIGHT_MARKERS, strict=False))
     for weights, kv, mib, divergence in shown:
         if divergence > 0:
-            axes.plot([mib], [divergence], linestyle="", marker=markers[weights], markersize=9, color=KV_COLOURS[kv])
-            axes.annotate(f"{weights.partition(',')[0]} weights, KV {kv}", (mib, divergence), xytext=(8, 5),
-                          textcoords="offset points", fontsize=8.5)
+            axes.plot([mib], [divergence], linestyle="", marker=markers[weights], markersize=9, color=KV_COLOURS[kv],
+                      label=f"{weights.partition(',')[0]} weights, KV {kv}")
         else:
-            axes.axvline(mib, linestyle="--", linewidth=1.2, color="#20242b")
-            axes.annotate(f"{weights}, no loss", (mib, 0.02), xycoords=("data", "axes fraction"), xytext=(-4, 0),
-                          textcoords="offset points", fontsize=8.5, rotation=90, ha="right", va="bottom")
+            axes.axvline(mib, linestyle="--", linewidth=1.2, color="#20242b", label=f"{weights}, not quantised: 0")
     axes.set(yscale="log", ylabel="KL divergence to the unquantised model, nats",
              xlabel=f"MiB of weights and the KV of {document['kv_tokens']:,} tokens")
-    axes.margins(x=0.25, y=0.15)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)
     figure.text(0.01, 0.01, f"{document['base']}; {document['text']}; {document['date'][:10]}.", fontsize=8.5,
                 color="#555b66")
     figure.tight_layout(rect=(0, 0.04, 1, 1))
