@@ -14,7 +14,6 @@ from backend.errors import CheckpointError
 from converter.checkpoint import Checkpoint, read_json
 
 OLD_FILE = "quant_config.json"  # where AutoAWQ wrote it before transformers knew AWQ
-_UNQUANTISED = ("lm_head", "output", "embed", "norm")  # modules that AWQ never converts
 _USE = "use an AWQ version of it in 4 bits, or the unquantised checkpoint"
 
 
@@ -56,6 +55,8 @@ def check_format(checkpoint: Checkpoint, quant: QuantConfig | None, model_format
 
 def _check_layout(file: object, table: Mapping[str, Any]) -> None:
     bits, version = table.get("bits", table.get("w_bit")), str(table.get("version", "gemm")).lower()
+    if table.get("backend", "autoawq") != "autoawq":
+        version = table["backend"]  # transformers' name of another packing
     if bits != 4:
         raise CheckpointError(f"{file}: AWQ weights of {bits!r} bits are not supported; {_USE}")
     if version != "gemm":
@@ -63,10 +64,6 @@ def _check_layout(file: object, table: Mapping[str, Any]) -> None:
     if table.get("zero_point") is not True:
         raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={table.get('zero_point')!r}) are "
                               "not supported; use a version with zero_point=true, or the unquantised checkpoint")
-    for name in table.get("modules_to_not_convert") or ():
-        if not any(part in str(name) for part in _UNQUANTISED):
-            raise CheckpointError(f"{file}: {name!r} of modules_to_not_convert is not quantised but others are, which "
-                                  "is not supported; use a version in which all linear layers are")
 
 
 def _refuse_quantised_tensors(checkpoint: Checkpoint) -> None:

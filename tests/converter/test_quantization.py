@@ -32,8 +32,8 @@ def test_the_older_file_of_autoawq_says_the_same(awq):
     assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
 
 
-def test_an_unquantised_output_head_may_be_said_to_be_one(awq):
-    configure(awq, modules_to_not_convert=["lm_head"])
+def test_modules_that_no_one_quantises_may_be_named(awq):
+    configure(awq, modules_to_not_convert=["lm_head", "visual"])
     assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
 
 
@@ -52,7 +52,7 @@ def configure(folder: Path, **changes: object) -> None:
     ({"group_size": -1}, "group_size=-1 is not supported; use an AWQ version in groups of 32, 64, 128"),
     ({"group_size": 128}, r"tensor .*q_proj.qzeros has shape \[4, 32\], but config.json asks for "
                           r"\[2, 32\]"),
-    ({"modules_to_not_convert": ["o_proj"]}, "'o_proj' of modules_to_not_convert is not quantised but others are"),
+    ({"backend": "llm-awq"}, "AWQ's layout 'llm-awq' is not supported"),
 ])
 def test_another_kind_of_quantisation_is_refused(awq, changes, message):
     configure(awq, **changes)
@@ -83,7 +83,7 @@ def poison(tensors: dict[str, Tensor]) -> None:
      r"up_proj.qweight has shape \[256, 64\], but config.json asks for \[256, 48\]"),
     (lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(256, 48)}),
      "up_proj.qweight is stored as float32, but AWQ's is int32"),
-    (unpack_one, "model.layers.1.mlp.up_proj is not quantised but others are, which is not supported"),
+    (unpack_one, r"layers.1.mlp.up_proj is not quantised but others are \(config.json's modules_to_not_convert\)"),
     (poison, "tensor model.layers.1.mlp.down_proj.scales holds NaN or infinite values"),
 ])
 def test_damaged_tensors_are_named_and_nothing_is_written(awq, tmp_path, change, message):
