@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import EngineConfig
 from backend.engine.engine import Engine
+from backend.memory_plan import blocks_of
 from backend.requests import GenerateRequest, SamplingParams
 from backend.steps import StepPlan, StepResult
 from backend.worker.executor import Executor, StepHandle, start_executor
@@ -46,6 +47,11 @@ def main(shape: str, weights: str, batch_size: int, context: int, cuda_graphs: b
     shape = model.model_name
     config = EngineConfig(session_len=context + 6 * NUM_STEPS, max_batch_size=batch_size, cuda_graphs=cuda_graphs)
     executor = TimedExecutor(start_executor(RandomModel(model, config), config))
+    largest = executor.num_blocks // blocks_of(config.session_len, config.block_size)
+    if batch_size > largest:
+        executor.close()
+        raise click.UsageError(f"the KV cache holds {largest} rows of {config.session_len} tokens, not {batch_size}; "
+                               f"use --batch_size {largest} or less, or a smaller --context")
     engine = Engine(model, config, executor)
     sampling = SamplingParams(temperature=0, max_new_tokens=6 * NUM_STEPS, ignore_eos=True)
     for seed in range(batch_size):
