@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backend.config import EngineConfig, ModelConfig
+from backend.config import EngineConfig, ModelConfig, possible_tp
 from backend.errors import CapacityError
 
 GIB = 2**30
@@ -64,7 +64,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
     if free <= other or most < 1:
         raise CapacityError(f"weights need {_gib(weights)} and work space {_gib(other)}, "
                             f"but {_gib(free + weights)} is free; "
-                            f"use tp={_next_tp(model, config.tp)} or a device with more memory")
+                            f"use {_larger_tp(model, config.tp)}a device with more memory")
     wanted = config.cache_max_entry_count
     per_session = blocks_of(config.session_len, config.block_size)
     if wanted >= 1:
@@ -181,9 +181,8 @@ def graph_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
     return len(sizes) * model.num_layers * GRAPH_LAYER_BYTES + sizes[-1] * (activations + logits) + tables
 
 
-def _next_tp(model: ModelConfig, tp: int) -> int:
-    larger = [n for n in range(tp + 1, model.num_kv_heads + 1) if model.num_kv_heads % n == 0]
-    return larger[0] if larger else tp
+def _larger_tp(model: ModelConfig, tp: int) -> str:
+    return next((f"tp={possible} or " for possible in possible_tp(model) if possible > tp), "")
 
 
 def _gib(num_bytes: int) -> str:

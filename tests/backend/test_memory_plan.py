@@ -67,6 +67,13 @@ def test_a_plan_of_int4_weights_says_so():
     assert str(int4).startswith("weights 3.7 GiB (int4, groups of 128, float16 activations), KV cache ")
 
 
+def test_where_int4_weights_do_not_fit_the_named_tp_divides_their_groups():
+    odd = dataclasses.replace(INT4_7B, intermediate_size=129 * 128)
+    for model, cure in ((LLAMA_7B, "tp=2 or "), (INT4_7B, "tp=2 or "), (odd, "")):  # with 0, 86 and 129 groups
+        with pytest.raises(CapacityError, match=f"use {cure}a device"):
+            plan_memory(model, EngineConfig(4096), "float16", 3 * GIB)
+
+
 def test_what_int4_weights_are_unpacked_into_is_planned():
     def other(model: ModelConfig, on_cpu: bool) -> int:
         return other_bytes(model, EngineConfig(4096), "float16", on_cpu)
