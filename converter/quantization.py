@@ -33,7 +33,7 @@ def quant_config(checkpoint: Checkpoint) -> QuantConfig | None:
         raise CheckpointError(f"{file}: weights quantised with {method!r} are not supported; {_USE}")
     _check_layout(file, table)
     group_size = table.get("group_size", table.get("q_group_size"))
-    if group_size not in GROUP_SIZES:
+    if not isinstance(group_size, int) or group_size not in GROUP_SIZES:
         raise CheckpointError(f"{file}: group_size={group_size!r} is not supported; use an AWQ version in groups of "
                               f"{', '.join(map(str, GROUP_SIZES))}")
     return QuantConfig(group_size)
@@ -54,16 +54,17 @@ def check_format(checkpoint: Checkpoint, quant: QuantConfig | None, model_format
 
 
 def _check_layout(file: object, table: Mapping[str, Any]) -> None:
-    bits, version = table.get("bits", table.get("w_bit")), str(table.get("version", "gemm")).lower()
-    if table.get("backend", "autoawq") != "autoawq":
-        version = table["backend"]  # transformers' name of another packing
+    bits, zero_point = table.get("bits", table.get("w_bit")), table.get("zero_point", True)
+    layout = str(table.get("version") or table.get("format") or "gemm").lower()
+    if table.get("backend") == "llm-awq":  # what transformers calls yet another layout
+        layout = "llm-awq"
     if bits != 4:
         raise CheckpointError(f"{file}: AWQ weights of {bits!r} bits are not supported; {_USE}")
-    if version != "gemm":
-        raise CheckpointError(f"{file}: AWQ's layout {version!r} is not supported; use one in the layout 'gemm'")
-    if table.get("zero_point") is not True:
-        raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={table.get('zero_point')!r}) are "
-                              "not supported; use a version with zero_point=true, or the unquantised checkpoint")
+    if layout != "gemm":
+        raise CheckpointError(f"{file}: AWQ's layout {layout!r} is not supported; use one in the layout 'gemm'")
+    if zero_point is not True:
+        raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={zero_point!r}) are not supported; "
+                              "use a version with zero_point=true, or the unquantised checkpoint")
 
 
 def _refuse_quantised_tensors(checkpoint: Checkpoint) -> None:

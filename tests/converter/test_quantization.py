@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from backend import LLM
@@ -29,6 +30,12 @@ def test_the_older_file_of_autoawq_says_the_same(awq):
     rewrite_config(awq, quantization_config=None)
     (awq / "quant_config.json").write_text(json.dumps(
         {"zero_point": True, "q_group_size": 64, "w_bit": 4, "version": "GEMM"}))
+    assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
+
+
+def test_the_configuration_that_transformers_writes_is_read(awq):
+    table = transformers.AwqConfig(bits=4, group_size=64, zero_point=True).to_dict()
+    rewrite_config(awq, quantization_config=json.loads(json.dumps(table)))
     assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
 
 
