@@ -20,12 +20,12 @@ class LayerKv:
 
     k, v    [N, K, S, D] in the model's dtype; quantised: uint8, where int4 has [N, K, S, D/2] bytes, each with value d
             in its lower half and value d + D/2 in its upper one
-    params  scale and zero of k, then of v: [N, K, S, 2, 2] float16 online, [K, 2, 2] float32 calibrated, else None"""
+    scales  scale and zero of k, then of v: [N, K, S, 2, 2] float16 online, [K, 2, 2] float32 calibrated, else None"""
 
     format: KvFormat
     k: Tensor
     v: Tensor
-    params: Tensor | None
+    scales: Tensor | None
 
     @property
     def num_blocks(self) -> int:

@@ -9,7 +9,6 @@ so that keys are read once. Used by dispatch.py."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.forward_batch import LayerKv
-from backend.kernels import pdl, shapes
+from backend.kernels import decode_quantised, pdl, shapes
 from backend.kernels.capability import num_multiprocessors
+from backend.kernels.decode_quantised import finished_splits
 from backend.kernels.kv_store import store_heads
 from backend.kernels.paged_kv import LOG2_E, format_options, load_tile, tile_rows
 from backend.kernels.rotary import load_angles, load_rotated
@@ -57,6 +57,9 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
 
     Launches on one device must be ordered, as those of one stream are: they share the counters of finished splits."""
     shapes.check_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables, context_lens)
+    if decode_quantised.fits(q, cache):
+        return decode_quantised.paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables,
+                                             context_lens, scale)
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = cache.num_kv_heads
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -74,8 +77,8 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     # memory too. With one row they are splits, so that some heads merge while others read: 0.7 to 1.9 us less a layer.
     heads_axis = 1 if num_rows == 1 else 0
     _decode_kernel[(num_items, head_tiles) if heads_axis else (head_tiles, num_items)](
-        q, k, v, positions, cos_sin, cache.k, cache.v, cache.params, slot_mapping, block_tables, context_lens, output,
-        partial, log_weights, _counters(q.device, triton.next_power_of_2(max(1 << 16, num_rows * head_tiles))),
+        q, k, v, positions, cos_sin, cache.k, cache.v, cache.scales, slot_mapping, block_tables, context_lens, output,
+        partial, log_weights, finished_splits(q.device, num_rows * head_tiles),
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0),
         num_rows, tiling.num_shares, tiling.min_split, scale * LOG2_E,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=cos_sin.shape[2],
@@ -98,16 +101,10 @@ def _tiling(num_rows: int, num_kv_heads: int, group: int, dim_tile: int, itemsiz
     return Tiling(heads_tile, keys_tile, num_shares, MIN_SPLIT_TOKENS, num_warps)
 
 
-@functools.cache
-def _counters(device: torch.device, count: int) -> Tensor:
-    """Finished splits of each row and head tile. 0 between launches; never freed, because CUDA graphs know them."""
-    return torch.zeros(count, dtype=torch.int32, device=device)
-
-
 # Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
 @triton.jit(do_not_specialize=["table_stride", "num_rows", "num_shares", "min_split"],
             do_not_specialize_on_alignment=["positions", "slot_mapping", "block_tables", "context_lens"])
-def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, params, slot_mapping, block_tables, context_lens,
+def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, scales, slot_mapping, block_tables, context_lens,
                    output, partial, log_weights, counters,
                    q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride,
                    table_stride, num_rows, num_shares, min_split, scale_log2,
@@ -153,15 +150,15 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, params, slot_m
     new_key, new_value = store_heads(
         k + row * k_row_stride + new_head[:, None] * k_head_stride,
         v + row * v_row_stride + new_head[:, None] * v_head_stride, cos_sin, position, cos, sin, k_cache, v_cache,
-        params, new_row, new_head, column, has_new, has_new & (first_member == 0),  # stored by one of the group's tiles
+        scales, new_row, new_head, column, has_new, has_new & (first_member == 0),  # stored by one of the group's tiles
         HEAD_DIM, HALF, BITS, ONLINE)
     best = tl.full([HEADS_TILE], float("-inf"), tl.float32)
     weights = tl.zeros([HEADS_TILE, KEYS_TILE], tl.float32)  # added up at the end, not in every round
     attended = tl.zeros([HEADS_TILE, DIM_TILE], tl.float32)
     for start in range(first_token, last_token, KEYS_TILE):
         valid = start + tl.arange(0, KEYS_TILE) < last_token
-        key = load_tile(k_cache, params, 0, rows, kv_head, column, valid, query.dtype, HEAD_DIM, BITS, ONLINE)
-        value = load_tile(v_cache, params, 1, rows, kv_head, column, valid, query.dtype, HEAD_DIM, BITS, ONLINE)
+        key = load_tile(k_cache, scales, 0, rows, kv_head, column, valid, query.dtype, HEAD_DIM, BITS, ONLINE)
+        value = load_tile(v_cache, scales, 1, rows, kv_head, column, valid, query.dtype, HEAD_DIM, BITS, ONLINE)
         # Those of the next tile, so that they are there in time.
         rows = tile_rows(block_table, start + KEYS_TILE, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, BLOCK_SIZE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")

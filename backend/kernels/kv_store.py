@@ -24,7 +24,7 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
     if num_tokens == 0:
         return
     _rotary_and_store_kernel[(num_tokens,)](
-        q, k, v, positions, cos_sin, cache.k, cache.v, cache.params, slot_mapping,
+        q, k, v, positions, cos_sin, cache.k, cache.v, cache.scales, slot_mapping,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=cos_sin.shape[2],
         BLOCK_SIZE=cache.block_size, HEADS_TILE=triton.next_power_of_2(num_heads),
@@ -34,7 +34,7 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
 
 # The prefill rows of a mixed step begin at any token; one compilation serves all of them.
 @triton.jit(do_not_specialize_on_alignment=["positions", "slot_mapping"])
-def _rotary_and_store_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, params, slot_mapping,
+def _rotary_and_store_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, scales, slot_mapping,
                              q_token_stride, q_head_stride, k_token_stride, k_head_stride, v_token_stride,
                              v_head_stride, NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr,
                              HEAD_DIM: tl.constexpr, HALF: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -61,11 +61,11 @@ def _rotary_and_store_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, para
     rows = (slot // BLOCK_SIZE * NUM_KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
     store_heads(k + token * k_token_stride + head[:, None] * k_head_stride,
                 v + token * v_token_stride + head[:, None] * v_head_stride, cos_sin, position, cos, sin, k_cache,
-                v_cache, params, rows, head, column, valid, valid, HEAD_DIM, HALF, BITS, ONLINE)
+                v_cache, scales, rows, head, column, valid, valid, HEAD_DIM, HALF, BITS, ONLINE)
 
 
 @triton.jit
-def store_heads(k, v, cos_sin, position, cos, sin, k_cache, v_cache, params, rows, kv_head, column, valid, stored,
+def store_heads(k, v, cos_sin, position, cos, sin, k_cache, v_cache, scales, rows, kv_head, column, valid, stored,
                 HEAD_DIM: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr, ONLINE: tl.constexpr):
     """Rotates a new token's key, writes key and value into the cache, and returns both [heads, columns] as they will be
     read from there, 0 where not valid.
@@ -82,8 +82,8 @@ def store_heads(k, v, cos_sin, position, cos, sin, k_cache, v_cache, params, row
         tl.store(v_cache + target, value, mask=inside & stored[:, None])
         return key, value
     else:
-        k_levels, k_scale, k_zero = quantise(key, params, 0, kv_head, inside, BITS, ONLINE)
-        v_levels, v_scale, v_zero = quantise(value, params, 1, kv_head, inside, BITS, ONLINE)
+        k_levels, k_scale, k_zero = quantise(key, scales, 0, kv_head, inside, BITS, ONLINE)
+        v_levels, v_scale, v_zero = quantise(value, scales, 1, kv_head, inside, BITS, ONLINE)
         k_partners, v_partners = k_levels, v_levels
         if BITS == 4:  # the other half of each byte
             partner = column + HEAD_DIM // 2
@@ -94,9 +94,9 @@ def store_heads(k, v, cos_sin, position, cos, sin, k_cache, v_cache, params, row
             v_partners = levels_of(tl.load(v + partner[None, :], mask=inside, other=0.0,
                                            cache_modifier=".cg").to(tl.float32), v_scale, v_zero, BITS)
         stored = stored & valid
-        store_levels(k_cache, params, 0, rows, column, stored, k_levels, k_partners, k_scale, k_zero, HEAD_DIM, BITS,
+        store_levels(k_cache, scales, 0, rows, column, stored, k_levels, k_partners, k_scale, k_zero, HEAD_DIM, BITS,
                      ONLINE)
-        store_levels(v_cache, params, 1, rows, column, stored, v_levels, v_partners, v_scale, v_zero, HEAD_DIM, BITS,
+        store_levels(v_cache, scales, 1, rows, column, stored, v_levels, v_partners, v_scale, v_zero, HEAD_DIM, BITS,
                      ONLINE)
         k_levels = k_levels * k_scale[:, None] + k_zero[:, None]
         v_levels = v_levels * v_scale[:, None] + v_zero[:, None]

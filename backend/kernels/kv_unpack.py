@@ -1,4 +1,4 @@
-"""Unpacking of a quantised KV history in Triton: the contexts of some rows, in the model's dtype, in blocks of their own.
+"""Unpacking of a quantised KV history in Triton: the contexts of some rows in the model's dtype, in blocks of their own.
 
 For prefill_hopper.py, whose copies bring keys and values to the tensor cores as they lie in memory."""
 
@@ -38,7 +38,7 @@ def unpack(cache: LayerKv, block_tables: Tensor, context_lens: Tensor, first_hea
     tables = torch.empty_like(block_tables, memory_format=torch.contiguous_format)
     dim_tile = triton.next_power_of_2(head_dim)
     _unpack_kernel[(blocks_of(max_context_len, block_size), num_heads, num_rows)](
-        cache.k, cache.v, cache.params, block_tables, context_lens, unpacked.k, unpacked.v, tables,
+        cache.k, cache.v, cache.scales, block_tables, context_lens, unpacked.k, unpacked.v, tables,
         block_tables.stride(0), tables.stride(0), first_head, num_rows, NUM_KV_HEADS=cache.num_kv_heads,
         HEAD_DIM=head_dim, DIM_TILE=dim_tile, BLOCK_SIZE=block_size, TOKENS_TILE=TILE_VALUES // dim_tile,
         ROWS_TILE=max(MIN_ROWS_TILE, triton.next_power_of_2(num_rows)), **format_options(cache))
@@ -53,7 +53,7 @@ def _most_blocks(cache: LayerKv, num_rows: int, sum_context_len: int) -> int:
 # Steps differ in these by chance; one compilation serves all of them.
 @triton.jit(do_not_specialize=["table_stride", "new_table_stride", "first_head", "num_rows"],
             do_not_specialize_on_alignment=["block_tables", "context_lens"])
-def _unpack_kernel(k_cache, v_cache, params, block_tables, context_lens, keys, values, new_tables, table_stride,
+def _unpack_kernel(k_cache, v_cache, scales, block_tables, context_lens, keys, values, new_tables, table_stride,
                    new_table_stride, first_head, num_rows, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                    DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TOKENS_TILE: tl.constexpr,
                    ROWS_TILE: tl.constexpr, BITS: tl.constexpr, ONLINE: tl.constexpr):
@@ -80,6 +80,6 @@ def _unpack_kernel(k_cache, v_cache, params, block_tables, context_lens, keys, v
         target = target[:, None] + column[None, :]
         stored = inside[:, None] & (column < HEAD_DIM)[None, :]
         for which in tl.static_range(2):
-            tile = load_tile(v_cache if which else k_cache, params, which, rows, first_head + head, column, valid,
+            tile = load_tile(v_cache if which else k_cache, scales, which, rows, first_head + head, column, valid,
                              keys.dtype.element_ty, HEAD_DIM, BITS, ONLINE)
             tl.store((values if which else keys) + target, tile, mask=stored)

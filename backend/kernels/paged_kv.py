@@ -12,7 +12,7 @@ import triton.language as tl
 from backend.forward_batch import LayerKv
 
 LOG2_E = 1.4426950408889634  # the attention kernels use exp2, which is one instruction; the scale carries this factor
-_MAX_PARAM = tl.constexpr(65504.0)  # float16's greatest
+_MAX_SCALE = tl.constexpr(65504.0)  # float16's greatest
 
 
 def format_options(cache: LayerKv) -> dict[str, int | bool]:
@@ -44,7 +44,7 @@ def tile_rows(block_table, start, end, kv_head, TILE: tl.constexpr, NUM_KV_HEADS
 
 
 @triton.jit
-def load_tile(cache, params, WHICH: tl.constexpr, rows, kv_head, column, valid, dtype: tl.constexpr,
+def load_tile(cache, scales, WHICH: tl.constexpr, rows, kv_head, column, valid, dtype: tl.constexpr,
               HEAD_DIM: tl.constexpr, BITS: tl.constexpr, ONLINE: tl.constexpr):
     """The keys (WHICH = 0) or values (1) [rows, columns] in dtype; 0 for rows that are not valid and columns beyond D.
 
@@ -54,7 +54,7 @@ def load_tile(cache, params, WHICH: tl.constexpr, rows, kv_head, column, valid, 
         return tl.load(cache + rows[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0,
                        cache_modifier=".cg")
     else:
-        scale, zero = load_params(params, WHICH, rows, kv_head, valid, ONLINE)
+        scale, zero = load_scales(scales, WHICH, rows, kv_head, valid, ONLINE)
         if BITS == 8:
             levels = tl.load(cache + rows[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0,
                              cache_modifier=".cg").to(tl.int32)
@@ -67,11 +67,15 @@ def load_tile(cache, params, WHICH: tl.constexpr, rows, kv_head, column, valid, 
 
 
 @triton.jit
-def load_params(params, WHICH: tl.constexpr, rows, kv_head, valid, ONLINE: tl.constexpr):
+def load_scales(scales, WHICH: tl.constexpr, rows, kv_head, valid, ONLINE: tl.constexpr):
     """Scale and zero of keys (WHICH = 0) or values (1), float32 for each row; 0 for rows that are not valid."""
-    places = params + (rows if ONLINE else rows * 0 + kv_head) * 4 + 2 * WHICH
-    scale = tl.load(places, mask=valid, other=0.0, cache_modifier=".cg").to(tl.float32)
-    return scale, tl.load(places + 1, mask=valid, other=0.0, cache_modifier=".cg").to(tl.float32)
+    if ONLINE:
+        places = scales + rows * 4 + 2 * WHICH
+        scale = tl.load(places, mask=valid, other=0.0, cache_modifier=".cg").to(tl.float32)
+        return scale, tl.load(places + 1, mask=valid, other=0.0, cache_modifier=".cg").to(tl.float32)
+    else:
+        places = scales + kv_head * 4 + 2 * WHICH
+        return tl.where(valid, tl.load(places), 0.0), tl.where(valid, tl.load(places + 1), 0.0)
 
 
 @triton.jit
@@ -80,8 +84,8 @@ def range_of(heads, inside, BITS: tl.constexpr):
     Values that are all alike are the zero; one that is NaN makes the scale NaN."""
     low = tl.min(tl.where(inside, heads, float("inf")), axis=1)
     high = tl.max(tl.where(inside, heads, float("-inf")), axis=1)
-    scale = tl.minimum((high - low) / ((1 << BITS) - 1), _MAX_PARAM).to(tl.float16).to(tl.float32)
-    zero = tl.minimum(tl.maximum(low, -_MAX_PARAM), _MAX_PARAM).to(tl.float16).to(tl.float32)
+    scale = tl.minimum((high - low) / ((1 << BITS) - 1), _MAX_SCALE).to(tl.float16).to(tl.float32)
+    zero = tl.minimum(tl.maximum(low, -_MAX_SCALE), _MAX_SCALE).to(tl.float16).to(tl.float32)
     has_nan = tl.max(tl.where(inside & (heads != heads), 1, 0), axis=1) == 1  # which a minimum passes over
     return tl.where(has_nan, float("nan"), tl.where(scale == 0, 1.0, scale)), zero
 
@@ -94,18 +98,18 @@ def levels_of(heads, scale, zero, BITS: tl.constexpr):
 
 
 @triton.jit
-def quantise(heads, params, WHICH: tl.constexpr, kv_head, inside, BITS: tl.constexpr, ONLINE: tl.constexpr):
+def quantise(heads, scales, WHICH: tl.constexpr, kv_head, inside, BITS: tl.constexpr, ONLINE: tl.constexpr):
     """Levels, scale and zero of new heads [heads, columns] of the KV heads kv_head [heads]."""
     heads = heads.to(tl.float32)
     if ONLINE:
         scale, zero = range_of(heads, inside, BITS)
     else:
-        scale, zero = load_params(params, WHICH, kv_head, kv_head, kv_head >= 0, False)
+        scale, zero = load_scales(scales, WHICH, kv_head, kv_head, kv_head >= 0, False)
     return levels_of(heads, scale, zero, BITS), scale, zero
 
 
 @triton.jit
-def store_levels(cache, params, WHICH: tl.constexpr, rows, column, stored, levels, partners, scale, zero,
+def store_levels(cache, scales, WHICH: tl.constexpr, rows, column, stored, levels, partners, scale, zero,
                  HEAD_DIM: tl.constexpr, BITS: tl.constexpr, ONLINE: tl.constexpr):
     """Writes the rows [heads] of quantised heads where `stored` [heads].
 
@@ -118,6 +122,6 @@ def store_levels(cache, params, WHICH: tl.constexpr, rows, column, stored, level
         pairs = (levels + 16 * partners).to(tl.int32).to(tl.uint8)
         tl.store(cache + rows[:, None] * (HEAD_DIM // 2) + column[None, :], pairs, mask=inside)
     if ONLINE:
-        places = params + rows * 4 + 2 * WHICH
+        places = scales + rows * 4 + 2 * WHICH
         tl.store(places, scale.to(tl.float16), mask=stored)
         tl.store(places + 1, zero.to(tl.float16), mask=stored)

@@ -38,7 +38,8 @@ def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens:
     if max_query_len == 0 or not len(context_lens):
         return torch.empty(q.shape, dtype=q.dtype, device=q.device)
     is_large = len(q) * max_context_len >= HOPPER_MIN_SCORES
-    if is_large and prefill_hopper is not None and prefill_hopper.supports(q, cache, len(context_lens), sum_context_len):
+    if (is_large and prefill_hopper is not None
+            and prefill_hopper.supports(q, cache, len(context_lens), sum_context_len)):
         return prefill_hopper.hopper_prefill(q, cache, block_tables, context_lens, query_start, scale, max_context_len,
                                              sum_context_len)
     num_heads, head_dim = q.shape[1:]
@@ -50,10 +51,10 @@ def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens:
     rows_tile = max(rows_tile, triton.next_power_of_2(group))
     queries_tile = rows_tile // group
     _prefill_kernel[(triton.cdiv(max_query_len, queries_tile), num_kv_heads, len(context_lens))](
-        q, cache.k, cache.v, cache.params, block_tables, context_lens, query_start, output, q.stride(0), q.stride(1),
+        q, cache.k, cache.v, cache.scales, block_tables, context_lens, query_start, output, q.stride(0), q.stride(1),
         block_tables.stride(0), scale * LOG2_E, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        BLOCK_SIZE=cache.block_size, ROWS_TILE=rows_tile, QUERIES_TILE=queries_tile, KEYS_TILE=keys_tile, DIM_TILE=dim_tile,
-        **format_options(cache), num_warps=num_warps, num_stages=num_stages)
+        BLOCK_SIZE=cache.block_size, ROWS_TILE=rows_tile, QUERIES_TILE=queries_tile, KEYS_TILE=keys_tile,
+        DIM_TILE=dim_tile, **format_options(cache), num_warps=num_warps, num_stages=num_stages)
     return output
 
 
@@ -69,7 +70,7 @@ def _tiles(dim_tile: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 # Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
 @triton.jit(do_not_specialize=["table_stride"],
             do_not_specialize_on_alignment=["block_tables", "context_lens", "query_start"])
-def _prefill_kernel(q, k_cache, v_cache, params, block_tables, context_lens, query_start, output,
+def _prefill_kernel(q, k_cache, v_cache, scales, block_tables, context_lens, query_start, output,
                     q_token_stride, q_head_stride, table_stride, scale_log2,
                     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                     BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, QUERIES_TILE: tl.constexpr,
@@ -104,12 +105,12 @@ def _prefill_kernel(q, k_cache, v_cache, params, block_tables, context_lens, que
     num_full = (tl.minimum(context_len, first_position + 1)) // KEYS_TILE * KEYS_TILE  # keys that every row sees
     for start in range(0, num_full, KEYS_TILE):
         attended, weight, best = _add_keys(
-            attended, weight, best, queries, k_cache, v_cache, params, block_tables + sequence * table_stride, start,
+            attended, weight, best, queries, k_cache, v_cache, scales, block_tables + sequence * table_stride, start,
             num_keys, position, kv_head, scale_log2, False, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE,
             BITS, ONLINE)
     for start in range(num_full, num_keys, KEYS_TILE):
         attended, weight, best = _add_keys(
-            attended, weight, best, queries, k_cache, v_cache, params, block_tables + sequence * table_stride, start,
+            attended, weight, best, queries, k_cache, v_cache, scales, block_tables + sequence * table_stride, start,
             num_keys, position, kv_head, scale_log2, True, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE,
             BITS, ONLINE)
 
@@ -118,7 +119,7 @@ def _prefill_kernel(q, k_cache, v_cache, params, block_tables, context_lens, que
 
 
 @triton.jit
-def _add_keys(attended, weight, best, queries, k_cache, v_cache, params, block_table, start, num_keys, position,
+def _add_keys(attended, weight, best, queries, k_cache, v_cache, scales, block_table, start, num_keys, position,
               kv_head, scale_log2, HIDE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
               BLOCK_SIZE: tl.constexpr, KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr, BITS: tl.constexpr,
               ONLINE: tl.constexpr):
@@ -127,7 +128,7 @@ def _add_keys(attended, weight, best, queries, k_cache, v_cache, params, block_t
     key_position = start + tl.arange(0, KEYS_TILE)
     valid = key_position < num_keys if HIDE else tl.full([KEYS_TILE], True, tl.int1)
     rows = cache_rows(block_table, key_position, valid, kv_head, NUM_KV_HEADS, BLOCK_SIZE)
-    key = load_tile(k_cache, params, 0, rows, kv_head, column, valid, queries.dtype, HEAD_DIM, BITS, ONLINE)
+    key = load_tile(k_cache, scales, 0, rows, kv_head, column, valid, queries.dtype, HEAD_DIM, BITS, ONLINE)
     scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale_log2
     if HIDE:
         visible = (key_position[None, :] <= position[:, None]) & valid[None, :]
@@ -135,6 +136,6 @@ def _add_keys(attended, weight, best, queries, k_cache, v_cache, params, block_t
     new_best = tl.maximum(best, tl.max(scores, axis=1))
     probability = tl.exp2(scores - new_best[:, None])
     decay = tl.exp2(best - new_best)
-    value = load_tile(v_cache, params, 1, rows, kv_head, column, valid, queries.dtype, HEAD_DIM, BITS, ONLINE)
+    value = load_tile(v_cache, scales, 1, rows, kv_head, column, valid, queries.dtype, HEAD_DIM, BITS, ONLINE)
     attended = tl.dot(probability.to(value.dtype), value, attended * decay[:, None], input_precision="ieee")
     return attended, weight * decay + tl.sum(probability, axis=1), new_best

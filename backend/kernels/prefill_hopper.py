@@ -46,7 +46,7 @@ def supports(q: Tensor, cache: LayerKv, num_rows: int, sum_context_len: int) -> 
     return (is_hopper(q.device) and q.dtype in (torch.float16, torch.bfloat16)
             and cache.block_size % 8 == 0 and head_dim % 8 == 0 and num_heads <= GROUP_ROWS * cache.num_kv_heads
             and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0 and q.data_ptr() % 16 == 0
-            and (cache.params is None or heads_at_a_time(cache, q.dtype, num_rows, sum_context_len) > 0))
+            and (cache.scales is None or heads_at_a_time(cache, q.dtype, num_rows, sum_context_len) > 0))
 
 
 def hopper_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,
@@ -55,7 +55,7 @@ def hopper_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens
 
     q [T, H, D] with any strides but the last; returns [T, H, D], contiguous."""
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if cache.params is None:
+    if cache.scales is None:
         _attend_heads(q, cache, block_tables, context_lens, query_start, scale, output)
         return output
     group = q.shape[1] // cache.num_kv_heads

@@ -91,9 +91,9 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
     rows = _rows(cache, slot_mapping)
     for heads, stored, which in ((k, cache.k, 0), (v, cache.v, 1)):
         if cache.format.num_bits:
-            heads, params = kv_quantisation.quantise(heads, cache, which)
+            heads, scales = kv_quantisation.quantise(heads, cache, which)
             if cache.format.is_online:
-                cache.params.view(-1, 2, 2)[:, which].index_copy_(0, rows, params.flatten(0, 1))
+                cache.scales.view(-1, 2, 2)[:, which].index_copy_(0, rows, scales.flatten(0, 1))
         stored.view(-1, stored.shape[-1]).index_copy_(0, rows, heads.flatten(0, 1))
 
 
@@ -182,8 +182,8 @@ def _rows(cache: LayerKv, slots: Tensor) -> Tensor:
 
 
 def _gather(cache: LayerKv, index: Tensor, unit: int, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The first num_tokens keys and values, each [b, K, num_tokens, D], of index [b, m]: numbers of blocks where unit is
-    their size, of slots where it is 1."""
+    """The first num_tokens keys and values, each [b, K, num_tokens, D] in dtype, of index [b, m]: numbers of blocks where
+    unit is their size, of slots where it is 1."""
     head = torch.arange(cache.num_kv_heads, device=index.device)[:, None]
     per_block = cache.block_size // unit
     place = ((index // per_block)[:, None] * cache.num_kv_heads + head) * per_block + (index % per_block)[:, None]
@@ -195,6 +195,6 @@ def _gather(cache: LayerKv, index: Tensor, unit: int, num_tokens: int, dtype: to
     keys, values = gather(cache.k), gather(cache.v)
     if not cache.format.num_bits:
         return keys.to(dtype), values.to(dtype)
-    params = gather(cache.params) if cache.format.is_online else cache.params[:, None]
-    return tuple(kv_quantisation.dequantise(stored, params[..., which, :], cache.format, dtype)
+    scales = gather(cache.scales) if cache.format.is_online else cache.scales[:, None]
+    return tuple(kv_quantisation.dequantise(stored, scales[..., which, :], cache.format, dtype)
                  for which, stored in enumerate((keys, values)))

@@ -144,21 +144,21 @@ def _check_rows(**tensors: Tensor) -> None:
 
 
 def _check_dtype(name: str, tensor: Tensor, cache: LayerKv) -> None:
-    if cache.params is None and tensor.dtype != cache.k.dtype:
+    if cache.scales is None and tensor.dtype != cache.k.dtype:
         raise ShapeError(f"{name} is {tensor.dtype}, but the KV cache is {cache.k.dtype}; "
                          "allocate the cache in the model's dtype")
 
 
 def _check_cache(cache: LayerKv) -> None:
-    k, v, params = cache.k, cache.v, cache.params
+    k, v, scales = cache.k, cache.v, cache.scales
     if k.dim() != 4 or k.shape != v.shape:
         raise ShapeError(f"KV cache: k is {list(k.shape)}, v is {list(v.shape)}; both must be "
                          "[blocks, KV heads, block size, head_dim]")
-    if (params is not None) != (cache.format.num_bits > 0):
-        raise ShapeError(f"KV cache: {cache.format.value} {'has no' if params is None else 'needs no'} scales")
+    if (scales is not None) != (cache.format.num_bits > 0):
+        raise ShapeError(f"KV cache: {cache.format.value} {'has no' if scales is None else 'needs no'} scales")
     rows = k.shape[:3] if cache.format.is_online else k.shape[1:2]
-    if params is not None and params.shape != (*rows, 2, 2):
-        raise ShapeError(f"KV cache: the scales are {list(params.shape)}; {cache.format.value} needs "
+    if scales is not None and scales.shape != (*rows, 2, 2):
+        raise ShapeError(f"KV cache: the scales are {list(scales.shape)}; {cache.format.value} needs "
                          f"{[*rows, 2, 2]}, scale and zero of k and of v")
-    if not all(tensor is None or tensor.is_contiguous() for tensor in (k, v, params)):
+    if not all(tensor is None or tensor.is_contiguous() for tensor in (k, v, scales)):
         raise ShapeError("KV cache: k, v and their scales must each be contiguous; allocate one tensor for each")

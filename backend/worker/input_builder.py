@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from backend.forward_batch import ForwardBatch, LayerKv
 from backend.memory_plan import blocks_of

@@ -28,12 +28,12 @@ def allocate_kv_cache(model: ModelConfig, engine: EngineConfig, num_blocks: int,
     stored = torch.uint8 if kv.num_bits else dtype
 
     def layer(index: int) -> LayerKv:
-        params = None
+        scales = None
         if kv.is_online:
-            params = _zeros((*heads, 2, 2), torch.float16, device)
+            scales = _zeros((*heads, 2, 2), torch.float16, device)
         elif kv.num_bits:
-            params = kv_scale[index].to(device)
-        return LayerKv(kv, _zeros(heads + row, stored, device), _zeros(heads + row, stored, device), params)
+            scales = kv_scale[index].to(device)
+        return LayerKv(kv, _zeros(heads + row, stored, device), _zeros(heads + row, stored, device), scales)
 
     return [layer(index) for index in range(model.num_layers)]
 

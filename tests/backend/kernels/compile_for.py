@@ -69,12 +69,12 @@ def main(capability: int) -> None:
 def attend(head_dim: int, num_heads: int, num_kv_heads: int) -> None:
     """Rows of one token, as a decode and as a prefill."""
     q, k = (torch.zeros(ROWS, heads, head_dim).bfloat16() for heads in (num_heads, num_kv_heads))
-    cache = torch.zeros(4, 64, num_kv_heads, head_dim).bfloat16()
+    cache = LayerKv(KvFormat.AS_MODEL, *torch.zeros(2, 4, num_kv_heads, 64, head_dim).bfloat16(), None)
     positions, cos_sin = torch.zeros(ROWS).long(), torch.zeros(16, 2, head_dim // 2)
     tables, lens = torch.zeros(ROWS, 4).int(), torch.ones(ROWS).int()
-    kv_store.rotary_and_store(q, k, k, positions, cos_sin, cache, cache, positions)
-    decode_attention.paged_decode(q, k, k, positions, cos_sin, cache, cache, positions, tables, lens, 1.0)
-    prefill_attention.paged_prefill(q, cache, cache, tables, lens, torch.arange(ROWS + 1).int(), 1.0, 1, 1)
+    kv_store.rotary_and_store(q, k, k, positions, cos_sin, cache, positions)
+    decode_attention.paged_decode(q, k, k, positions, cos_sin, cache, positions, tables, lens, 1.0)
+    prefill_attention.paged_prefill(q, cache, tables, lens, torch.arange(ROWS + 1).int(), 1.0, 1, 1, ROWS)
 
 
 def compute_rows() -> None:

@@ -40,7 +40,7 @@ def make_decode(context_lens: list[int], rotated: int | None = None, *, seed: in
     """Options are make_batch's; `rotated` is R, by default all of D. Context length 0 makes a padding row."""
     paged = make_batch(context_lens, seed=seed, **options)
     cache = paged.cache
-    num_blocks, num_kv_heads, block_size, head_dim = cache.num_blocks, cache.num_kv_heads, cache.block_size, cache.head_dim
+    num_kv_heads, block_size, head_dim = cache.num_kv_heads, cache.block_size, cache.head_dim
     num_rows, num_heads, _ = paged.q.shape
     device, dtype = paged.q.device, paged.q.dtype
     random = torch.Generator().manual_seed(seed + 1)
@@ -49,7 +49,7 @@ def make_decode(context_lens: list[int], rotated: int | None = None, *, seed: in
     angles = torch.rand(max(context_lens) + 1, (rotated or head_dim) // 2, generator=random) * 6
     cos_sin = torch.stack((angles.cos(), angles.sin()), dim=1)
     blocks = paged.block_tables.cpu().long()[torch.arange(num_rows), positions // block_size]
-    dummy = next(block for block in range(num_blocks) if block not in paged.block_tables)
+    dummy = next(block for block in range(cache.num_blocks) if block not in paged.block_tables)
     blocks[blocks == NO_BLOCK] = dummy
     offsets = positions % block_size
 
@@ -60,7 +60,7 @@ def make_decode(context_lens: list[int], rotated: int | None = None, *, seed: in
         if length:
             paged.keys[row][-1], paged.values[row][-1] = read[0][row], read[1][row]
     cache = moved(cache, "cpu")
-    for tensor in (cache.k, cache.v) if cache.params is None else (cache.params,) if cache.format.is_online else ():
+    for tensor in (cache.k, cache.v) if cache.scales is None else (cache.scales,) if cache.format.is_online else ():
         tensor[blocks, :, offsets] = torch.nan
     paged.q.copy_(rotated_q)
     q, k, v = qkv.to(device).split((num_heads, num_kv_heads, num_kv_heads), dim=1)

@@ -78,16 +78,16 @@ def poisoned_cache(kv: KvFormat, num_blocks: int, num_kv_heads: int, block_size:
         return LayerKv(kv, *(torch.full((*rows, head_dim), torch.nan, dtype=dtype) for _ in range(2)), None)
     size = *rows, head_dim * kv.num_bits // 8
     stored = [torch.randint(0, 256, size, dtype=torch.uint8, generator=random) for _ in range(2)]
-    params = torch.full((*rows, 2, 2), torch.nan, dtype=torch.float16)
+    scales = torch.full((*rows, 2, 2), torch.nan, dtype=torch.float16)
     if not kv.is_online:
         scale = (4 + torch.rand(num_kv_heads, 2, generator=random)) / 127
-        params = torch.stack((scale, -128 * scale), -1)
-    return LayerKv(kv, *stored, params)
+        scales = torch.stack((scale, -128 * scale), -1)
+    return LayerKv(kv, *stored, scales)
 
 
 def put(cache: LayerKv, which: int, block: Tensor, offset: Tensor, heads: Tensor) -> Tensor:
-    """Stores heads [T, K, D] as keys (which = 0) or values (1) and returns what is read from there, as the formula says:
-    one token and head at a time."""
+    """Stores heads [T, K, D] as keys (which = 0) or values (1) and returns what is read from there, as the formula
+    says: one token and head at a time."""
     stored = (cache.k, cache.v)[which]
     if not cache.format.num_bits:
         stored[block, :, offset] = heads
@@ -100,10 +100,10 @@ def put(cache: LayerKv, which: int, block: Tensor, offset: Tensor, heads: Tensor
             if cache.format.is_online:
                 low, high = values.min(), values.max()
                 scale = ((high - low) / top).half() if high > low else torch.tensor(1.0)
-                cache.params[place][which] = torch.stack((scale.half(), low.half()))
+                cache.scales[place][which] = torch.stack((scale.half(), low.half()))
                 scale, zero = scale.double(), low.half().double()
             else:
-                scale, zero = cache.params[head, which].double()
+                scale, zero = cache.scales[head, which].double()
             levels = ((values - zero) / scale).round().clamp(0, top)
             read[token, head] = levels * scale + zero
             levels = levels.to(torch.uint8)
@@ -114,9 +114,19 @@ def put(cache: LayerKv, which: int, block: Tensor, offset: Tensor, heads: Tensor
     return read
 
 
+def as_model(k: Tensor, v: Tensor) -> LayerKv:
+    """A cache in the model's dtype, of tensors [N, K, S, D]."""
+    return LayerKv(KvFormat.AS_MODEL, k, v, None)
+
+
+def wide(cache: LayerKv) -> LayerKv:
+    """Whose values a reference in float64 reads as they are."""
+    return cache if cache.format.num_bits else as_model(cache.k.double(), cache.v.double())
+
+
 def moved(cache: LayerKv, device: str) -> LayerKv:
     """A copy on the device."""
-    tensors = (None if tensor is None else tensor.to(device, copy=True) for tensor in (cache.k, cache.v, cache.params))
+    tensors = (None if tensor is None else tensor.to(device, copy=True) for tensor in (cache.k, cache.v, cache.scales))
     return LayerKv(cache.format, *tensors)
 
 
