@@ -42,8 +42,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         sessions = self.num_blocks // blocks_of(self.session_len, self.block_size)
         return (f"weights {_gib(self.weights_bytes)} ({self.dtype}), KV cache {_gib(self.kv_bytes)}: "
-                f"{self.kv_format.value}, {self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} tokens or "
-                f"{sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
+                f"{self.kv_format.value}, {self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} "
+                f"tokens or {sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
 
 
 def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes: int, *,

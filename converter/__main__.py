@@ -38,7 +38,7 @@ Examples:
               help="Tensor parallel ranks; can be changed later in config.ini.")
 @click.option("--dtype", type=click.Choice(DTYPE_SPELLINGS), help="Weights' dtype.  [default: the checkpoint's]")
 @click.option("--quant_policy", type=int, default=0, show_default=True,
-              help="KV cache format: 0, the model's dtype; 4 and 8, quantised, come later.")
+              help="KV cache: 0, the model's dtype; 8, int8; 4, int4, or int8 with calibrated scales.")
 @click.option("--use_context_fmha", type=click.IntRange(0, 1), default=1, show_default=True,
               help="1: fused prefill attention; 0: plain.")
 @click.option("--session_len", type=click.IntRange(min=1),
