@@ -34,7 +34,7 @@ MIN_TOKENS = 33
 MIN_SIZE = 2048  # inputs, with fewer of which no product was measured
 LONG_SIZE = 8192  # inputs, from which on cuBLAS is slow for more than MANY_TOKENS too
 MANY_TOKENS = 96
-MAX_TOKENS = 256  # with fewer rows than multiprocessors have tiles
+MAX_PADDING = 1.1  # by which more than one tile's tokens may be rounded up
 
 _tickets = itertools.count(secrets.randbits(62))
 
@@ -53,7 +53,7 @@ class Layout:
 
 
 _GATED = [Layout(tile, sharers=1 if tile <= 128 else 2) for tile in TILES] \
-    + [Layout(tile, sharers=2, shares_weights=True) for tile in (128, 160, 192, 224)]
+    + [Layout(tile, sharers=2, shares_weights=True) for tile in (160, 192, 224, 256)]
 _NOT_GATED = [Layout(tile, parts=2, splits=2) for tile in (64, 96)] \
     + [Layout(tile, sharers=2, shares_weights=True, splits=2) for tile in (64, 96, 128)]
 
@@ -73,20 +73,26 @@ def _layout(num_tokens: int, size: int, num_outputs: int, is_gated: bool, multip
     if size < MIN_SIZE:
         return None
     if is_gated:
-        if row_tiles < multiprocessors:
-            return None
-        if num_tokens <= TILES[-1]:
-            tile = _tile(num_tokens)
-            return Layout(tile, sharers=1 if tile <= 128 else 2)
-        half = _tile(_count(num_tokens, 2)) if num_tokens <= 448 else 128
-        return Layout(half, sharers=2, shares_weights=True)
+        layout = _gated_layout(num_tokens)
+        padded = _count(num_tokens, layout.tokens) * layout.tokens
+        return layout if row_tiles >= multiprocessors and padded <= MAX_PADDING * max(num_tokens, 256) else None
     if not multiprocessors < 8 * row_tiles <= 2 * multiprocessors:
         return None
     if num_tokens <= MANY_TOKENS:
         return Layout(_tile(num_tokens), parts=2, splits=2)
-    if size >= LONG_SIZE and num_tokens <= MAX_TOKENS:
+    if size >= LONG_SIZE and num_tokens <= TILES[-1]:
         return Layout(_tile(_count(num_tokens, 2)), sharers=2, shares_weights=True, splits=2)
     return None
+
+
+def _gated_layout(num_tokens: int) -> Layout:
+    """One tile of tokens, two side by side, or as many as are filled best."""
+    if num_tokens <= TILES[-1]:
+        tile = _tile(num_tokens)
+        return Layout(tile, sharers=1 if tile <= 128 else 2)
+    if num_tokens <= 2 * TILES[-1]:
+        return Layout(_tile(_count(num_tokens, 2)), sharers=2, shares_weights=True)
+    return Layout(min((256, 224, 192), key=lambda tile: _count(num_tokens, tile) * tile), sharers=2)
 
 
 def _tile(num_tokens: int) -> int:

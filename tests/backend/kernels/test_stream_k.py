@@ -12,7 +12,7 @@ from tests.backend.kernels.test_linear import check
 HALF = [torch.float16, torch.bfloat16]
 LAYOUTS = [Layout(64), Layout(96), Layout(128), Layout(160, sharers=2), Layout(192, sharers=2), Layout(224, sharers=2),
            Layout(256, sharers=2), Layout(128, sharers=2, shares_weights=True),
-           Layout(224, sharers=2, shares_weights=True), Layout(64, parts=2, splits=1), Layout(96, parts=2, splits=3),
+           Layout(256, sharers=2, shares_weights=True), Layout(64, parts=2, splits=1), Layout(96, parts=2, splits=3),
            Layout(64, splits=3), Layout(96, sharers=2, shares_weights=True, splits=2)]
 GATED_LAYOUTS = [layout for layout in LAYOUTS if layout.parts == 1]
 MULTIPROCESSORS = 132
@@ -52,7 +52,7 @@ def test_whole_waves_come_before_tiles_that_are_divided(layout):
 
 @pytest.mark.hopper
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs", "fusion"), [
-    (64, 2048, 22016, (1, 0, 1, 0)), (256, 2048, 22016, (1, 1, 1, 0)), (600, 2048, 22016, (1, 0, 1, 0)),
+    (64, 2048, 22016, (1, 0, 1, 0)), (256, 2048, 22016, (1, 1, 1, 0)), (500, 2048, 22016, (1, 0, 1, 0)), (600, 2048, 22016, (1, 0, 1, 0)),
     (64, 4096, 4096, (0, 1, 0, 1)), (200, 8192, 4096, (0, 0, 0, 1))])
 def test_a_layer_goes_through_this_kernel_behind_its_norm(num_tokens, size, num_outputs, fusion, chosen):
     check(linear.linear, num_tokens, size, num_outputs, fusion, "cuda", torch.bfloat16)
@@ -101,18 +101,18 @@ def test_a_product_is_the_same_every_time():
         assert torch.equal(linear.linear(x, weight, is_gated=True), first)
 
 
-@pytest.mark.parametrize("num_tokens", [33, 64, 65, 129, 256, 257, 448, 449, 512, 8192])
+@pytest.mark.parametrize("num_tokens", [33, 64, 65, 129, 256, 257, 304, 448, 449, 512, 560, 8192])
 @pytest.mark.parametrize(("size", "num_outputs", "is_gated"), [
     (4096, 28672, True), (4096, 22016, True), (4096, 4096, False), (14336, 4096, False), (11008, 4096, False)])
 def test_a_layout_fits_the_tokens_and_the_multiprocessors_and_is_compiled_beforehand(num_tokens, size, num_outputs,
                                                                                      is_gated):
     layout = stream_k._layout(num_tokens, size, num_outputs, is_gated, MULTIPROCESSORS)
     if layout is None:
-        assert not is_gated and num_tokens > stream_k.MANY_TOKENS
+        assert num_tokens == 257 if is_gated else num_tokens > stream_k.MANY_TOKENS
         return
     assert layout in (stream_k._GATED if is_gated else stream_k._NOT_GATED)
-    assert layout.tokens * (layout.sharers if layout.shares_weights else 1) >= min(num_tokens, 256)
-    if layout.splits:  # all at the same time: three clusters of four blocks would leave some out
+    assert num_tokens <= -(-num_tokens // layout.tokens) * layout.tokens <= max(256, 1.1 * num_tokens)
+    if layout.splits:  # all at the same time: clusters of four blocks would leave some multiprocessors out
         assert layout.sharers * layout.parts == 2
         assert num_outputs // 128 * layout.splits * 2 <= MULTIPROCESSORS
 
