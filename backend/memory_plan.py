@@ -13,7 +13,7 @@ from backend.errors import CapacityError
 
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+RUNTIME_BYTES = 512 * 2**20  # allocator slack, matmuls' workspace (17 MiB a launch), kernels, libraries on a GPU
 # What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
 # with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
