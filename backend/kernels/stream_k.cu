@@ -1,10 +1,10 @@
-// Matrix product in CUDA C++ for Hopper: a linear layer of some dozens of tokens or more, with what follows it fused in.
+// Matrix product in CUDA C++ for Hopper: a linear layer of some dozens of tokens or more, with what follows it.
 //
 //   y = x W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where asked for
 //
-// A tile is 128 rows of the weight times TOKENS tokens. One warp copies boxes of 64 inputs of both into a ring in shared
-// memory (TMA), two groups of four warps multiply 64 of the rows each (wgmma). There are rarely as many tiles as
-// multiprocessors, so tiles are divided by the sum's length too, in two ways:
+// A tile is 128 rows of the weight times TOKENS tokens. One warp copies boxes of 64 inputs of both into a ring in
+// shared memory (TMA), two groups of four warps multiply 64 of the rows each (wgmma). There are rarely as many tiles
+// as multiprocessors, so tiles are divided by the sum's length too, in two ways:
 // * Stream-K (Osama et al., 2023). All steps of the tiles that do not fill whole waves stand in one row, of which each
 //   cluster gets an equal run. Whoever has a tile's first inputs finishes it; the others hand it their sums through
 //   `workspace`. A cluster does that for the tile in which its run begins, so first of all, and finishes the tile in
@@ -19,8 +19,8 @@
 // of the same rows. Each copies half of what they share, and sends it to both.
 //
 // Weights are copied before the kernel that makes x has ended (programmatic dependent launch).
-// Compiled by stream_k.py, which defines: TOKENS, STAGES, SHARERS (1 or 2), PARTS (1, 2 or 4), SHARES_WEIGHTS, GATED,
-// IS_HALF.
+// Compiled by stream_k.py, which defines: TOKENS, STAGES, SHARERS (1 or 2), PARTS (1 or 2), SHARES_WEIGHTS, GATED (each
+// 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
 #include "wgmma.cuh"

@@ -1,5 +1,16 @@
 """Matrix product in CUDA C++ (stream_k.cu): a linear layer of more tokens than skinny_matmul's on Hopper, where cuBLAS
-leaves multiprocessors idle.
+leaves multiprocessors idle, or needs launches of their own for the gate and the sum of its parts.
+
+In bfloat16, us (one H200, chained in a CUDA graph, 2026-11-21), cuBLAS and our other kernels -> this one:
+
+    tokens    gated, 4,096 inputs to 2 x 14,336    to 2 x 11,008       14,336 inputs to 4,096    11,008 inputs
+        64             66.8 ->   59.8              50.9 ->   47.7           36.6 -> 33.3          30.3 -> 27.0
+        96             68.3 ->   61.2              53.7 ->   49.6           39.5 -> 35.6          31.6 -> 28.6
+       192             84.2 ->   72.2              60.7 ->   57.1           46.6 -> 44.1          41.5 -> 35.4
+       256             99.0 ->   89.7              70.2 ->   71.3
+       512            166.3 ->  161.0             131.4 ->  126.9
+     2,048            673.5 ->  656.7             538.6 ->  509.9
+     8,192           2846.1 -> 2709.8            2225.8 -> 2082.6
 
 Used by linear.py."""
 
@@ -32,8 +43,9 @@ MAX_STAGES = 8
 GROUP_TILES = 8  # token tiles whose tokens stay in the L2 cache while all of the weight goes by
 MIN_TOKENS = 33
 MIN_SIZE = 2048  # inputs, with fewer of which no product was measured
-LONG_SIZE = 8192  # inputs, from which on cuBLAS is slow for more than MANY_TOKENS too
-MANY_TOKENS = 96
+LONG_SIZE = 8192  # inputs, from which on cuBLAS is slow for SLOW_TOKENS too
+SLOW_TOKENS = range(161, 224 + 1)
+FEW_TOKENS = 96
 MAX_PADDING = 1.1  # by which more than one tile's tokens may be rounded up
 
 _tickets = itertools.count(secrets.randbits(62))
@@ -54,8 +66,9 @@ class Layout:
 
 _GATED = [Layout(tile, sharers=1 if tile <= 128 else 2) for tile in TILES] \
     + [Layout(tile, sharers=2, shares_weights=True) for tile in (160, 192, 224, 256)]
-_NOT_GATED = [Layout(tile, parts=2, splits=2) for tile in (64, 96)] \
-    + [Layout(tile, sharers=2, shares_weights=True, splits=2) for tile in (64, 96, 128)]
+# In pairs, since of clusters of four no more than 30 run at the same time.
+_NOT_GATED = [Layout(64, parts=2, splits=1), Layout(64, parts=2, splits=2), Layout(96, parts=2, splits=2)] \
+    + [Layout(tile, sharers=2, shares_weights=True, splits=2) for tile in (96, 128)]
 
 
 def choose_layout(x: Tensor, weight: Tensor, is_gated: bool, residual: Tensor | None) -> Layout | None:
@@ -76,11 +89,12 @@ def _layout(num_tokens: int, size: int, num_outputs: int, is_gated: bool, multip
         layout = _gated_layout(num_tokens)
         padded = _count(num_tokens, layout.tokens) * layout.tokens
         return layout if row_tiles >= multiprocessors and padded <= MAX_PADDING * max(num_tokens, 256) else None
-    if not multiprocessors < 8 * row_tiles <= 2 * multiprocessors:
+    if not multiprocessors < 8 * row_tiles <= 2 * multiprocessors:  # four blocks a tile are most of them, not more
         return None
-    if num_tokens <= MANY_TOKENS:
-        return Layout(_tile(num_tokens), parts=2, splits=2)
-    if size >= LONG_SIZE and num_tokens <= TILES[-1]:
+    if num_tokens <= FEW_TOKENS:
+        tile = _tile(num_tokens)
+        return Layout(tile, parts=2, splits=1 if tile == 64 and size < LONG_SIZE else 2)
+    if size >= LONG_SIZE and num_tokens in SLOW_TOKENS:
         return Layout(_tile(_count(num_tokens, 2)), sharers=2, shares_weights=True, splits=2)
     return None
 
@@ -189,9 +203,9 @@ def _kernel(tokens: int, sharers: int, shares_weights: bool, parts: int, is_gate
 
 @functools.cache
 def _compile_all(is_half: bool, device: torch.device) -> None:
-    """A server meets all of them, at its start: half a minute if it compiled one after the other."""
-    cuda_source.compile_together(SOURCE, [_macros(layout, layout in _GATED, is_half) for layout in _GATED + _NOT_GATED],
-                                 device)
+    """A server meets all of them at its start: half a minute if it compiled one after the other."""
+    variants = {tuple(_macros(layout, layout in _GATED, is_half).items()) for layout in _GATED + _NOT_GATED}
+    cuda_source.compile_together(SOURCE, [dict(macros) for macros in variants], device)
 
 
 def _macros(layout: Layout, is_gated: bool, is_half: bool) -> dict[str, int]:

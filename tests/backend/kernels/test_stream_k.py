@@ -101,14 +101,14 @@ def test_a_product_is_the_same_every_time():
         assert torch.equal(linear.linear(x, weight, is_gated=True), first)
 
 
-@pytest.mark.parametrize("num_tokens", [33, 64, 65, 129, 256, 257, 304, 448, 480, 512, 560, 8192])
+@pytest.mark.parametrize("num_tokens", [33, 64, 65, 97, 129, 161, 224, 256, 257, 304, 448, 480, 512, 560, 8192])
 @pytest.mark.parametrize(("size", "num_outputs", "is_gated"), [
     (4096, 28672, True), (4096, 22016, True), (4096, 4096, False), (14336, 4096, False), (11008, 4096, False)])
 def test_a_layout_fits_the_tokens_and_the_multiprocessors_and_is_compiled_beforehand(num_tokens, size, num_outputs,
                                                                                      is_gated):
     layout = stream_k._layout(num_tokens, size, num_outputs, is_gated, MULTIPROCESSORS)
     if layout is None:
-        assert num_tokens == 257 if is_gated else num_tokens > stream_k.MANY_TOKENS
+        assert num_tokens == 257 if is_gated else num_tokens > stream_k.FEW_TOKENS
         return
     assert layout in (stream_k._GATED if is_gated else stream_k._NOT_GATED)
     assert num_tokens <= -(-num_tokens // layout.tokens) * layout.tokens <= max(256, 1.1 * num_tokens)
