@@ -14,7 +14,7 @@ from backend.kv_format import KvFormat, kv_format
 
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+RUNTIME_BYTES = 512 * 2**20  # allocator slack, matmuls' workspace (17 MiB a launch), kernels, libraries on a GPU
 # 4-bit weights as the kernels keep them: in whole tiles of outputs x inputs, with a word for each output and group.
 INT4_TILE = 16, 128
 INT4_GROUP_BYTES = 4
