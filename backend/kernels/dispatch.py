@@ -12,7 +12,8 @@ from types import ModuleType, SimpleNamespace
 from torch import Tensor
 
 from backend.forward_batch import LayerKv
-from backend.kernels import reference, sampling_reference
+from backend.kernels import reference, sampling_reference, w4_weight
+from backend.kernels.w4_weight import W4Weight
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -24,6 +25,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: tuple
            is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
     """See reference.linear."""
     return _implementation(x).linear(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
+
+
+def pack_w4(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> W4Weight:
+    """See w4_weight.pack_w4: the same on every device."""
+    return w4_weight.pack_w4(qweight, qzeros, scales)
+
+
+def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: tuple[Tensor, float] | None = None,
+              is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
+    """See reference.linear_w4."""
+    return _implementation(x).linear_w4(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
 
 
 def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
@@ -74,9 +86,18 @@ def _implementation(tensor: Tensor) -> ModuleType | SimpleNamespace:
 
 @functools.cache
 def _triton_kernels() -> SimpleNamespace:
-    from backend.kernels import decode_attention, kv_store, linear, penalties, prefill_attention, rms_norm, sampling
+    from backend.kernels import (
+        decode_attention,
+        kv_store,
+        linear,
+        penalties,
+        prefill_attention,
+        rms_norm,
+        sampling,
+        w4_linear,
+    )
 
     return SimpleNamespace(
-        rms_norm=rms_norm.rms_norm, linear=linear.linear, logits=linear.logits,
+        rms_norm=rms_norm.rms_norm, linear=linear.linear, linear_w4=w4_linear.linear_w4, logits=linear.logits,
         rotary_and_store=kv_store.rotary_and_store, penalise=penalties.penalise, draw=sampling.draw,
         paged_decode=decode_attention.paged_decode, paged_prefill=prefill_attention.paged_prefill)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backend.forward_batch import LayerKv
 from backend.kernels import kv_quantisation, shapes
+from backend.kernels.w4_weight import W4Weight, dequantise
 
 # Decode gathers this many tokens' KV at a time: enough to amortise the calls, few enough to stay in a core's cache.
 DECODE_GROUP_TOKENS = 2048
@@ -52,6 +53,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: tuple
     if is_gated:
         y = silu_and_mul(y)
     return y if residual is None else residual.add_(y)
+
+
+def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: tuple[Tensor, float] | None = None,
+              is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
+    """`linear` with a weight of four bits, which is dequantised at every call. Raises ShapeError. Lin et al., 2023."""
+    shapes.check_linear_w4(x, weight, bias, norm, is_gated, residual)
+    return linear(x, dequantise(weight, x.dtype), bias, norm=norm, is_gated=is_gated, residual=residual)
 
 
 def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:

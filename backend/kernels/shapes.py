@@ -4,12 +4,19 @@ Host integers only: nothing here waits for a device. Used by every other file of
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
 from backend.errors import ShapeError
 from backend.forward_batch import LayerKv
 
+if TYPE_CHECKING:
+    from backend.kernels.w4_weight import W4Weight
+
 MAX_HEAD_DIM = 256
+W4_GROUP_SIZES = (32, 64, 128)
 
 
 def check_norm(x: Tensor, weight: Tensor) -> None:
@@ -33,7 +40,38 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Ten
     if x.dim() != 2 or weight.dim() != 2 or weight.shape[1] != x.shape[1]:
         raise ShapeError(f"linear: x is {list(x.shape)} and weight {list(weight.shape)}; "
                          "x must be [T, X], and weight [Y, X]")
-    num_outputs = weight.shape[0]
+    if weight.dtype != x.dtype:
+        raise ShapeError(f"linear: weight is {weight.dtype}, but x is {x.dtype}; load both in one dtype")
+    _check_fused(x, weight.shape[0], bias, norm, is_gated, residual)
+
+
+def check_linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None, norm: tuple[Tensor, float] | None,
+                    is_gated: bool, residual: Tensor | None) -> None:
+    """See reference.linear_w4. Raises ShapeError."""
+    if x.dim() != 2 or x.shape[1] != weight.in_features:
+        raise ShapeError(f"linear: x is {list(x.shape)}; it must be [T, {weight.in_features}], as the weight has "
+                         "inputs")
+    _check_fused(x, weight.out_features, bias, norm, is_gated, residual)
+
+
+def check_pack_w4(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> None:
+    """See w4_weight.pack_w4. Raises ShapeError."""
+    tensors = {"qweight": (qweight, torch.int32), "qzeros": (qzeros, torch.int32), "scales": (scales, torch.float16)}
+    for name, (tensor, dtype) in tensors.items():
+        if tensor.dim() != 2 or tensor.dtype != dtype:
+            raise ShapeError(f"W4 weight: {name} is {tensor.dtype} {list(tensor.shape)}; it must be {dtype} with two "
+                             "axes")
+    (in_features, num_words), (num_groups, out_features) = qweight.shape, scales.shape
+    if qzeros.shape != (num_groups, num_words) or num_words * 8 != out_features:
+        raise ShapeError(f"W4 weight: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)} and scales "
+                         f"{list(scales.shape)} do not fit; they must be [X, Y/8], [X/g, Y/8] and [X/g, Y]")
+    if num_groups == 0 or in_features not in [num_groups * size for size in W4_GROUP_SIZES]:
+        raise ShapeError(f"W4 weight: {in_features} inputs in {num_groups} groups; the group size must be one of "
+                         f"{', '.join(map(str, W4_GROUP_SIZES))}")
+
+
+def _check_fused(x: Tensor, num_outputs: int, bias: Tensor | None, norm: tuple[Tensor, float] | None, is_gated: bool,
+                 residual: Tensor | None) -> None:
     if bias is not None and bias.shape != (num_outputs,):
         raise ShapeError(f"linear: bias is {list(bias.shape)}; it must be [{num_outputs}], as the weight has rows")
     if norm is not None and norm[0].shape != x.shape[1:]:
@@ -44,8 +82,7 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, norm: tuple[Ten
     num_results = num_outputs // 2 if is_gated else num_outputs
     if residual is not None and residual.shape != (x.shape[0], num_results):
         raise ShapeError(f"linear: residual is {list(residual.shape)}; it must be [{x.shape[0]}, {num_results}]")
-    operands = {"weight": weight, "bias": bias, "the norm's weight": norm and norm[0], "residual": residual}
-    for name, tensor in operands.items():
+    for name, tensor in {"bias": bias, "the norm's weight": norm and norm[0], "residual": residual}.items():
         if tensor is not None and tensor.dtype != x.dtype:
             raise ShapeError(f"linear: {name} is {tensor.dtype}, but x is {x.dtype}; load both in one dtype")
     _check_rows(x=x)
