@@ -20,6 +20,7 @@ from backend.accuracy_report import AccuracyReport
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import DTYPE_SPELLINGS, EngineConfig
 from backend.errors import ConfigError
+from backend.kv_format import KvFormat
 from backend.memory_plan import kv_block_bytes, weights_bytes
 from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
@@ -73,11 +74,11 @@ def main(models: tuple[str, ...], against: str | None, text: str | None, max_tok
 
 def table(rows: Sequence[dict[str, Any]], has_titles: bool = True) -> str:
     """The formats, one a line."""
-    titles = (f"{'weights':42} {'KV cache':22} {'weights':>9} {'KV of 1,000':>11} {'perplexity':>10} {'change':>8} "
-              f"{'KL':>9} {'top-1':>7} " + " ".join(f"{title:>7}" for title in SKILLS.values()))
-    lines = [f"{row['weights']:42} {row['kv']:22} {_mib(row['weights_bytes']):>9} {_mib(row['kv_bytes']):>11} "
-             f"{row['perplexity']:>10.4f} {row['perplexity_increase']:>+8.2%} {row['kl_divergence']:>9.2e} "
-             f"{row['top1_agreement']:>7.2%} " + " ".join(
+    titles = (f"{'model':16} {'weights':42} {'KV cache':22} {'weights':>9} {'KV of 1,000':>11} {'perplexity':>10} "
+              f"{'change':>8} {'KL':>9} {'top-1':>7} " + " ".join(f"{title:>7}" for title in SKILLS.values()))
+    lines = [f"{row['model']:16} {row['weights']:42} {row['kv']:22} {_mib(row['weights_bytes']):>9} "
+             f"{_mib(row['kv_bytes']):>11} {row['perplexity']:>10.4f} {row['perplexity_increase']:>+8.2%} "
+             f"{row['kl_divergence']:>9.2e} {row['top1_agreement']:>7.2%} " + " ".join(
                  f"{row['skills'][skill]['correct']:>7.1%}" if skill in row["skills"] else f"{'–':>7}"
                  for skill in SKILLS) for row in rows]
     return "\n".join([titles] * has_titles + lines)
@@ -97,12 +98,14 @@ def _contents(messages: Sequence[Mapping[str, Any]]) -> str:
 
 def _formats(sources: Sequence[ModelSource], policies: Sequence[int],
              options: dict[str, Any]) -> Iterator[tuple[ModelSource, EngineConfig]]:
-    """Each kind of weights with each kind of KV once, the unquantised base first."""
+    """Each source's weights with each kind of KV, the unquantised base first; what is the base's own comes once."""
     seen = set()
     for source in sources:
         for policy in dict.fromkeys((0, *policies)) if source is sources[0] else policies:
             engine = source.engine.with_options({**options, "quant_policy": policy})
-            key = (source.model.weights_in_words(source.model.dtype), kv_format_of(source, engine))
+            kv = kv_format_of(source, engine)
+            is_own = source.model.quant is not None or kv is KvFormat.CALIBRATED_INT8
+            key = (source.path if is_own else source.model.dtype, kv)
             if key not in seen:
                 seen.add(key)
                 yield source, engine
@@ -114,7 +117,7 @@ def _row(source: ModelSource, engine: EngineConfig, report: AccuracyReport,
     block_bytes = kv_block_bytes(source.model, engine, dtype, kv_format_of(source, engine))
     kept = {name: value for name, value in dataclasses.asdict(report).items()
             if name in ("weights", "kv", "perplexity", "kl_divergence", "top1_agreement")}
-    return {**kept, "perplexity_increase": round(report.perplexity_increase, 6),
+    return {"model": source.path.name, **kept, "perplexity_increase": round(report.perplexity_increase, 6),
             "weights_bytes": weights_bytes(source.model, dtype, 1),
             "kv_bytes": KV_TOKENS * block_bytes // engine.block_size,
             "skills": correct}

@@ -29,14 +29,14 @@ def accuracy(documents: Sequence[Json]) -> str:
     """The formats of each model: loss beside memory."""
     parts = []
     for document in documents:
-        titles = ["weights", "KV cache", "weights, MiB", f"KV of {document['kv_tokens']:,} tokens, MiB", "perplexity",
-                  "change", "KL divergence", "same top token", *(name for skill, name in SKILLS.items()
-                                                                 if skill in document["formats"][0]["skills"])]
-        rows = [[row["weights"], row["kv"], f"{row['weights_bytes'] / MIB:.2f}", f"{row['kv_bytes'] / MIB:.2f}",
-                 f"{row['perplexity']:.4f}", f"{row['perplexity_increase']:+.2%}", f"{row['kl_divergence']:.1e}",
-                 f"{row['top1_agreement']:.2%}", *(f"{row['skills'][skill]['correct']:.1%}" for skill in SKILLS
-                                                   if skill in row["skills"])] for row in document["formats"]]
-        alignment = ["---"] * 2 + ["---:"] * (len(titles) - 2)
+        skills = {skill: name for skill, name in SKILLS.items() if skill in document["formats"][0]["skills"]}
+        titles = ["model", "weights", "KV cache", "weights, MiB", f"KV of {document['kv_tokens']:,} tokens, MiB",
+                  "perplexity", "change", "KL divergence", "same top token", *skills.values()]
+        rows = [[row["model"], row["weights"], row["kv"], f"{row['weights_bytes'] / MIB:.2f}",
+                 f"{row['kv_bytes'] / MIB:.2f}", f"{row['perplexity']:.4f}", f"{row['perplexity_increase']:+.2%}",
+                 f"{row['kl_divergence']:.1e}", f"{row['top1_agreement']:.2%}",
+                 *(f"{row['skills'][skill]['correct']:.1%}" for skill in skills)] for row in document["formats"]]
+        alignment = ["---"] * 3 + ["---:"] * (len(titles) - 3)
         lines = [f"| {' | '.join(row)} |" for row in (titles, alignment, *rows)]
         versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "triton"))
         parts += ["\n".join(lines), f"Against {document['base']}; {document['num_tokens']:,} tokens of "
