@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 # Modules that everyone in backend may import; they import only one another.
 COMMON = {"backend.errors", "backend.config", "backend.config_faults", "backend.requests", "backend.steps",
           "backend.forward_batch", "backend.kv_format", "backend.distributed", "backend.workspace",
-          "backend.model_source", "backend.memory_plan", "backend.safetensors_file", "backend.tokenizer_files", "backend.chat_templates",
-          "backend.command_line", "backend.logs", "backend.processes"}
+          "backend.model_source", "backend.memory_plan", "backend.safetensors_file", "backend.tokenizer_files",
+          "backend.chat_templates", "backend.command_line", "backend.logs", "backend.processes"}
 # A module under the prefix may import, besides COMMON and its own prefix, only modules under these.
 ALLOWED = {
     "backend.kernels": set(),
