@@ -41,9 +41,9 @@ class Tiling:
     blocks_per_sm: int
 
 
-# By the bits of a value: from how many (row, head tile) for each multiprocessor on which tiling is the best, or near it,
-# of those measured for 1 to 512 rows of 700 to 8,192 tokens on an H200. A block of one warp has nobody to wait for at
-# its ends; larger ones cut few rows into fewer splits.
+# By the bits of a value: from how many (row, head tile) a multiprocessor on which tiling is the best, or near it, of
+# those measured for 1 to 512 rows of 700 to 8,192 tokens on an H200. A block of one warp has nobody to wait for at its
+# ends; larger ones cut few rows into fewer splits.
 TILINGS = {8: ((12, Tiling(16, 1, 16)), (0, Tiling(16, 4, 4))),
            4: ((12, Tiling(16, 1, 16)), (3, Tiling(64, 2, 4)), (0, Tiling(64, 4, 2)))}
 

@@ -1,4 +1,4 @@
-"""Unpacking of a quantised KV history in Triton: the contexts of some rows in the model's dtype, in blocks of their own.
+"""Unpacking of a quantised KV history in Triton: some rows' contexts in the model's dtype, in blocks of their own.
 
 For prefill_hopper.py, whose copies bring keys and values to the tensor cores as they lie in memory."""
 

@@ -182,8 +182,8 @@ def _rows(cache: LayerKv, slots: Tensor) -> Tensor:
 
 
 def _gather(cache: LayerKv, index: Tensor, unit: int, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The first num_tokens keys and values, each [b, K, num_tokens, D] in dtype, of index [b, m]: numbers of blocks where
-    unit is their size, of slots where it is 1."""
+    """The first num_tokens keys and values, each [b, K, num_tokens, D] in dtype, of index [b, m]: numbers of blocks
+    where unit is their size, of slots where it is 1."""
     head = torch.arange(cache.num_kv_heads, device=index.device)[:, None]
     per_block = cache.block_size // unit
     place = ((index // per_block)[:, None] * cache.num_kv_heads + head) * per_block + (index % per_block)[:, None]

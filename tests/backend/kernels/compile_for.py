@@ -26,6 +26,8 @@ from backend.kernels import (
     rms_norm,
     sampling,
 )
+from backend.kv_format import KvFormat
+from tests.backend.kernels.paged_batch import poisoned_cache
 
 HEAD_SHAPES = ((128, 32, 8), (64, 8, 8), (256, 4, 1))  # head_dim, heads, KV heads
 ROWS, VOCAB_SIZE, HIDDEN = 3, 32000, 4096
@@ -61,15 +63,16 @@ def main(capability: int) -> None:
     JITFunction.__getitem__ = compiled
     with torch.inference_mode():
         for head_dim, num_heads, num_kv_heads in HEAD_SHAPES:
-            attend(head_dim, num_heads, num_kv_heads)
+            for kv in (KvFormat.AS_MODEL, KvFormat.INT4):
+                attend(head_dim, num_heads, num_kv_heads, kv)
         compute_rows()
     print(json.dumps(shared_bytes))
 
 
-def attend(head_dim: int, num_heads: int, num_kv_heads: int) -> None:
+def attend(head_dim: int, num_heads: int, num_kv_heads: int, kv: KvFormat) -> None:
     """Rows of one token, as a decode and as a prefill."""
     q, k = (torch.zeros(ROWS, heads, head_dim).bfloat16() for heads in (num_heads, num_kv_heads))
-    cache = LayerKv(KvFormat.AS_MODEL, *torch.zeros(2, 4, num_kv_heads, 64, head_dim).bfloat16(), None)
+    cache = poisoned_cache(kv, 4, num_kv_heads, 64, head_dim, torch.bfloat16, torch.Generator())
     positions, cos_sin = torch.zeros(ROWS).long(), torch.zeros(16, 2, head_dim // 2)
     tables, lens = torch.zeros(ROWS, 4).int(), torch.ones(ROWS).int()
     kv_store.rotary_and_store(q, k, k, positions, cos_sin, cache, positions)

@@ -19,10 +19,10 @@ from tests.backend.kernels.decode_batch import make_decode
 from tests.backend.kernels.paged_batch import make_batch, moved, naive_attention, poisoned_cache
 
 QUANTISED = [KvFormat.INT8, KvFormat.INT4, KvFormat.CALIBRATED_INT8]
-KERNELS = {"reference": reference, "triton": decode_attention}
 
 quantised = pytest.mark.parametrize("kv", QUANTISED, ids=lambda kv: kv.name)
-every_kernel = pytest.mark.parametrize("kernel", ["reference", "triton", pytest.param("cuda", marks=pytest.mark.hopper)])
+every_kernel = pytest.mark.parametrize(
+    "kernel", ["reference", "triton", pytest.param("cuda", marks=pytest.mark.hopper)])
 
 
 def read(cache: LayerKv, which: int, block: int, offset: int) -> torch.Tensor:
@@ -142,8 +142,10 @@ def test_a_nan_stays_in_its_own_sequence(device, monkeypatch, kv, kernel):
 
 @quantised
 def test_an_unpacked_history_is_what_the_cache_holds(device, kv):
-    batch = make_batch([37, 16, 50], head_dim=80, num_kv_heads=3, num_heads=3, dtype=torch.float16, device=device, kv=kv)
-    unpacked, tables = kv_unpack.unpack(batch.cache, batch.block_tables, batch.context_lens, 1, 2, torch.float16, 50, 103)
+    batch = make_batch([37, 16, 50], head_dim=80, num_kv_heads=3, num_heads=3, dtype=torch.float16, device=device,
+                       kv=kv)
+    unpacked, tables = kv_unpack.unpack(batch.cache, batch.block_tables, batch.context_lens, 1, 2, torch.float16, 50,
+                                        103)
     assert unpacked.num_kv_heads == 2
     used = [tables[row, block].item() for row, count in enumerate((3, 1, 4)) for block in range(count)]
     assert sorted(used) == list(range(8)) and unpacked.num_blocks >= 8
