@@ -85,8 +85,8 @@ class AwqCheckpoint:
             for file in self._source.folder.iterdir():
                 if _is_copied(file):
                     shutil.copyfile(file, self.partial / file.name)
-            (self.partial / FINGERPRINT).unlink()
             self.partial.rename(self.destination)  # also onto an empty folder
+            (self.destination / FINGERPRINT).unlink()
 
     def _write_shard(self, index: int, tensors: Mapping[str, LazyTensor]) -> None:
         shard = self._shard(index)
