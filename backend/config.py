@@ -198,13 +198,10 @@ def _check_groups(model: ModelConfig, group_size: int) -> None:
 def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
     """Raises ConfigError, naming what would work, for engine options with which this model can never run."""
     name, longest = model.model_name, engine.session_len
-    divided = {"head_num": model.num_heads, "kv_head_num": model.num_kv_heads, "inter_size": model.intermediate_size}
-    for what, count in divided.items():
+    for what, count in _divided(model).items():
         if count % engine.tp:
-            common = math.gcd(*divided.values())
-            divisors = [n for n in range(1, model.num_kv_heads + 1) if common % n == 0]
-            raise ConfigError(f"tp={engine.tp} does not divide {what}={count} of {name}; use tp in {divisors}")
-    _check_groups_of_ranks(model, engine.tp)
+            raise ConfigError(f"tp={engine.tp} does not divide {what}={count} of {name}; "
+                              f"use tp in {possible_tp(model)}")
     if model.head_dim > MAX_HEAD_DIM:
         raise ConfigError(f"size_per_head={model.head_dim} of {name} is not supported; the largest is {MAX_HEAD_DIM}")
     if model.sliding_window is not None and longest > model.sliding_window:
@@ -217,17 +214,19 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
                           f"use session_len={num_positions}, or set rope_scaling_type = \"dynamic\" in config.ini")
 
 
-def _check_groups_of_ranks(model: ModelConfig, tp: int) -> None:
-    """Each rank needs whole groups of inputs."""
+def possible_tp(model: ModelConfig) -> list[int]:
+    """Every tp that divides the model, ascending."""
+    common = math.gcd(*_divided(model).values())
+    return [tp for tp in range(1, common + 1) if common % tp == 0]
+
+
+def _divided(model: ModelConfig) -> dict[str, int]:
+    """What ranks divide among them, by what it is called in messages."""
+    divided = {"head_num": model.num_heads, "kv_head_num": model.num_kv_heads, "inter_size": model.intermediate_size}
     if model.quant is None:
-        return
-    groups = {name: count // model.quant.group_size for name, count in model.row_inputs.items()}
-    for name, count in groups.items():
-        if count % tp:
-            common = math.gcd(model.num_kv_heads, *groups.values())
-            divisors = [n for n in range(1, common + 1) if common % n == 0]
-            raise ConfigError(f"tp={tp} does not divide the {count} groups of {model.quant.group_size} among the "
-                              f"{model.row_inputs[name]} inputs of {name} of {model.model_name}; use tp in {divisors}")
+        return divided
+    size = model.quant.group_size  # each rank needs whole groups of inputs
+    return divided | {f"{name}'s groups of {size} inputs": count // size for name, count in model.row_inputs.items()}
 
 
 # config.ini key → (which dataclass, field). "rope" and "quant" fields live in ModelConfig.rope and ModelConfig.quant.

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backend.config import EngineConfig, ModelConfig
+from backend.config import EngineConfig, ModelConfig, possible_tp
 from backend.errors import CapacityError
 from backend.kv_format import KvFormat, kv_format
 
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+RUNTIME_BYTES = 512 * 2**20  # allocator slack, matmuls' workspace (17 MiB a launch), kernels, libraries on a GPU
 # 4-bit weights as the kernels keep them: in whole tiles of outputs x inputs, with a word for each output and group.
 INT4_TILE = 16, 128
 INT4_GROUP_BYTES = 4
+INT4_SCRATCH_BYTES = 64 * 2**20  # what steps of many tokens unpack them into on a GPU, a part of a matrix at a time
+INT4_CPU_SCRATCH = 10  # on the CPU, bytes for each weight of the largest matrix; 9.2 were seen: float32, and the way
 # What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
 # with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
@@ -73,7 +75,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
     if free <= other or most < 1:
         raise CapacityError(f"weights need {_gib(weights)} and work space {_gib(other)}, "
                             f"but {_gib(free + weights)} is free; "
-                            f"use tp={_next_tp(model, config.tp)} or a device with more memory")
+                            f"use {_larger_tp(model, config.tp)}a device with more memory")
     wanted = config.cache_max_entry_count
     per_session = blocks_of(config.session_len, config.block_size)
     if wanted >= 1:
@@ -148,6 +150,7 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     tokens = config.max_prefill_tokens + config.max_batch_size
     local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
     activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
+    activations += unpacked_bytes(model, config.tp, on_cpu)
     # Logits, scores, counts, the rows whose log-probabilities are wanted, and these: what sampler.py holds at once.
     sampling = 5 * min(config.max_batch_size, tokens) * model.vocab_size * 4
     tables = config.max_batch_size * (config.session_len + 1) * 8 + config.session_len * model.rope.dim * 8
@@ -156,6 +159,14 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     graphs = graph_bytes(model, config, dtype) if uses_cuda_graphs(config) else 0
     kv_scratch = KV_SCRATCH_BYTES if config.quant_policy and config.use_context_fmha else 0
     return activations + sampling + tables + graphs + kv_scratch + RUNTIME_BYTES
+
+
+def unpacked_bytes(model: ModelConfig, tp: int, on_cpu: bool) -> int:
+    """What 4-bit weights are unpacked into to be multiplied."""
+    if model.quant is None:
+        return 0
+    largest = max(outputs * inputs for outputs, inputs in linear_shapes(model, tp).values())
+    return largest * INT4_CPU_SCRATCH if on_cpu else INT4_SCRATCH_BYTES
 
 
 def uses_cuda_graphs(config: EngineConfig) -> bool:
@@ -182,9 +193,8 @@ def graph_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
     return len(sizes) * model.num_layers * GRAPH_LAYER_BYTES + sizes[-1] * (activations + logits) + tables
 
 
-def _next_tp(model: ModelConfig, tp: int) -> int:
-    larger = [n for n in range(tp + 1, model.num_kv_heads + 1) if model.num_kv_heads % n == 0]
-    return larger[0] if larger else tp
+def _larger_tp(model: ModelConfig, tp: int) -> str:
+    return next((f"tp={possible} or " for possible in possible_tp(model) if possible > tp), "")
 
 
 def _gib(num_bytes: int) -> str:

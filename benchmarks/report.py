@@ -23,7 +23,8 @@ PICTURE = ROOT / "docs" / "throughput.svg"
 ACCURACY_PICTURE = ROOT / "docs" / "accuracy.svg"
 DRAWN_MODEL = "demo"  # whose accuracy the picture shows
 SECTIONS: dict[str, Callable[[Results], str]] = {
-    "throughput": results_table.throughput, "headlines": results_table.headlines, "start": results_table.start,
+    "throughput": results_table.throughput, "quantised": results_table.quantised,
+    "headlines": results_table.headlines, "start": results_table.start,
     "steps": results_table.steps,
     "taken_apart": results_table.taken_apart, "kernels": results_table.kernels,
     "accuracy": lambda results: accuracy_table.accuracy(results.accuracies), "plans": lambda _: accuracy_table.plans()}

@@ -103,8 +103,9 @@ def _weights(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         prefix = f"layers.{layer}."
         yield prefix + "attention_norm.weight", (hidden,)
         for name, (out_features, in_features) in linear_shapes(model).items():
+            if name == "feed_forward.w13":
+                yield prefix + "ffn_norm.weight", (hidden,)
             yield from _linear(model, prefix + name, out_features, in_features)
-        yield prefix + "ffn_norm.weight", (hidden,)
     yield "norm.weight", (hidden,)
     yield "output.weight", (model.vocab_size, hidden)
 

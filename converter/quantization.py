@@ -14,7 +14,6 @@ from backend.errors import CheckpointError
 from converter.checkpoint import Checkpoint, read_json
 
 OLD_FILE = "quant_config.json"  # where AutoAWQ wrote it before transformers knew AWQ
-_UNQUANTISED = ("lm_head", "output", "embed", "norm")  # modules that AWQ never converts
 _USE = "use an AWQ version of it in 4 bits, or the unquantised checkpoint"
 
 
@@ -34,7 +33,7 @@ def quant_config(checkpoint: Checkpoint) -> QuantConfig | None:
         raise CheckpointError(f"{file}: weights quantised with {method!r} are not supported; {_USE}")
     _check_layout(file, table)
     group_size = table.get("group_size", table.get("q_group_size"))
-    if group_size not in GROUP_SIZES:
+    if not isinstance(group_size, int) or group_size not in GROUP_SIZES:
         raise CheckpointError(f"{file}: group_size={group_size!r} is not supported; use an AWQ version in groups of "
                               f"{', '.join(map(str, GROUP_SIZES))}")
     return QuantConfig(group_size)
@@ -55,18 +54,17 @@ def check_format(checkpoint: Checkpoint, quant: QuantConfig | None, model_format
 
 
 def _check_layout(file: object, table: Mapping[str, Any]) -> None:
-    bits, version = table.get("bits", table.get("w_bit")), str(table.get("version", "gemm")).lower()
+    bits, zero_point = table.get("bits", table.get("w_bit")), table.get("zero_point", True)
+    layout = str(table.get("version") or table.get("format") or "gemm").lower()
+    if table.get("backend") == "llm-awq":  # what transformers calls yet another layout
+        layout = "llm-awq"
     if bits != 4:
         raise CheckpointError(f"{file}: AWQ weights of {bits!r} bits are not supported; {_USE}")
-    if version != "gemm":
-        raise CheckpointError(f"{file}: AWQ's layout {version!r} is not supported; use one in the layout 'gemm'")
-    if table.get("zero_point") is not True:
-        raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={table.get('zero_point')!r}) are "
-                              "not supported; use a version with zero_point=true, or the unquantised checkpoint")
-    for name in table.get("modules_to_not_convert") or ():
-        if not any(part in str(name) for part in _UNQUANTISED):
-            raise CheckpointError(f"{file}: {name!r} of modules_to_not_convert is not quantised but others are, which "
-                                  "is not supported; use a version in which all linear layers are")
+    if layout != "gemm":
+        raise CheckpointError(f"{file}: AWQ's layout {layout!r} is not supported; use one in the layout 'gemm'")
+    if zero_point is not True:
+        raise CheckpointError(f"{file}: AWQ weights without zero points (zero_point={zero_point!r}) are not supported; "
+                              "use a version with zero_point=true, or the unquantised checkpoint")
 
 
 def _refuse_quantised_tensors(checkpoint: Checkpoint) -> None:

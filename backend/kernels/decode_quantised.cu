@@ -14,11 +14,12 @@
 // byte two apart; a pair of tokens needs one permutation more. The tile of the next round is loaded before this one's.
 //
 // Compiled by decode_quantised.py, which defines: HEAD_DIM (64 or 128), NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE, HALF (of
-// the rotated values), BITS (8 or 4), ONLINE (0 or 1), MAX_SPLITS, TILE, BLOCKS_PER_SM, IS_HALF.
+// the rotated values), BITS (8 or 4), ONLINE (0 or 1), MAX_SPLITS, TILE, WARPS, BLOCKS_PER_SM, IS_HALF.
 
 #include "prelude.cuh"
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
+constexpr int THREADS = 32 * WARPS;
+constexpr int NEW_WARPS = WARPS > 1 ? 2 : 1;  // that quantise the new token
 constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
 constexpr int HEADS = GROUP < 8 ? GROUP : 8;   // of a block, at most
 constexpr int GROUPS = TILE / 16;              // of 16 tokens in a tile, each within one block of the cache
@@ -217,18 +218,32 @@ __device__ __forceinline__ float exp2_of(float value) {
     return result;
 }
 
-// A warp quantises a new key or value (kv_quantisation.py), stores it, and leaves in `read` what will be read from there.
-// A thread has the dimensions EACH * lane + e and HEAD_DIM / 2 more.
-__device__ void quantise(const u16* head, const float* angles, bool rotates, unsigned char* stored, u16* own_scales,
-                         const float* head_scales, bool stores, float* read) {
-    const int lane = threadIdx.x % 32;
-    float values[2][EACH], low = INFINITE, high = -INFINITE;
-    bool has_nan = false;
+// A new key or value that a warp has in registers: a thread the dimensions EACH * lane + e and HEAD_DIM / 2 more.
+struct NewHead { float values[2][EACH]; };
+
+__device__ __forceinline__ NewHead load_new(const u16* head, const float* angles, bool rotates) {
+    NewHead loaded;
+    #pragma unroll
     for (int half = 0; half < 2; ++half)
+        #pragma unroll
         for (int e = 0; e < EACH; ++e) {
-            const int dimension = half * (HEAD_DIM / 2) + EACH * lane + e;
-            const float value = rotates ? rotated(head, angles, dimension) : to_float(head[dimension]);
-            values[half][e] = value;
+            const int dimension = half * (HEAD_DIM / 2) + EACH * (threadIdx.x % 32) + e;
+            loaded.values[half][e] = rotates ? rotated(head, angles, dimension) : to_float(head[dimension]);
+        }
+    return loaded;
+}
+
+// A warp quantises it (kv_quantisation.py), stores it, and leaves in `read` what will be read from there.
+__device__ __forceinline__ void quantise(const NewHead& loaded, unsigned char* stored, u16* own_scales,
+                                         const float* head_scales, bool stores, float* read) {
+    const int lane = threadIdx.x % 32;
+    float low = INFINITE, high = -INFINITE;
+    bool has_nan = false;
+    #pragma unroll
+    for (int half = 0; half < 2; ++half)
+        #pragma unroll
+        for (int e = 0; e < EACH; ++e) {
+            const float value = loaded.values[half][e];
             has_nan |= value != value;
             low = fminf(low, value);
             high = fmaxf(high, value);
@@ -254,9 +269,11 @@ __device__ void quantise(const u16* head, const float* angles, bool rotates, uns
         zero = head_scales[1];
     }
     int levels[2][EACH];
+    #pragma unroll
     for (int half = 0; half < 2; ++half)
+        #pragma unroll
         for (int e = 0; e < EACH; ++e) {
-            const float level = fminf(fmaxf(floorf((values[half][e] - zero) / scale + 0.5f), 0.0f), TOP);
+            const float level = fminf(fmaxf(floorf((loaded.values[half][e] - zero) / scale + 0.5f), 0.0f), TOP);
             levels[half][e] = (int)level;
             read[half * (HEAD_DIM / 2) + EACH * lane + e] = level * scale + zero;
         }
@@ -271,10 +288,10 @@ __device__ void quantise(const u16* head, const float* angles, bool rotates, uns
 }
 
 struct Shared {
-    u32 query[8][4 * 2 * STEPS + 4];  // of each quarter and product both pairs: rotated, times the scale and log2(e)
-    float query_sum[8], offset[8];
+    u32 query[HEADS][4 * 2 * STEPS + 4];  // of each quarter and product both pairs: rotated, times the scale and log2(e)
+    float query_sum[HEADS], offset[HEADS];
     float new_key[HEAD_DIM], new_value[HEAD_DIM];
-    float best[WARPS + 1][8], weight[WARPS + 1][8];  // of each warp's tokens, and of the new one
+    float best[WARPS + 1][HEADS], weight[WARPS][HEADS];  // of each warp's tokens, and of the new one
     float attended[WARPS][HEADS][HEAD_DIM];
     float share[HEADS][32];  // of each split
     bool is_last;
@@ -351,18 +368,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
         for (int group = 0; group < GROUPS; ++group) rows[group] = row_of(start + WARPS * TILE + 16 * group);
     }
     wait_for_inputs();
-    for (int head = warp; head < 8; head += WARPS) {
+    // The new token's key and value, by the last warp or the last two: loads that wait together with the query's.
+    NewHead new_heads[2 / NEW_WARPS];
+    const long long slot = has_new ? slot_mapping[row] : 0;
+    const int new_warp = warp - (WARPS - NEW_WARPS);
+    #pragma unroll
+    for (int each = 0; each < 2 / NEW_WARPS; ++each)
+        if (has_new && new_warp >= 0) {
+            const int which = new_warp + each;
+            new_heads[each] = load_new(which == 0 ? k + row * k_row_stride + kv_head * k_head_stride
+                                                  : v + row * v_row_stride + kv_head * v_head_stride, angles, which == 0);
+        }
+    for (int head = warp; head < num_heads; head += WARPS) {
         float sum = 0, offset = 0;
         #pragma unroll
         for (int place = lane; place < 8 * STEPS; place += 32) {
             const int pair = place % 2, step = place / 2 % STEPS, of = place / 2 / STEPS;
             const float factor = pair ? 1 / SECOND_FACTOR : 1;
-            u32 both = 0;
-            if (head < num_heads) {
-                const u16* values = q + row * q_row_stride + (first_head + head) * q_head_stride;
-                both = half_pair(factor * scale_log2 * rotated(values, angles, k_dimension(step, 2 * pair, of)),
-                                 factor * scale_log2 * rotated(values, angles, k_dimension(step, 2 * pair + 1, of)));
-            }
+            const u16* values = q + row * q_row_stride + (first_head + head) * q_head_stride;
+            const u32 both = half_pair(factor * scale_log2 * rotated(values, angles, k_dimension(step, 2 * pair, of)),
+                                       factor * scale_log2 * rotated(values, angles, k_dimension(step, 2 * pair + 1, of)));
             shared.query[head][place] = both;
             const float found = half_to_float((u16)both) + half_to_float((u16)(both >> 16));
             sum += found / factor;
@@ -380,15 +405,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
     float head_scales[4] = {1, 0, 1, 0};
     if constexpr (!ONLINE)
         for (int each = 0; each < 4; ++each) head_scales[each] = ((const float*)scales)[kv_head * 4 + each];
-    if (has_new && warp < 2) {
-        const long long slot = slot_mapping[row];
-        const long long place = (slot / BLOCK_SIZE * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE;
-        const u16* head = warp == 0 ? k + row * k_row_stride + kv_head * k_head_stride
-                                    : v + row * v_row_stride + kv_head * v_head_stride;
-        quantise(head, angles, warp == 0, (warp == 0 ? k_cache : v_cache) + place * ROW_BYTES,
-                 (u16*)scales + place * 4 + 2 * warp, head_scales + 2 * warp, first_member == 0,
-                 warp == 0 ? shared.new_key : shared.new_value);
-    }
+    #pragma unroll
+    for (int each = 0; each < 2 / NEW_WARPS; ++each)
+        if (has_new && new_warp >= 0) {
+            const long long place = (slot / BLOCK_SIZE * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE;
+            const int which = new_warp + each;
+            quantise(new_heads[each], (which == 0 ? k_cache : v_cache) + place * ROW_BYTES,
+                     (u16*)scales + place * 4 + 2 * which, head_scales + 2 * which, first_member == 0,
+                     which == 0 ? shared.new_key : shared.new_value);
+        }
     __syncthreads();
 
     u32 query[STEPS][2];
@@ -396,9 +421,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
     for (int step = 0; step < STEPS; ++step)
         #pragma unroll
         for (int pair = 0; pair < 2; ++pair)
-            query[step][pair] = shared.query[eighth][(quarter * STEPS + step) * 2 + pair];
-    const float query_sum[2] = {shared.query_sum[2 * quarter], shared.query_sum[2 * quarter + 1]};
-    const float offset[2] = {shared.offset[2 * quarter], shared.offset[2 * quarter + 1]};
+            query[step][pair] = eighth < num_heads ? shared.query[eighth][(quarter * STEPS + step) * 2 + pair] : 0;
+    float query_sum[2], offset[2];
+    #pragma unroll
+    for (int head = 0; head < 2; ++head) {
+        const int member = 2 * quarter + head;
+        query_sum[head] = member < num_heads ? shared.query_sum[member] : 0;
+        offset[head] = member < num_heads ? shared.offset[member] : 0;
+    }
     float best[2] = {-INFINITE, -INFINITE}, weight[2] = {0, 0}, zeros[2] = {0, 0};
     float attended[STEPS][4] = {};
     for (int tile = warp; tile < num_tiles; tile += WARPS, start += WARPS * TILE) {

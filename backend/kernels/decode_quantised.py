@@ -21,7 +21,6 @@ from backend.kernels.paged_kv import LOG2_E
 
 SOURCE = Path(__file__).with_suffix(".cu")
 HEAD_DIMS = (64, 128)
-THREADS = 128
 HEADS_TILE = 8  # query heads of a block, which share a KV head
 MAX_SPLITS = 32  # of a row, which one warp merges
 MIN_SPLIT_TOKENS = 64  # shorter splits cost more to merge than they save
@@ -34,14 +33,16 @@ class Tiling:
     """How the work is cut.
 
     tile           tokens that a warp loads at a time
+    warps          of a block
     blocks_per_sm  that a multiprocessor runs at the same time, by registers"""
 
     tile: int
+    warps: int
     blocks_per_sm: int
 
 
-MANY_BLOCKS = Tiling(16, 4)  # where a launch has so many that some begin while others end
-FEW_BLOCKS = {8: Tiling(32, 2), 4: Tiling(64, 2)}  # where all are resident, by bits of a value
+MANY_BLOCKS = {8: Tiling(16, 4, 4), 4: Tiling(16, 4, 4)}  # where a launch has so many that some begin while others end
+FEW_BLOCKS = {8: Tiling(32, 4, 2), 4: Tiling(64, 4, 2)}  # where all are resident, by bits of a value
 
 
 def fits(q: Tensor, cache: LayerKv) -> bool:
@@ -93,7 +94,8 @@ def _counters(device: torch.device, count: int) -> Tensor:
 
 def _tiling(num_units: int, bits: int, num_multiprocessors: int) -> Tiling:
     """For a launch with num_units of (row, head tile). The best of those measured for 1 to 256 rows on an H200."""
-    return MANY_BLOCKS if num_units > 1.5 * MANY_BLOCKS.blocks_per_sm * num_multiprocessors else FEW_BLOCKS[bits]
+    many = MANY_BLOCKS[bits]
+    return many if num_units > 1.5 * many.blocks_per_sm * num_multiprocessors else FEW_BLOCKS[bits]
 
 
 @functools.cache
@@ -101,5 +103,5 @@ def _kernel(head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, h
             tiling: Tiling, is_half: bool, device: torch.device) -> CudaKernel:
     macros = {"HEAD_DIM": head_dim, "NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "BLOCK_SIZE": block_size,
               "HALF": half, "BITS": bits, "ONLINE": int(is_online), "MAX_SPLITS": MAX_SPLITS, "TILE": tiling.tile,
-              "BLOCKS_PER_SM": tiling.blocks_per_sm, "IS_HALF": int(is_half)}
-    return cuda_source.load(SOURCE, "decode_quantised", macros, device, THREADS)
+              "WARPS": tiling.warps, "BLOCKS_PER_SM": tiling.blocks_per_sm, "IS_HALF": int(is_half)}
+    return cuda_source.load(SOURCE, "decode_quantised", macros, device, 32 * tiling.warps)

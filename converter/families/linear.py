@@ -51,8 +51,9 @@ def _awq(take: SourceTensors, ours: str, in_features: int, outputs: Sequence[Out
              "qzeros": (num_groups, OUTPUTS_PER_WORD, torch.int32), "scales": (num_groups, 1, torch.float16)}
     for part in outputs:
         if take.has(f"{part.name}.weight") and not take.has(f"{part.name}.qweight"):
-            raise CheckpointError(f"{take.folder}: {part.name} is not quantised but others are, which is not "
-                                  "supported; quantise all, or none")
+            raise CheckpointError(f"{take.folder}: {part.name} is not quantised but others are (config.json's "
+                                  "modules_to_not_convert), which is not supported; use a version that quantises all "
+                                  "layers, or none")
     for kind, (num_rows, each, dtype) in kinds.items():
         stored = [take.stored(f"{part.name}.{kind}", num_rows, part.count // each) for part in outputs]
         yield f"{ours}.{kind}", join_columns([

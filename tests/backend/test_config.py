@@ -140,7 +140,7 @@ def test_wrong_keys_of_quantised_weights_are_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(("group_size", "tp", "message"), [
-    (64, 2, r"tp=2 does not divide the 1 groups of 64 among the 64 inputs of wo of internlm2; use tp in \[1\]"),
+    (64, 2, r"tp=2 does not divide wo's groups of 64 inputs=1 of internlm2; use tp in \[1\]"),
     (32, 2, None), (64, 1, None)])
 def test_each_rank_needs_whole_groups(group_size, tp, message):
     model = dataclasses.replace(MODEL, quant=QuantConfig(group_size))

@@ -9,7 +9,7 @@ import pytest
 
 from backend.config import EngineConfig, ModelConfig, QuantConfig, RopeConfig
 from backend.errors import CapacityError
-from backend.memory_plan import GIB, graph_batch_sizes, plan_memory, weights_bytes
+from backend.memory_plan import GIB, graph_batch_sizes, other_bytes, plan_memory, weights_bytes
 
 LLAMA_7B = ModelConfig("llama2", 32000, 4096, 32, 32, 32, 128, 11008, 1e-5, RopeConfig(128), 4096, 1, (2,))
 
@@ -65,6 +65,21 @@ def test_int4_weights_are_4_bits_each_and_a_word_for_each_group():
 def test_a_plan_of_int4_weights_says_so():
     int4 = plan_memory(INT4_7B, EngineConfig(4096), "float16", 24 * GIB)
     assert str(int4).startswith("weights 3.7 GiB (int4, groups of 128, float16 activations), KV cache ")
+
+
+def test_where_int4_weights_do_not_fit_the_named_tp_divides_their_groups():
+    odd = dataclasses.replace(INT4_7B, intermediate_size=129 * 128)
+    for model, cure in ((LLAMA_7B, "tp=2 or "), (INT4_7B, "tp=2 or "), (odd, "")):  # with 0, 86 and 129 groups
+        with pytest.raises(CapacityError, match=f"use {cure}a device"):
+            plan_memory(model, EngineConfig(4096), "float16", 3 * GIB)
+
+
+def test_what_int4_weights_are_unpacked_into_is_planned():
+    def other(model: ModelConfig, on_cpu: bool) -> int:
+        return other_bytes(model, EngineConfig(4096), "float16", on_cpu)
+
+    assert other(INT4_7B, on_cpu=False) - other(LLAMA_7B, on_cpu=False) == 64 * 2**20
+    assert other(INT4_7B, on_cpu=True) - other(LLAMA_7B, on_cpu=True) == 2 * 11008 * 4096 * 10
 
 
 def test_tp_divides_weights_and_kv():

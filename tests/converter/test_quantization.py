@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from backend import LLM
@@ -32,8 +33,14 @@ def test_the_older_file_of_autoawq_says_the_same(awq):
     assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
 
 
-def test_an_unquantised_output_head_may_be_said_to_be_one(awq):
-    configure(awq, modules_to_not_convert=["lm_head"])
+def test_the_configuration_that_transformers_writes_is_read(awq):
+    table = transformers.AwqConfig(bits=4, group_size=64, zero_point=True).to_dict()
+    rewrite_config(awq, quantization_config=json.loads(json.dumps(table)))
+    assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
+
+
+def test_modules_that_no_one_quantises_may_be_named(awq):
+    configure(awq, modules_to_not_convert=["lm_head", "visual"])
     assert canonicalise(open_hf(awq), "llama").model.quant == QuantConfig(64)
 
 
@@ -52,7 +59,7 @@ def configure(folder: Path, **changes: object) -> None:
     ({"group_size": -1}, "group_size=-1 is not supported; use an AWQ version in groups of 32, 64, 128"),
     ({"group_size": 128}, r"tensor .*q_proj.qzeros has shape \[4, 32\], but config.json asks for "
                           r"\[2, 32\]"),
-    ({"modules_to_not_convert": ["o_proj"]}, "'o_proj' of modules_to_not_convert is not quantised but others are"),
+    ({"backend": "llm-awq"}, "AWQ's layout 'llm-awq' is not supported"),
 ])
 def test_another_kind_of_quantisation_is_refused(awq, changes, message):
     configure(awq, **changes)
@@ -83,7 +90,7 @@ def poison(tensors: dict[str, Tensor]) -> None:
      r"up_proj.qweight has shape \[256, 64\], but config.json asks for \[256, 48\]"),
     (lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(256, 48)}),
      "up_proj.qweight is stored as float32, but AWQ's is int32"),
-    (unpack_one, "model.layers.1.mlp.up_proj is not quantised but others are, which is not supported"),
+    (unpack_one, r"layers.1.mlp.up_proj is not quantised but others are \(config.json's modules_to_not_convert\)"),
     (poison, "tensor model.layers.1.mlp.down_proj.scales holds NaN or infinite values"),
 ])
 def test_damaged_tensors_are_named_and_nothing_is_written(awq, tmp_path, change, message):
@@ -111,10 +118,10 @@ def test_quantised_tensors_without_a_configuration_are_refused(awq):
 
 def test_groups_that_ranks_do_not_divide_are_refused_with_the_divisors(tmp_path):
     awq, _ = make_awq_pair("llama", tmp_path, 128)  # three groups along 384
-    with pytest.raises(ConfigError, match=r"tp=2 does not divide the 3 groups of 128 among the 384 inputs of w2 of "
-                                          r"llama; use tp in \[1\]"):
+    with pytest.raises(ConfigError, match=r"tp=2 does not divide w2's groups of 128 inputs=3 of llama; "
+                                          r"use tp in \[1\]"):
         convert_checkpoint("llama", awq, dst_path=tmp_path / "workspace", tp=2)
-    with pytest.raises(ConfigError, match="tp=2 does not divide the 3 groups of 128"):
+    with pytest.raises(ConfigError, match="tp=2 does not divide w2's groups of 128 inputs=3"):
         LLM(awq, "llama", tp=2, device="cpu")
 
 
