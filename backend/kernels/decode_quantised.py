@@ -41,8 +41,11 @@ class Tiling:
     blocks_per_sm: int
 
 
-MANY_BLOCKS = {8: Tiling(16, 4, 4), 4: Tiling(16, 4, 4)}  # where a launch has so many that some begin while others end
-FEW_BLOCKS = {8: Tiling(32, 4, 2), 4: Tiling(64, 4, 2)}  # where all are resident, by bits of a value
+# By the bits of a value: from how many (row, head tile) for each multiprocessor on which tiling is the best, or near it,
+# of those measured for 1 to 512 rows of 700 to 8,192 tokens on an H200. A block of one warp has nobody to wait for at
+# its ends; larger ones cut few rows into fewer splits.
+TILINGS = {8: ((12, Tiling(16, 1, 16)), (0, Tiling(16, 4, 4))),
+           4: ((12, Tiling(16, 1, 16)), (3, Tiling(64, 2, 4)), (0, Tiling(64, 4, 2)))}
 
 
 def fits(q: Tensor, cache: LayerKv) -> bool:
@@ -93,9 +96,7 @@ def _counters(device: torch.device, count: int) -> Tensor:
 
 
 def _tiling(num_units: int, bits: int, num_multiprocessors: int) -> Tiling:
-    """For a launch with num_units of (row, head tile). The best of those measured for 1 to 256 rows on an H200."""
-    many = MANY_BLOCKS[bits]
-    return many if num_units > 1.5 * many.blocks_per_sm * num_multiprocessors else FEW_BLOCKS[bits]
+    return next(tiling for least, tiling in TILINGS[bits] if num_units >= least * num_multiprocessors)
 
 
 @functools.cache
