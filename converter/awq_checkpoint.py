@@ -6,6 +6,7 @@ what they hold; a run with the same fingerprint goes on after the last of them. 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from converter.checkpoint import HF_CONFIG, Checkpoint
 from converter.lazy_tensor import Cast, LazyTensor
 from converter.safetensors_file import write_safetensors
 
+logger = logging.getLogger(__name__)
 INDEX = "model.safetensors.index.json"
 FINGERPRINT = "fingerprint.json"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -30,7 +32,7 @@ _SPARE_BYTES = 64 << 20
 
 
 class AwqCheckpoint:
-    """The folder `destination`, in the making."""
+    """The folder `destination`, in the making; a context in which an error leaves finished layers, and nothing else."""
 
     def __init__(self, destination: Path, source: Checkpoint, num_layers: int, fingerprint: Mapping[str, Any]) -> None:
         """fingerprint: JSON values; what an earlier run with another one has left is deleted.
@@ -46,6 +48,18 @@ class AwqCheckpoint:
                 shutil.rmtree(self.partial, ignore_errors=True)
                 self.partial.mkdir(parents=True)
                 _write_json(self.partial / FINGERPRINT, fingerprint)
+
+    def __enter__(self) -> AwqCheckpoint:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            return
+        if self.num_finished:
+            logger.warning("%s of %s layers are kept in %s; the same command goes on from there", self.num_finished,
+                           self.num_layers, self.partial)
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     @property
     def num_finished(self) -> int:
@@ -85,8 +99,8 @@ class AwqCheckpoint:
             for file in self._source.folder.iterdir():
                 if _is_copied(file):
                     shutil.copyfile(file, self.partial / file.name)
-            (self.partial / FINGERPRINT).unlink()
             self.partial.rename(self.destination)  # also onto an empty folder
+            (self.destination / FINGERPRINT).unlink()
 
     def _write_shard(self, index: int, tensors: Mapping[str, LazyTensor]) -> None:
         shard = self._shard(index)

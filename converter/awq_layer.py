@@ -63,9 +63,12 @@ def quantise_layer(layer: DecoderLayer, model: ModelConfig, statistics: Mapping[
         scales[name] = search_scales(*given, pool, spread) if recipe.is_searched else fixed_scales(*given, pool)
     factors = dict(scales)  # of the input channels of each
     for norm, name in (("attention_norm.weight", "attention.w_qkv"), ("ffn_norm.weight", "feed_forward.w13")):
-        before, dense[norm] = dense[norm], (dense[norm] / scales[name]).to(stored).float()
-        # What the norm has given away once it is rounded, so that its rounding costs nothing.
-        factors[name] = torch.where(dense[norm] == 0, 1.0, before / dense[norm])
+        before, after = dense[norm], (dense[norm] / scales[name]).to(stored).float()
+        # Channels whose norm float16 cannot hold, scaled, keep it. What the others have given away once they are
+        # rounded, the weights take over, so that their rounding costs nothing.
+        is_scaled = after.isfinite() & (after != 0)
+        dense[norm] = torch.where(is_scaled, after, before)
+        factors[name] = torch.where(is_scaled, before / after, 1.0)
     factors["attention.wo"] = heads.spread(scales["attention.wo"])
     for name in ("attention.w_qkv.weight", "attention.w_qkv.bias"):
         if name in dense:

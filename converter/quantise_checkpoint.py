@@ -44,23 +44,19 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
     model = dataclasses.replace(source.model, quant=QuantConfig(recipe.group_size))  # checks the shapes
     windows = calibration.draw(source)
     layers = LayerwiseModel(source, windows.drawn.shape[1], device)
-    output = AwqCheckpoint(destination, checkpoint, model.num_layers, {
-        "format": FORMAT, "source": _files(folder), "recipe": dataclasses.asdict(recipe), "dtype": str(layers.dtype),
-        "windows": hashlib.sha256(windows.drawn.numpy().tobytes()).hexdigest()})
     family = family_of(checkpoint)
     names = SourceNames(family, source.model)
     in_layers = names.in_layers()
     others = {name: tensor for name, tensor in checkpoint.tensors.items()
               if name not in in_layers and not name.endswith(family.ignored_suffixes)}
-    output.check_space(_num_bytes(source, recipe.group_size) + sum(tensor.num_bytes for tensor in others.values()))
-    try:
+    num_bytes = _num_bytes(source, recipe.group_size) + sum(tensor.num_bytes for tensor in others.values())
+    fingerprint = {"format": FORMAT, "source": _files(folder), "recipe": dataclasses.asdict(recipe),
+                   "dtype": str(layers.dtype), "windows": hashlib.sha256(windows.drawn.numpy().tobytes()).hexdigest()}
+    with AwqCheckpoint(destination, checkpoint, model.num_layers, fingerprint) as output:
+        output.check_space(num_bytes)
         _quantise_layers(layers, windows.drawn, recipe, stored, names, output, batch_size, show_progress)
-    except (KeyboardInterrupt, SystemExit):
-        logger.warning("%s of %s layers are done; the same command goes on from there", output.num_finished,
-                       model.num_layers)
-        raise
-    output.finish(others, stored, {"quant_method": "awq", "version": "gemm", "bits": BITS,
-                                   "group_size": recipe.group_size, "zero_point": True})
+        output.finish(others, stored, {"quant_method": "awq", "version": "gemm", "bits": BITS,
+                                       "group_size": recipe.group_size, "zero_point": True})
     quantised = open_checkpoint(destination, None)
     assert quantised is not None, "it has just been written"
     engine = EngineConfig(session_len=windows.drawn.shape[1], device=device)

@@ -68,6 +68,20 @@ def test_scaling_alone_leaves_the_layer_s_function(family, is_searched, tmp_path
     assert (output(model, scaled, hidden) - expected).abs().max() < tolerance * expected.abs().max()
 
 
+def test_channels_whose_scaled_norm_has_no_float16_stay_as_they_are(tmp_path, monkeypatch):
+    model, _ = layerwise("llama", tmp_path)
+    layer = model.layer(0)
+    layer.attention_norm.weight[0], layer.attention_norm.weight[1] = 1e-7, 0.0
+    layer.attention_norm.weight[2] = 6e4
+    monkeypatch.setattr(awq_layer, "fixed_scales", lambda weight, statistics, group_size, pool: torch.cat(
+        [torch.tensor([64.0, 2.0, 1 / 64]), pool(statistics.mean_magnitude)[3:].fill_(1.0)]))
+    quantised = quantise_layer(layer, model.model, observe(layer, 64), Recipe(64, False), torch.float16)
+    norm, weight = quantised.others["attention_norm.weight"], quantised.weights["attention.w_qkv"].dequantised()
+    assert norm[0] == torch.tensor(1e-7).half() and norm[1] == 0 and norm[2] == torch.tensor(6e4).half()
+    unscaled = layer.attention.w_qkv.weight[:384, :3]  # of q and k
+    assert (weight[:384, :3] - unscaled).abs().max() < 0.15 * unscaled.abs().max()
+
+
 @pytest.mark.parametrize("family", ["llama", "internlm2", "qwen2"])
 def test_search_loses_less_than_the_formula(family, tmp_path):
     model, hidden = layerwise(family, tmp_path)

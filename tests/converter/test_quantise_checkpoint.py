@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.quantizers import AutoQuantizationConfig
 
 from backend.accuracy_report import read_reports
 from backend.config import QuantConfig
@@ -106,6 +107,8 @@ def test_demo_model_keeps_its_answers(tmp_path):
 def test_folder_says_how_it_is_quantised_and_keeps_all_else(pristine, tmp_path):
     quantise(pristine, tmp_path / "awq")
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (pristine, tmp_path / "awq"))
+    as_transformers_reads_it = AutoQuantizationConfig.from_dict(after["quantization_config"])
+    assert (as_transformers_reads_it.bits, as_transformers_reads_it.group_size) == (4, 64)
     assert after.pop("quantization_config") == {"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 64,
                                                 "zero_point": True}
     assert after == before
@@ -149,7 +152,7 @@ def test_one_layer_is_in_memory_at_a_time(pristine, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def interrupted(pristine, tmp_path, monkeypatch) -> Path:
+def interrupted(pristine, tmp_path, monkeypatch, caplog) -> Path:
     """A destination whose making was stopped after two of three layers."""
     write = AwqCheckpoint.write_layer
 
@@ -162,7 +165,7 @@ def interrupted(pristine, tmp_path, monkeypatch) -> Path:
         patch.setattr(AwqCheckpoint, "write_layer", stop_at_the_last)
         with pytest.raises(KeyboardInterrupt):
             quantise(pristine, tmp_path / "awq")
-    assert not (tmp_path / "awq").exists()
+    assert not (tmp_path / "awq").exists() and "2 of 3 layers are kept" in caplog.text
     return tmp_path / "awq"
 
 
@@ -221,7 +224,7 @@ def test_too_little_space_is_said_before_anything_is_computed(pristine, tmp_path
     calls = count_quantised(monkeypatch)
     with pytest.raises(CheckpointError, match=r"0\.0 GiB free, but what is still to be written needs"):
         quantise(pristine, tmp_path / "awq")
-    assert not calls and not (tmp_path / "awq").exists()
+    assert not calls and not list(tmp_path.glob("*awq*")) and not list(tmp_path.glob(".awq*"))
 
 
 def test_activations_that_are_not_finite_name_the_layer(pristine, tmp_path):
