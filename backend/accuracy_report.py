@@ -18,8 +18,9 @@ from backend.workspace import WEIGHTS
 
 ACCURACY_FILE = "accuracy.json"
 # AWQ W4A16 of a 7B model costs 1 to 3 % of perplexity, int8 KV less than 0.3 %: past this, something went wrong, or the
-# model cannot bear the format.
+# model cannot bear the format. The divergence shows a loss too where the model cannot predict the text anyway.
 MAX_PERPLEXITY_INCREASE = 0.05
+MAX_KL_DIVERGENCE = 0.1
 PLAIN_KV = KvFormat.AS_MODEL.value  # AccuracyReport.kv of a cache that is not quantised
 
 
@@ -55,7 +56,7 @@ class AccuracyReport:
 
     @property
     def is_past_bound(self) -> bool:
-        return not self.perplexity_increase <= MAX_PERPLEXITY_INCREASE
+        return self.perplexity_increase > MAX_PERPLEXITY_INCREASE or self.kl_divergence > MAX_KL_DIVERGENCE
 
     def short(self) -> str:
         """The report in a line."""
@@ -102,8 +103,9 @@ def loss_warnings(model_path: Path, kv: str) -> list[str]:
         reports = read_reports(folder)
     except CheckpointError as error:  # the model itself may be as good as ever
         return [str(error)]
-    return [f"{folder / ACCURACY_FILE}: perplexity is {report.perplexity_increase:.1%} worse than unquantised, more "
-            f"than {MAX_PERPLEXITY_INCREASE:.0%}; {_cure(report)} ({report.short()})"
+    return [f"{folder / ACCURACY_FILE}: perplexity is {report.perplexity_increase:+.1%} against unquantised, KL "
+            f"divergence {report.kl_divergence:.2g}, past the bounds of {MAX_PERPLEXITY_INCREASE:+.0%} and "
+            f"{MAX_KL_DIVERGENCE}; {_cure(report)} ({report.short()})"
             for report in reports if report.kv in (PLAIN_KV, kv) and report.is_past_bound]
 
 

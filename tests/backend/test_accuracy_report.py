@@ -54,20 +54,21 @@ def test_a_damaged_file_is_named_with_the_cure(tmp_path: Path, text: str) -> Non
         read_reports(tmp_path)
 
 
-def test_a_loss_is_past_the_bound_from_five_per_cent_of_perplexity_on(tmp_path: Path) -> None:
+def test_a_loss_is_past_the_bound_by_its_perplexity_or_its_divergence() -> None:
     assert not GOOD.is_past_bound
     assert not dataclasses.replace(GOOD, perplexity=9.0).is_past_bound
     assert BAD.is_past_bound
+    assert dataclasses.replace(GOOD, perplexity=9.0, kl_divergence=0.2).is_past_bound
 
 
 def test_a_loss_of_a_kv_format_concerns_that_format_and_one_of_weights_all(tmp_path: Path) -> None:
     store_report(tmp_path, BAD)
     (warning,) = loss_warnings(tmp_path, "int4 (online)")
-    assert "10.0% worse" in warning and "more than 5%; use another quant_policy" in warning
+    assert "perplexity is +10.0%" in warning and "bounds of +5% and 0.1; use another quant_policy" in warning
     assert loss_warnings(tmp_path, PLAIN_KV) == loss_warnings(tmp_path, "int8 (online)") == []
     store_report(tmp_path, dataclasses.replace(GOOD, perplexity=20.0))
     (warning,) = loss_warnings(tmp_path, "int8 (online)")
-    assert "100.0% worse" in warning and "quantise in smaller groups" in warning
+    assert "+100.0%" in warning and "quantise in smaller groups" in warning
 
 
 def test_a_damaged_report_is_a_warning_not_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_loading_a_model_past_the_bound_warns_with_the_number_once(
     driver = StepDriver(source)
     driver.generate(0, [3, 4, 5], 2)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "7.0% worse" in warnings[0]
+    assert len(warnings) == 1 and "+7.0%" in warnings[0]
 
 
 def test_the_short_report_says_format_change_and_text() -> None:
