@@ -54,11 +54,10 @@ def _check_model(file: Path, model: ModelConfig) -> None:
 
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
-    names = "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"
+    names = "model_name", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"
     expected = {"format": FORMAT, **{name: str(getattr(model, name)) for name in names}}
     wrong = [name for name, value in expected.items() if metadata.get(name) != value]
     if wrong:
         theirs = ", ".join(f"{name}={metadata.get(name, 'nothing')}" for name in wrong)
         ours = ", ".join(f"{name}={expected[name]}" for name in wrong)
-        raise CheckpointError(f"{file} is of another model, {metadata.get('model_name', 'unnamed')} ({theirs}), than "
-                              f"{model.model_name} ({ours}); {CURE}")
+        raise CheckpointError(f"{file} is of another model ({theirs}) than this one ({ours}); {CURE}")
