@@ -75,6 +75,13 @@ def test_another_kind_of_quantisation_is_refused(awq, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_gptq_in_the_usual_order_is_refused_as_gptq(awq):
+    configure(awq, quant_method="gptq", desc_act=False)
+    rewrite_tensors(awq, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.g_idx": torch.zeros(256)}))
+    with pytest.raises(CheckpointError, match="weights quantised with 'gptq' are not supported; use an AWQ version"):
+        open_model(awq, "llama")
+
+
 def drop(suffix):
     return lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith(suffix)]
 
