@@ -28,7 +28,7 @@ def quant_config(checkpoint: Checkpoint) -> QuantConfig | None:
         return None
     method = table.get("quant_method", "unknown")
     # GPTQ stores a g_idx in any order; where AWQ has one, it is not AWQ's layout.
-    if table.get("desc_act") or method == "awq" and any(name.endswith(".g_idx") for name in checkpoint.tensors):
+    if table.get("desc_act") or (method == "awq" and any(name.endswith(".g_idx") for name in checkpoint.tensors)):
         raise CheckpointError(f"{file}: weights in activation order (desc_act, g_idx) are not supported; {_USE}")
     if method != "awq":
         raise CheckpointError(f"{file}: weights quantised with {method!r} are not supported; {_USE}")
