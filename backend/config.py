@@ -351,11 +351,13 @@ def read_config(path: Path) -> tuple[ModelConfig, EngineConfig]:
 
 
 def _check_weight_type(path: Path, table: Mapping[str, Any]) -> None:
-    is_quantised = table.get("weight_type") == INT4
+    if "weight_type" not in table:  # activation_type would pass for it
+        raise ConfigError(f"{path}: missing weight_type; convert the checkpoint again")
+    weight_type = table["weight_type"]
     for key in ("activation_type", "group_size"):
-        if is_quantised and key not in table:
+        if weight_type == INT4 and key not in table:
             raise ConfigError(f'{path}: weight_type = "{INT4}" needs {key}; convert the checkpoint again')
-        if not is_quantised and key in table:
+        if weight_type in DTYPE_SPELLINGS and key in table:
             raise ConfigError(f'{path}: {key} is for weight_type = "{INT4}"; remove it, or convert again')
 
 

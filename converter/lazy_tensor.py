@@ -192,10 +192,12 @@ class HalfSplitHeads(_OfOne):
 
 @dataclass(frozen=True, slots=True)
 class Cast(LazyTensor):
-    """Another tensor in another dtype. Raises CheckpointError where a value is out of the new dtype's range."""
+    """Another tensor in another dtype. Raises CheckpointError, with the cure, where a value is out of the new dtype's
+    range."""
 
     tensor: LazyTensor
     dtype: torch.dtype
+    cure: str = "use --dtype bf16 or fp32"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -209,7 +211,7 @@ class Cast(LazyTensor):
         out.copy_(self.tensor[start:stop])
         if not _is_finite(out):
             dtype = str(self.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{self.where} has values beyond the range of {dtype}; use --dtype bf16 or fp32")
+            raise CheckpointError(f"{self.where} has values beyond the range of {dtype}; {self.cure}")
 
 
 def _is_finite(values: Tensor) -> bool:

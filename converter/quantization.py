@@ -27,7 +27,8 @@ def quant_config(checkpoint: Checkpoint) -> QuantConfig | None:
         _refuse_quantised_tensors(checkpoint)
         return None
     method = table.get("quant_method", "unknown")
-    if table.get("desc_act") or any(name.endswith(".g_idx") for name in checkpoint.tensors):
+    # GPTQ stores a g_idx in any order; where AWQ has one, it is not AWQ's layout.
+    if table.get("desc_act") or (method == "awq" and any(name.endswith(".g_idx") for name in checkpoint.tensors)):
         raise CheckpointError(f"{file}: weights in activation order (desc_act, g_idx) are not supported; {_USE}")
     if method != "awq":
         raise CheckpointError(f"{file}: weights quantised with {method!r} are not supported; {_USE}")

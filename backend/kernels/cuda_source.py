@@ -99,16 +99,17 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
 
 
 def compile_together(file: Path, variants: list[dict[str, int]], device: torch.device) -> None:
-    """Compiles a source file with each of these macros, side by side, so that `load` finds them in the cache."""
+    """Compiles a source file with each of these macros, side by side, so that `load` finds them compiled."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda macros: _machine_code(file, _options(macros, device)), variants))
 
 
-def _options(macros: dict[str, int], device: torch.device) -> list[str]:
-    return [_architecture(device), "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)]
+def _options(macros: dict[str, int], device: torch.device) -> tuple[str, ...]:
+    return _architecture(device), "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)
 
 
-def _machine_code(file: Path, options: list[str]) -> bytes:
+@functools.cache  # what cannot be kept on disk is compiled once nevertheless
+def _machine_code(file: Path, options: tuple[str, ...]) -> bytes:
     from cuda.bindings import nvrtc
 
     source = file.read_bytes()
@@ -120,9 +121,16 @@ def _machine_code(file: Path, options: list[str]) -> bytes:
     code = compile_source(source, file.name, [*options, f"--include-path={file.parent}"])
     try:
         _keep(code, _cache_dir() / name)
-    except (OSError, RuntimeError) as error:
-        logger.warning("compiled kernels are not kept (%s); set XDG_CACHE_HOME to a folder that can be written", error)
+    except OSError as error:
+        _warn_not_kept(f"{_cache_dir()}: {error.strerror}")
+    except RuntimeError as error:  # no home
+        _warn_not_kept(str(error))
     return code
+
+
+@functools.cache  # once, not for each kernel
+def _warn_not_kept(reason: str) -> None:
+    logger.warning("compiled kernels are not kept (%s); set XDG_CACHE_HOME to a folder that can be written", reason)
 
 
 def _keep(code: bytes, file: Path) -> None:

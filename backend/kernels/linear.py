@@ -2,7 +2,8 @@
 
 One token, and on Hopper a few, go through a kernel of ours that fuses norm, gate and residual addition. More go, behind
 a norm of their own, through one that fuses gate and residual addition, where that is faster than cuBLAS, else through
-cuBLAS. Used by dispatch.py."""
+cuBLAS. On Hopper ours begin to read the weight before the kernels in front of them have ended, so none of those may
+write it. Used by dispatch.py."""
 
 from __future__ import annotations
 

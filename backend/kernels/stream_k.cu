@@ -8,8 +8,8 @@
 // * Stream-K (Osama et al., 2023). All steps of the tiles that do not fill whole waves stand in one row, of which each
 //   cluster gets an equal run. Whoever has a tile's first inputs finishes it; the others hand it their sums through
 //   `workspace`. A cluster does that for the tile in which its run begins, so first of all, and finishes the tile in
-//   which its run ends, so last of all: nobody waits long. Clusters wait only for those of lower numbers, which were
-//   started before them.
+//   which its run ends, so last of all: nobody waits long. Runs are given out from the last cluster of the grid to the
+//   first, so that clusters wait only for those in front of them in the grid, which were started before them.
 // * PARTS > 1, where tiles are so few that a run is a half of a tile or less: its inputs are divided once more over the
 //   blocks of the cluster, which send each other their sums through distributed shared memory, so that each holds some
 //   of the tokens' before anything is handed over.

@@ -26,6 +26,17 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
     show_progress  a bar, on a terminal, where it takes long
     Raises CheckpointError, naming the tensor, for one that is missing, unknown, double or of another shape, before
     anything is read; and for one that cannot be read."""
+    num_bytes = _read(model, source, dtype, device, show_progress)
+    for module in model.modules():
+        if isinstance(module, ShardedModule):
+            module.prepare()
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=False)
+    return num_bytes
+
+
+def _read(model: nn.Module, source: ModelSource, dtype: torch.dtype, device: torch.device, show_progress: bool) -> int:
+    """Fills the parameters. Once it returns nobody else holds them, so that a layer that packs its own frees them."""
     parts = []
     for stored, module, name, shard in _matched(model, source):
         local = torch.empty(shard.local_shape, dtype=module.own_dtypes.get(name, dtype), device=device)
@@ -37,11 +48,6 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
     with _Bar(total=num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights", delay=SILENT_S,
               disable=None if show_progress else True) as bar:  # None: only on a terminal
         read_parts(parts, device, bar.update)
-    for module in model.modules():
-        if isinstance(module, ShardedModule):
-            module.prepare()
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=False)
     return num_bytes
 
 

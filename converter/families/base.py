@@ -68,7 +68,11 @@ class SourceTensors:
         """In the dtype that it is stored in. Raises CheckpointError as above."""
         tensor = self._checkpoint.tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{self._checkpoint.folder}: tensor {name} is in no file; "
+            module, _, kind = name.rpartition(".")
+            if kind == "weight" and self.has(f"{module}.qweight"):
+                raise CheckpointError(f"{self.folder}: {module} is quantised, which is supported inside decoder layers "
+                                      "alone; use an AWQ version that leaves it as it was")
+            raise CheckpointError(f"{self.folder}: tensor {name} is in no file; "
                                   "the checkpoint is incomplete, download it again")
         if tensor.shape != shape:
             raise CheckpointError(f"{tensor.where} has shape {list(tensor.shape)}, but "

@@ -66,7 +66,7 @@ def _in_dtype(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     if not (dtype.is_floating_point and tensor.dtype.is_floating_point):
         raise CheckpointError(f"{tensor.where} is stored as {_name(tensor.dtype)}, but AWQ's is {_name(dtype)}; "
                               "the checkpoint is of another kind, or damaged: download it again")
-    return Cast(tensor, dtype)
+    return Cast(tensor, dtype, f"AWQ's are {_name(dtype)}: use another AWQ version, or the unquantised checkpoint")
 
 
 def _rows(tensor: LazyTensor, runs: Runs) -> LazyTensor:

@@ -99,7 +99,8 @@ def test_integer_end_id_is_one_id(tmp_path):
     (("[llama]", "[model]"), r"it needs exactly one, \[llama\]"),
     (("weight_type = \"bf16\"", "weight_type = \"int3\""), "it needs one of fp16, bf16, fp32, .* or int4"),
     (("weight_type = \"bf16\"", "weight_type = \"int4\""), 'weight_type = "int4" needs activation_type'),
-    (("weight_type = \"bf16\"", "group_size = 32"), 'group_size is for weight_type = "int4"; remove it'),
+    (("weight_type = \"bf16\"", "weight_type = \"bf16\"\ngroup_size = 32"), 'group_size is for weight_type = "int4"'),
+    (("weight_type = \"bf16\"\n", ""), "missing weight_type; convert"),
     (("cache_block_seq_len = 64", "cache_block_seq_len = 63"), "use a power of two"),
     (("cache_max_entry_count = 0.5", "cache_max_entry_count = 1.5"), "use a share in"),
     (("quant_policy = 0", "quant_policy = 2"), r"quant_policy=2 is no KV cache format; use 0 .*, 8 .* or 4"),
@@ -137,6 +138,8 @@ def test_what_the_model_cannot_do_is_refused_with_what_it_can(model, engine, mes
                                               r"internlm2; quantise in groups of one of \[32, 64\]"),
     (("group_size = 32\n", ""), "needs group_size; convert the checkpoint again"),
     (('activation_type = "fp16"', 'activation_type = "int4"'), "activation_type = 'int4' does not work; it needs one"),
+    (('weight_type = "int4"', 'weight_type = "int8"'), "weight_type = 'int8' does not work; it needs .* or int4"),
+    (('weight_type = "int4"\n', ""), "missing weight_type; convert"),
     (("size_per_head = 16", "size_per_head = 20"), "size_per_head=20 .* is not a multiple of the 8 weights"),
 ])
 def test_wrong_keys_of_quantised_weights_are_refused(tmp_path, change, message):

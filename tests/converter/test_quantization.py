@@ -17,7 +17,14 @@ from backend.model_source import open_model
 from converter.canonical import canonicalise
 from converter.checkpoint import open_hf
 from converter.convert import convert_checkpoint
-from tests.awq_checkpoints import dequantise, make_awq_pair, quantise_checkpoint, rewrite_config, rewrite_tensors
+from tests.awq_checkpoints import (
+    dequantise,
+    make_awq_pair,
+    quantise,
+    quantise_checkpoint,
+    rewrite_config,
+    rewrite_tensors,
+)
 from tests.checkpoints import make_checkpoint
 
 
@@ -68,6 +75,13 @@ def test_another_kind_of_quantisation_is_refused(awq, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_gptq_in_the_usual_order_is_refused_as_gptq(awq):
+    configure(awq, quant_method="gptq", desc_act=False)
+    rewrite_tensors(awq, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.g_idx": torch.zeros(256)}))
+    with pytest.raises(CheckpointError, match="weights quantised with 'gptq' are not supported; use an AWQ version"):
+        open_model(awq, "llama")
+
+
 def drop(suffix):
     return lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith(suffix)]
 
@@ -76,6 +90,16 @@ def unpack_one(tensors: dict[str, Tensor]) -> None:
     layer = "model.layers.1.mlp.up_proj"
     tensors[f"{layer}.weight"] = dequantise(*(tensors.pop(f"{layer}.{kind}")
                                               for kind in ("qweight", "qzeros", "scales"))).half()
+
+
+def enlarge(tensors: dict[str, Tensor]) -> None:
+    name = "model.layers.1.mlp.down_proj.scales"
+    tensors[name] = tensors[name].float() * 1e9
+
+
+def quantise_head(tensors: dict[str, Tensor]) -> None:
+    parts = quantise(tensors.pop("lm_head.weight"), 64)
+    tensors |= {f"lm_head.{kind}": part for kind, part in parts.items()}
 
 
 def poison(tensors: dict[str, Tensor]) -> None:
@@ -91,7 +115,9 @@ def poison(tensors: dict[str, Tensor]) -> None:
     (lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(256, 48)}),
      "up_proj.qweight is stored as float32, but AWQ's is int32"),
     (unpack_one, r"layers.1.mlp.up_proj is not quantised but others are \(config.json's modules_to_not_convert\)"),
+    (quantise_head, "lm_head is quantised, which is supported inside decoder layers alone; use an AWQ version that"),
     (poison, "tensor model.layers.1.mlp.down_proj.scales holds NaN or infinite values"),
+    (enlarge, "down_proj.scales has values beyond the range of float16; AWQ's are float16: use another AWQ version"),
 ])
 def test_damaged_tensors_are_named_and_nothing_is_written(awq, tmp_path, change, message):
     rewrite_tensors(awq, change)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,25 @@ def test_a_kernel_is_compiled_launched_and_kept(source, monkeypatch):
         assert output.tolist() == [2.0 * factor] * 32
     assert len(list((source.parent / "cache").rglob("*.cubin"))) == 2
     monkeypatch.setattr(cuda_source, "compile_source", None)  # a second start needs no compiler
+    cuda_source._machine_code.cache_clear()
     cuda_source.load(source, "fill", {"FACTOR": 3}, device, threads=32)
+
+
+def test_where_nothing_can_be_kept_each_kernel_is_compiled_once_with_one_warning(source, monkeypatch, caplog):
+    bindings = ModuleType("cuda.bindings")
+    bindings.nvrtc = SimpleNamespace(nvrtcVersion=lambda: (0, 13, 0))
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setattr(cuda_source, "_architecture", lambda device: "sm_90a")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(source))  # a file
+    cuda_source._warn_not_kept.cache_clear()
+    compiled = []
+    monkeypatch.setattr(cuda_source, "compile_source", lambda *arguments: compiled.append(arguments) or b"code")
+    for factors in ((3,), (5, 3, 7)):
+        variants = [{"FACTOR": factor} for factor in factors]
+        cuda_source.compile_together(source, variants, torch.device("cuda", 0))
+    assert len(compiled) == 3
+    assert caplog.text.count("compiled kernels are not kept") == 1
 
 
 @pytest.mark.hopper

@@ -7,10 +7,13 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError, ConfigError
+from backend.kernels import dispatch as kernels
+from backend.kernels.w4_weight import W4Weight
 from backend.layers.linear import ColumnLinear, RowLinear
 from backend.layers.parameter import ShardedModule
 from backend.layers.rms_norm import RMSNorm
@@ -95,6 +98,20 @@ def test_what_was_loaded_is_freed_once_it_is_packed_and_the_rest_is_what_was_pla
         model = loaded(RandomModel(config, EngineConfig(session_len=64, tp=tp)), TensorParallel(rank, tp))
         assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"weight"}
         assert num_bytes(model) == weights_bytes(config, "float32", tp)
+
+
+def test_a_layer_is_packed_when_those_before_it_are_freed(monkeypatch):
+    packed: list[StorageWeakRef] = []
+    pack = kernels.pack_w4
+
+    def recorded(*tensors: Tensor) -> W4Weight:
+        assert all(storage.expired() for storage in packed)
+        packed.extend(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
+        return pack(*tensors)
+
+    monkeypatch.setattr(kernels, "pack_w4", recorded)
+    loaded(RandomModel(TINY_AWQ, EngineConfig(session_len=64)))
+    assert len(packed) == 3 * 4 * TINY_AWQ.num_layers
 
 
 def test_words_stored_in_another_dtype_are_refused():
