@@ -26,6 +26,7 @@ constexpr int K_GROUPS = PARTS / CLUSTER, ROW_GROUPS = WARPS / K_GROUPS;
 constexpr int PIECES = (SIZE + 127) / 128, BLOCK_PIECES = (PIECES + CLUSTER - 1) / CLUSTER;  // of a row
 constexpr int GROUPS = 128 / GROUP, PIECE_BYTES = 1024 + GROUPS * 64;
 constexpr int TOKEN_TILES = (TOKENS + 7) / 8;
+constexpr int TILES = TOKENS > 8 ? 1 : 2;  // multiplied side by side, so that fewer products wait for one another
 constexpr int X_LANES = TOKENS == 1 ? 4 : 32;  // one token: all eight columns of the product are the same
 constexpr int STRIPS = OUTPUTS / 16, PAIRS = (STRIPS + 1) / 2;
 constexpr int RESULTS = GATED ? OUTPUTS / 2 : OUTPUTS;
@@ -47,7 +48,7 @@ struct Shared {
     float half_warp_squares[HALF_WARPS];
     float squares[CLUSTER][TOKENS];
     float unscale[TOKENS];
-    unsigned long long full[WARPS][STAGES], sums_came, squares_came;  // barriers
+    unsigned long long full[WARPS][STAGES];  // barriers
 };
 
 __device__ __forceinline__ void copy_constant(u32 shared, const void* address, int bytes, u32 barrier) {
@@ -102,16 +103,12 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     const int block_pieces = (rank + 1) * PIECES / CLUSTER - first_piece;
     const int begin = k_group * block_pieces / K_GROUPS, end = (k_group + 1) * block_pieces / K_GROUPS;  // this warp's
     const int num_pairs = (PAIRS - cluster + NUM_CLUSTERS - 1) / NUM_CLUSTERS;  // of this cluster
-
-    if (CLUSTER > 1) {
-        if (thread == 0) {
-            make_barrier(address_of(&shared.sums_came));
-            make_barrier(address_of(&shared.squares_came));
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        }
-        __syncwarp();
-        cluster_arrive();
+    if (cluster >= NUM_CLUSTERS) {  // takes the place that a second block of the next kernel would take
+        let_next_begin();
+        wait_for_inputs();
+        return;
     }
+    if (CLUSTER > 1) cluster_arrive();
 
     int copied_pair = row_group, copied_piece = begin, copied_stage = 0;
     auto copy_next_unit = [&]() {  // one lane
@@ -246,13 +243,11 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     }
     __syncthreads();
     if (CLUSTER > 1) {
-        cluster_wait();  // every block has its barriers
-        if (thread == 0 && num_units) expect_bytes(address_of(&shared.sums_came), num_units * PARTS * 16);
+        cluster_wait();  // every block has begun
         if (NORM && thread < TOKENS) {
-            const u32 place = address_of(&shared.squares[rank][thread]), barrier = address_of(&shared.squares_came);
-            if (thread == 0) expect_bytes(barrier, CLUSTER * TOKENS * 4);
+            const float squares = block_squares(thread);
 #pragma unroll
-            for (int r = 0; r < CLUSTER; r++) send(in_block(place, r), block_squares(thread), in_block(barrier, r));
+            for (int r = 0; r < CLUSTER; r++) store(in_block(address_of(&shared.squares[rank][thread]), r), squares);
         }
     }
 
@@ -265,62 +260,80 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
             for (int u = 0; u < UNIT; u++) {
                 const int piece = first + u;
                 if (u && piece >= end) break;
-                const u8* pieces[2];
-                float products[2][TOKEN_TILES][4];
-                uint4 words[2];
+                const u8* const pieces[2]
+                    = {shared.ring[warp][stage][0] + u * PIECE_BYTES, shared.ring[warp][stage][1] + u * PIECE_BYTES};
+                float products[TILES][2][TOKEN_TILES][4];
+                // Takes a group's scale and zero into account; its products may be in several tiles.
+                auto add_group = [&](int group, int first_tile, int num_tiles) {
+                    float2 x_sum[TOKEN_TILES];
 #pragma unroll
-                for (int s = 0; s < 2; s++) pieces[s] = shared.ring[warp][stage][s] + u * PIECE_BYTES;
-#pragma unroll
-                for (int quarter = 0; quarter < 4; quarter++) {  // 32 inputs
-                    if (quarter % 2 == 0) {
-#pragma unroll
-                        for (int s = 0; s < 2; s++)
-                            words[s] = *(const uint4*)(pieces[s] + quarter / 2 * 512 + lane * 16);
-                    }
-                    if (quarter * 32 % GROUP == 0) {
-#pragma unroll
-                        for (int i = 0; i < 8 * TOKEN_TILES; i++) (&products[0][0][0])[i] = 0;
-                    }
-                    uint4 inputs[TOKEN_TILES];
-#pragma unroll
-                    for (int t = 0; t < TOKEN_TILES; t++) inputs[t] = shared.x[piece][quarter][t][lane % X_LANES];
+                    for (int t = 0; t < TOKEN_TILES; t++)
+                        x_sum[t] = TOKENS == 1
+                            ? make_float2(shared.x_sums[piece][group][0], 0)
+                            : *(const float2*)&shared.x_sums[piece][group][t * 8 + lane % 4 * 2 % TOKENS];
 #pragma unroll
                     for (int s = 0; s < 2; s++) {
-                        const uint4 left = unpacked(quarter % 2 ? words[s].z : words[s].x);
+                        const uint2 rows = *(const uint2*)(pieces[s] + 1024 + (group * 8 + lane / 4) * 8);
+                        const u32 row[2] = {rows.x, rows.y};
 #pragma unroll
-                        for (int t = 0; t < TOKEN_TILES; t++) multiply(products[s][t], left, inputs[t].x, inputs[t].y);
-                    }
+                        for (int h = 0; h < 2; h++) {
+                            const float scale = half_to_float(row[h]);
+                            const float zero = -(__uint_as_float(row[h] & 0xffff0000u) + OFFSET_TO_128);
 #pragma unroll
-                    for (int s = 0; s < 2; s++) {
-                        const uint4 left = unpacked(quarter % 2 ? words[s].w : words[s].y);
+                            for (int t = 0; t < TOKEN_TILES; t++) {
 #pragma unroll
-                        for (int t = 0; t < TOKEN_TILES; t++) multiply(products[s][t], left, inputs[t].z, inputs[t].w);
-                    }
-                    if ((quarter + 1) * 32 % GROUP == 0) {
-                        const int group = quarter * 32 / GROUP;
-                        float2 x_sum[TOKEN_TILES];
+                                for (int j = 0; j < (TOKENS == 1 ? 1 : 2); j++) {
+                                    float product = (j ? x_sum[t].y : x_sum[t].x) * zero;
 #pragma unroll
-                        for (int t = 0; t < TOKEN_TILES; t++)
-                            x_sum[t] = TOKENS == 1
-                                ? make_float2(shared.x_sums[piece][group][0], 0)
-                                : *(const float2*)&shared.x_sums[piece][group][t * 8 + lane % 4 * 2 % TOKENS];
-#pragma unroll
-                        for (int s = 0; s < 2; s++) {
-                            const uint2 rows = *(const uint2*)(pieces[s] + 1024 + (group * 8 + lane / 4) * 8);
-                            const u32 row[2] = {rows.x, rows.y};
-#pragma unroll
-                            for (int h = 0; h < 2; h++) {
-                                const float scale = half_to_float(row[h]);
-                                const float zero = -(__uint_as_float(row[h] & 0xffff0000u) + OFFSET_TO_128);
-#pragma unroll
-                                for (int t = 0; t < TOKEN_TILES; t++) {
-                                    float* const sum = &sums[s][t][2 * h];
-                                    const float* const product = &products[s][t][2 * h];
-                                    sum[0] = fmaf(fmaf(zero, x_sum[t].x, product[0]), scale, sum[0]);
-                                    if (TOKENS > 1)
-                                        sum[1] = fmaf(fmaf(zero, x_sum[t].y, product[1]), scale, sum[1]);
+                                    for (int i = 0; i < num_tiles; i++)
+                                        product += products[first_tile + i][s][t][2 * h + j];
+                                    sums[s][t][2 * h + j] = fmaf(product, scale, sums[s][t][2 * h + j]);
                                 }
                             }
+                        }
+                    }
+                };
+#pragma unroll
+                for (int tile = 0; tile < 2; tile += TILES) {
+                    uint4 words[TILES][2];
+#pragma unroll
+                    for (int i = 0; i < TILES; i++)
+#pragma unroll
+                        for (int s = 0; s < 2; s++)
+                            words[i][s] = *(const uint4*)(pieces[s] + (tile + i) * 512 + lane * 16);
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {  // 32 inputs of each tile
+                        if ((tile * 2 + half) * 32 % GROUP == 0) {
+#pragma unroll
+                            for (int i = 0; i < TILES * 8 * TOKEN_TILES; i++) (&products[0][0][0][0])[i] = 0;
+                        }
+                        uint4 inputs[TILES][TOKEN_TILES];
+#pragma unroll
+                        for (int i = 0; i < TILES; i++)
+#pragma unroll
+                            for (int t = 0; t < TOKEN_TILES; t++)
+                                inputs[i][t] = shared.x[piece][(tile + i) * 2 + half][t][lane % X_LANES];
+#pragma unroll
+                        for (int j = 0; j < 2; j++) {
+#pragma unroll
+                            for (int i = 0; i < TILES; i++) {
+#pragma unroll
+                                for (int s = 0; s < 2; s++) {
+                                    const uint4 w = words[i][s];
+                                    const uint4 left = unpacked(half ? (j ? w.w : w.z) : (j ? w.y : w.x));
+#pragma unroll
+                                    for (int t = 0; t < TOKEN_TILES; t++) {
+                                        const uint4 right = inputs[i][t];
+                                        multiply(products[i][s][t], left, j ? right.z : right.x, j ? right.w : right.y);
+                                    }
+                                }
+                            }
+                        }
+                        if (GROUP == 128 && tile + TILES == 2 && half) add_group(0, 0, TILES);
+#pragma unroll
+                        for (int i = 0; i < TILES; i++) {
+                            if (GROUP == 64 && half) add_group(tile + i, i, 1);
+                            if (GROUP == 32) add_group((tile + i) * 2 + half, i, 1);
                         }
                     }
                 }
@@ -329,7 +342,6 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
             if (lane == 0) copy_next_unit();
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
-        // With as many row groups as blocks, a warp's pairs are all finished by the same block.
 #pragma unroll
         for (int t = 0; t < TOKEN_TILES; t++) {
 #pragma unroll
@@ -342,15 +354,14 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                 float4* const place
                     = &shared.received[rank * K_GROUPS + k_group][p / CLUSTER][of_token * 8 + lane / 4];
                 if (CLUSTER == 1) *place = sum;
-                else send(in_block(address_of(place), row_group), sum,
-                          in_block(address_of(&shared.sums_came), row_group));
+                else store(in_block(address_of(place), p % CLUSTER), sum);
             }
         }
     }
     if (CLUSTER == 1) __syncthreads();
     else {
-        if (NORM) wait_for_bytes(address_of(&shared.squares_came), 0);
-        if (num_units) wait_for_bytes(address_of(&shared.sums_came), 0);
+        __syncwarp();
+        cluster_sync();
     }
 
 #pragma unroll

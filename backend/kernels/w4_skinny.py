@@ -23,6 +23,9 @@ MAX_TOKENS = TOKENS[-1]
 PARTS = 8  # of the inputs
 WARPS = 8
 SHARED_BYTES = 227 * 1024
+# With this much a multiprocessor holds two blocks: one that multiplies, and one of the next kernel that reads ahead.
+# With room for three, two could be of the same kernel, and take twice as long as the others.
+TWO_BLOCKS_BYTES = 76 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +107,13 @@ def shared_bytes(layout: Layout, size: int, num_outputs: int, group_size: int, t
     ring = WARPS * layout.stages * 2 * layout.unit * piece_bytes(group_size)
     x = pieces * (4 * _count(tokens, 8) * (4 if tokens == 1 else 32) * 16 + PIECE // group_size * tokens * 4)
     sums = PARTS * slots * 8 * tokens * 16 + 4 * (2 * WARPS + layout.cluster * tokens + tokens)
-    return _count(ring + x + sums + 8 * (WARPS * layout.stages + 2), 16) * 16
+    return max(TWO_BLOCKS_BYTES, _count(ring + x + sums + 8 * WARPS * layout.stages, 16) * 16)
 
 
 @functools.cache
 def _num_clusters(layout: Layout, num_outputs: int, device: torch.device) -> int:
-    """One block a multiprocessor: clusters of more than two do not fill all of them."""
+    """That have work: one block a multiprocessor, and not more clusters of four or eight than sixteen multiprocessors,
+    the fewest that share a network, can hold together."""
     multiprocessors = num_multiprocessors(device)
     if layout.cluster > 2:
         multiprocessors -= multiprocessors % 16
@@ -127,7 +131,7 @@ def _kernel(layout: Layout, size: int, num_outputs: int, group_size: int, tokens
               "BIAS": has_bias, "RESIDUAL": has_residual, "GATED": is_gated, "IS_HALF": is_half}
     kernel = cuda_source.load(SOURCE, "w4_skinny", {name: int(value) for name, value in macros.items()}, device,
                               32 * WARPS, shared_bytes(layout, size, num_outputs, group_size, tokens, device))
-    return kernel, num_clusters * layout.cluster
+    return kernel, layout.cluster * max(num_clusters, num_multiprocessors(device) // layout.cluster)
 
 
 def _count(whole: int, part: int) -> int:

@@ -19,8 +19,10 @@ GROUP_SIZES = [32, 64, 128]
 
 
 def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, group_size: int,
-          fusion: tuple[int, ...], device: str, dtype: torch.dtype) -> None:
-    """The kernel's result equals the reference's in float64, and is in the residual where there is one."""
+          fusion: tuple[int, ...], device: str, dtype: torch.dtype, *, is_rounded: bool = False) -> None:
+    """The kernel's result equals the reference's in float64, and is in the residual where there is one.
+
+    is_rounded  the kernel is to round weights to `dtype` before it multiplies them"""
     has_norm, has_bias, is_gated, has_residual = fusion
     weight = w4_weight.pack_w4(*published_weight(size, num_outputs, group_size, device).tensors)
     x = torch.randn(num_tokens, size).to(device, dtype)
@@ -28,8 +30,9 @@ def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs
     norm = (torch.rand(size).to(device, dtype) + 0.5, EPS) if has_norm else None
     num_results = num_outputs // 2 if is_gated else num_outputs
     residual = torch.randn(num_tokens, num_results).to(device, dtype) if has_residual else None
-    expected = reference.linear_w4(
-        x.double(), weight, None if bias is None else bias.double(), is_gated=bool(is_gated),
+    values = w4_weight.dequantise(weight, dtype if is_rounded else torch.float64).double()
+    expected = reference.linear(
+        x.double(), values, None if bias is None else bias.double(), is_gated=bool(is_gated),
         norm=None if norm is None else (norm[0].double(), EPS),
         residual=None if residual is None else residual.double())
     result = kernel(x, weight, bias, norm=norm, is_gated=bool(is_gated), residual=residual)
@@ -41,24 +44,24 @@ def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
 @pytest.mark.parametrize("num_tokens", [1, 3, 70])
 def test_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, device, dtype):
-    check(w4_linear.linear_w4, num_tokens, 128, 48, 64, fusion, device, dtype)
+    check(w4_linear.linear_w4, num_tokens, 128, 48, 64, fusion, device, dtype, is_rounded=True)
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("num_tokens", [2, 65])
 def test_groups_of_any_size_have_their_own_scales(num_tokens, group_size, device, dtype):
-    check(w4_linear.linear_w4, num_tokens, 256, 24, group_size, (0, 0, 0, 0), device, dtype)
+    check(w4_linear.linear_w4, num_tokens, 256, 24, group_size, (0, 0, 0, 0), device, dtype, is_rounded=True)
 
 
 @pytest.mark.parametrize(("size", "num_outputs"), [(32, 8), (96, 40), (192, 56), (416, 136)])
 @pytest.mark.parametrize("num_tokens", [2, 65])
 def test_sizes_that_do_not_fill_a_piece_are_multiplied(num_tokens, size, num_outputs, device, dtype):
-    check(w4_linear.linear_w4, num_tokens, size, num_outputs, 32, (0, 1, 1, 0), device, dtype)
+    check(w4_linear.linear_w4, num_tokens, size, num_outputs, 32, (0, 1, 1, 0), device, dtype, is_rounded=True)
 
 
 def test_a_dense_part_is_no_larger_than_its_scratch(device, monkeypatch):
     monkeypatch.setattr(w4_linear, "SCRATCH_BYTES", 7 * 2 * 128)
-    check(w4_linear.linear_w4, 65, 128, 40, 32, (0, 0, 0, 0), device, torch.float16)
+    check(w4_linear.linear_w4, 65, 128, 40, 32, (0, 0, 0, 0), device, torch.float16, is_rounded=True)
 
 
 def test_a_dequantised_part_is_the_references(device, dtype):
