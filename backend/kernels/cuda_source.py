@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from backend.kernels.capability import can_begin_early
+from backend.kernels.capability import can_begin_early, is_hopper
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def compile_source(source: bytes, name: str, options: list[str]) -> bytes:
 
 def _architecture(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
-    return f"--gpu-architecture=sm_{major}{minor}"
+    return f"--gpu-architecture=sm_{major}{minor}{'a' if is_hopper(device) else ''}"  # a: wgmma, which is Hopper's alone
 
 
 def _cache_dir() -> Path:
