@@ -1,15 +1,15 @@
 """Linear layers with four-bit weights on a GPU: which kernel multiplies, decided by the number of tokens.
 
-Up to 16 tokens, on Hopper, go through a kernel of ours that fuses norm, gate and residual addition; some more through a
-Triton kernel; and for many the weight becomes a dense matrix, a part at a time, that cuBLAS multiplies. Used by
-dispatch.py."""
+On Hopper up to 16 tokens go through one kernel of ours, which fuses norm, gate and residual addition, and more through
+another, which makes sixteen-bit weights in registers. Elsewhere few go through a Triton kernel, and for many the weight
+becomes a dense matrix, a part at a time, that cuBLAS multiplies. Used by dispatch.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from backend.kernels import shapes, w4_skinny, w4_triton
+from backend.kernels import shapes, w4_skinny, w4_stream_k, w4_triton
 from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 from backend.kernels.w4_weight import W4Weight
@@ -26,6 +26,8 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
         return w4_skinny.w4_skinny(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
     if norm is not None:
         x = rms_norm(x, *norm)
+    if w4_stream_k.fits(x, weight, is_gated, residual):
+        return w4_stream_k.w4_stream_k(x, weight, bias, is_gated=is_gated, residual=residual)
     y = w4_triton.matmul(x, weight) if x.shape[0] <= MAX_TRITON_TOKENS else _dense_matmul(x, weight)
     if bias is not None:
         y += bias

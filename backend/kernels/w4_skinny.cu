@@ -18,6 +18,7 @@
 
 #include "prelude.cuh"
 #include "cluster.cuh"
+#include "w4.cuh"
 
 typedef unsigned char u8;
 
@@ -54,31 +55,6 @@ struct Shared {
 __device__ __forceinline__ void copy_constant(u32 shared, const void* address, int bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(shared), "l"(address), "r"(bytes), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ u32 masked(u32 word) {
-    u32 pair;
-#if IS_HALF
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(pair) : "r"(word), "r"(0x00f000f0u), "r"(0x54005400u));
-#else
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(pair) : "r"(word), "r"(0x000f000fu), "r"(0x43004300u));
-#endif
-    return pair;
-}
-
-// 16 x 16 values OFFSET + q, this lane's part.
-__device__ __forceinline__ uint4 unpacked(u32 word) {
-#if IS_HALF
-    return make_uint4(masked(word << 4), masked(word), masked(word >> 4), masked(word >> 8));
-#else
-    return make_uint4(masked(word), masked(word >> 4), masked(word >> 8), masked(word >> 12));
-#endif
-}
-
-__device__ __forceinline__ float half_to_float(u32 word) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((u16)word));
-    return value;
 }
 
 __device__ __forceinline__ float low_of(u32 word) { return to_float((u16)word); }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.kernels import reference, w4_linear, w4_skinny, w4_triton, w4_weight
+from backend.kernels import reference, w4_linear, w4_skinny, w4_stream_k, w4_triton, w4_weight
 from tests.backend.kernels.awq import published_weight
 from tests.backend.kernels.comparison import assert_near
 from tests.backend.kernels.test_linear import FUSIONS
@@ -127,7 +127,7 @@ def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
     size, layers = 2048, 24
     weights = [w4_weight.pack_w4(*published_weight(size, size, 128, "cuda").tensors) for _ in range(4)]
     norm = (torch.ones(size, device="cuda", dtype=torch.bfloat16), EPS)
-    for num_tokens in (1, 7, 16):
+    for num_tokens in (1, 7, 16, 40):
         start = torch.randn(num_tokens, size, device="cuda", dtype=torch.bfloat16)
         hidden = start.clone()
 
@@ -147,6 +147,30 @@ def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
             hidden.copy_(start)
             graph.replay()
             assert torch.equal(hidden, expected)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("half", HALF, ids=str)
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+@pytest.mark.parametrize("num_tokens", [17, 64, 129, 300])
+def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, half):
+    check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("is_gated", [0, 1])
+@pytest.mark.parametrize("layout", [(32, 1), (32, 2), (64, 1), (64, 2), (96, 1), (128, 1), (128, 2)], ids=str)
+@pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
+def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated,
+                                                             group_size):
+    def kernel(x, weight, bias, *, norm, is_gated, residual):
+        waves = w4_stream_k.whole_waves(*layout, len(x), weight.out_features, x.device)
+        return w4_stream_k.launch(w4_stream_k.Layout(*layout, waves), x, weight, bias, is_gated=is_gated,
+                                  residual=residual)
+
+    size = size // group_size * group_size
+    check(kernel, num_tokens, size, num_outputs, group_size, (0, 0, is_gated, not is_gated), "cuda", torch.bfloat16)
 
 
 def test_there_is_no_such_kernel_on_a_cpu():
