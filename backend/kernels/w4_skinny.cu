@@ -21,6 +21,9 @@
 #include "w4.cuh"
 
 typedef unsigned char u8;
+#ifndef EARLY
+#define EARLY 0
+#endif
 
 constexpr int PARTS = 8, WARPS = 8, THREADS = 32 * WARPS, HALF_WARPS = THREADS / 16;
 constexpr int K_GROUPS = PARTS / CLUSTER, ROW_GROUPS = WARPS / K_GROUPS;
@@ -44,7 +47,10 @@ static_assert(SIZE % 8 == 0 && PIECES >= PARTS, "every warp has inputs");
 struct Shared {
     u8 ring[WARPS][STAGES][2][UNIT * PIECE_BYTES];
     uint4 x[BLOCK_PIECES][4][TOKEN_TILES][X_LANES];  // what a lane hands to the tensor cores for 32 inputs
-    float4 received[PARTS][SLOTS][UNITS];
+    float4 sums[K_GROUPS][CLUSTER_PAIRS][UNITS];
+#if CLUSTER > 1
+    float4 received[CLUSTER][SLOTS][UNITS];  // what the blocks of the cluster have of this block's pairs
+#endif
     float x_sums[BLOCK_PIECES][GROUPS][TOKENS];
     float half_warp_squares[HALF_WARPS];
     float squares[CLUSTER][TOKENS];
@@ -61,6 +67,10 @@ __device__ __forceinline__ float low_of(u32 word) { return to_float((u16)word); 
 __device__ __forceinline__ float high_of(u32 word) { return to_float((u16)(word >> 16)); }
 __device__ __forceinline__ u32 packed(float low, float high) {
     return (u32)from_float(low) | (u32)from_float(high) << 16;
+}
+
+__device__ __forceinline__ float4 plus(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
 extern "C" __global__ void
@@ -103,12 +113,14 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
         if ((copied_piece += UNIT) >= end) {
             copied_piece = begin;
             copied_pair += ROW_GROUPS;
+            if (!EARLY && copied_pair >= num_pairs) let_next_begin();
         }
     };
     if (lane == 0) {
         for (int s = 0; s < STAGES; s++) make_barrier(address_of(&shared.full[warp][s]));
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        if (!EARLY && copied_pair >= num_pairs) let_next_begin();
         for (int s = 0; s < STAGES; s++) copy_next_unit();
     }
     __syncwarp();
@@ -144,7 +156,7 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
             }
         }
     }
-    let_next_begin();
+    if (EARLY) let_next_begin();
     wait_for_inputs();
 
     uint4 values[THREAD_ITEMS];
@@ -327,30 +339,38 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                 const float factor = IS_SCALED ? shared.unscale[of_token] : 1;
                 const float4 sum = make_float4(sums[0][t][j] * factor, sums[0][t][2 + j] * factor,
                                                sums[1][t][j] * factor, sums[1][t][2 + j] * factor);
-                float4* const place
-                    = &shared.received[rank * K_GROUPS + k_group][p / CLUSTER][of_token * 8 + lane / 4];
-                if (CLUSTER == 1) *place = sum;
-                else store(in_block(address_of(place), p % CLUSTER), sum);
+                shared.sums[k_group][p][of_token * 8 + lane / 4] = sum;
             }
         }
     }
-    if (CLUSTER == 1) __syncthreads();
-    else {
-        __syncwarp();
-        cluster_sync();
+    __syncthreads();
+#if CLUSTER > 1
+    for (int u = thread; u < num_pairs * 8 * num_tokens; u += THREADS) {
+        const int p = u / (8 * num_tokens), unit = u % (8 * num_tokens);
+        float4 total = shared.sums[0][p][unit];
+#pragma unroll
+        for (int k = 1; k < K_GROUPS; k++) total = plus(total, shared.sums[k][p][unit]);
+        store(in_block(address_of(&shared.received[rank][p / CLUSTER][unit]), p % CLUSTER), total);
     }
+    __syncwarp();
+    cluster_sync();
+#endif
 
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; i++) {
         const int unit = i * THREADS + thread;
         if (unit >= num_units) break;
         const int slot = unit / (8 * num_tokens), of_token = unit / 8 % num_tokens, row = finished_row(unit);
-        float total[4] = {};
+#if CLUSTER > 1
+        const auto& parts = shared.received;
+#else
+        const auto& parts = shared.sums;
+#endif
+        float4 sum = parts[0][slot][of_token * 8 + unit % 8];
 #pragma unroll
-        for (int part = 0; part < PARTS; part++) {
-            const float4 sum = shared.received[part][slot][of_token * 8 + unit % 8];
-            total[0] += sum.x, total[1] += sum.y, total[2] += sum.z, total[3] += sum.w;
-        }
+        for (int part = 1; part < (CLUSTER > 1 ? CLUSTER : K_GROUPS); part++)
+            sum = plus(sum, parts[part][slot][of_token * 8 + unit % 8]);
+        float total[4] = {sum.x, sum.y, sum.z, sum.w};
         if (NORM) {
             float all_squares = 0;
             if (CLUSTER == 1) all_squares = block_squares(of_token);

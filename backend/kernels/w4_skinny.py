@@ -103,10 +103,13 @@ def shared_bytes(layout: Layout, size: int, num_outputs: int, group_size: int, t
     """The size of `Shared` in the source."""
     num_clusters = _num_clusters(layout, num_outputs, device)
     pieces = _count(_count(size, PIECE), layout.cluster)
-    slots = _count(_count(_count(num_outputs, 2 * STRIP), num_clusters), layout.cluster)
+    pairs = _count(_count(num_outputs, 2 * STRIP), num_clusters)
     ring = WARPS * layout.stages * 2 * layout.unit * piece_bytes(group_size)
     x = pieces * (4 * _count(tokens, 8) * (4 if tokens == 1 else 32) * 16 + PIECE // group_size * tokens * 4)
-    sums = PARTS * slots * 8 * tokens * 16 + 4 * (2 * WARPS + layout.cluster * tokens + tokens)
+    sums = PARTS // layout.cluster * pairs * 8 * tokens * 16
+    if layout.cluster > 1:
+        sums += layout.cluster * _count(pairs, layout.cluster) * 8 * tokens * 16
+    sums += 4 * (2 * WARPS + layout.cluster * tokens + tokens)
     return max(TWO_BLOCKS_BYTES, _count(ring + x + sums + 8 * WARPS * layout.stages, 16) * 16)
 
 

@@ -1,4 +1,4 @@
-"""Matrix product with four-bit weights in CUDA C++ (w4_stream_k.cu): a linear layer of more than a few tokens on Hopper.
+"""Matrix product with four-bit weights in CUDA C++ (w4_stream_k.cu): a linear layer of many tokens on Hopper.
 
 What it reaches alone: `python -m benchmarks.kernels --only linear_w4`. Used by w4_linear.py."""
 
@@ -32,8 +32,8 @@ _tickets = itertools.count(secrets.randbits(62))
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the product is divided: tiles of so many `tokens`, clusters of so many blocks, which share tokens, and so many
-    `waves` of whole tiles, before the others are divided by the sum's length too."""
+    """How the product is divided: tiles of so many `tokens`, clusters of so many blocks, which share tokens, and so
+    many `waves` of whole tiles, before the others are divided by the sum's length too."""
 
     tokens: int
     cluster: int
@@ -45,7 +45,7 @@ def fits(x: Tensor, weight: W4Weight, is_gated: bool, residual: Tensor | None) -
     num_results = weight.out_features // (2 if is_gated else 1)
     return (x.shape[0] > 0 and x.dtype in (torch.float16, torch.bfloat16) and weight.in_features % 8 == 0
             and num_results % STRIP == 0 and x.is_contiguous() and x.data_ptr() % 16 == 0
-            and (residual is None or residual.is_contiguous() and not is_gated and residual.data_ptr() % 16 == 0)
+            and (residual is None or (residual.is_contiguous() and not is_gated and residual.data_ptr() % 16 == 0))
             and stream_k.runs_on(x.device))
 
 
