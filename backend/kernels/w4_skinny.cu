@@ -21,9 +21,6 @@
 #include "w4.cuh"
 
 typedef unsigned char u8;
-#ifndef EARLY
-#define EARLY 0
-#endif
 
 constexpr int PARTS = 8, WARPS = 8, THREADS = 32 * WARPS, HALF_WARPS = THREADS / 16;
 constexpr int K_GROUPS = PARTS / CLUSTER, ROW_GROUPS = WARPS / K_GROUPS;
@@ -39,6 +36,7 @@ constexpr int SLOTS = (CLUSTER_PAIRS + CLUSTER - 1) / CLUSTER;            // pai
 constexpr int UNITS = 8 * TOKENS;                                         // of four sums of one token in a pair
 constexpr int THREAD_UNITS = (SLOTS * UNITS + THREADS - 1) / THREADS;
 constexpr int THREAD_ITEMS = (BLOCK_PIECES * TOKENS + HALF_WARPS - 1) / HALF_WARPS;
+constexpr int BATCH = THREAD_ITEMS < 4 ? THREAD_ITEMS : 4;  // under way together
 constexpr bool IS_SCALED = NORM && IS_HALF;
 constexpr float OFFSET_TO_128 = IS_HALF ? -64 : 0;
 static_assert(OUTPUTS % 16 == 0 && (!GATED || OUTPUTS % 32 == 0), "whole strips");
@@ -113,14 +111,12 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
         if ((copied_piece += UNIT) >= end) {
             copied_piece = begin;
             copied_pair += ROW_GROUPS;
-            if (!EARLY && copied_pair >= num_pairs) let_next_begin();
         }
     };
     if (lane == 0) {
         for (int s = 0; s < STAGES; s++) make_barrier(address_of(&shared.full[warp][s]));
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        if (!EARLY && copied_pair >= num_pairs) let_next_begin();
         for (int s = 0; s < STAGES; s++) copy_next_unit();
     }
     __syncwarp();
@@ -131,12 +127,9 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     auto is_inside = [&](int piece) {
         return piece < block_pieces && (SIZE % 128 == 0 || (first_piece + piece) * 128 + column < SIZE);
     };
-    uint4 factors[THREAD_ITEMS];
-    if (NORM) {
-#pragma unroll
-        for (int i = 0; i < THREAD_ITEMS; i++)
-            if (is_inside(piece_of(i)))
-                factors[i] = __ldg((const uint4*)(norm_weight + (first_piece + piece_of(i)) * 128 + column));
+    if (NORM && thread < BLOCK_PIECES * 2) {  // 128 bytes
+        const int place = first_piece * 128 + thread * 64;
+        if (place < SIZE) asm volatile("prefetch.global.L2 [%0];" :: "l"(norm_weight + place));
     }
     // The sums that this thread will finish: of a token, rows g and g + 8 of both strips of a pair.
     const int num_units = (num_pairs - rank + CLUSTER - 1) / CLUSTER * 8 * num_tokens;
@@ -156,17 +149,9 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
             }
         }
     }
-    if (EARLY) let_next_begin();
+    let_next_begin();
     wait_for_inputs();
 
-    uint4 values[THREAD_ITEMS];
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < THREAD_ITEMS; i++) {
-        values[i] = make_uint4(0, 0, 0, 0);
-        if (is_inside(piece_of(i)) && token < num_tokens)  // from L2: L1 may hold lines of the kernel before
-            values[i] = __ldcg((const uint4*)(x + (size_t)token * SIZE + (first_piece + piece_of(i)) * 128 + column));
-    }
     u16 old[THREAD_UNITS][4];
     if (RESIDUAL) {
 #pragma unroll
@@ -178,18 +163,31 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                 if (unit < num_units && row + r * 8 < RESULTS) old[i][r] = __ldcg(place + r * 8);
         }
     }
-    if (NORM) {
+    uint4 values[BATCH];
+    float squares = 0;
+    auto load_batch = [&](int first) {
 #pragma unroll
-        for (int i = 0; i < THREAD_ITEMS; i++) {
+        for (int i = 0; i < BATCH; i++) {
+            const int piece = piece_of(first + i);
+            values[i] = make_uint4(0, 0, 0, 0);
+            if (is_inside(piece) && token < num_tokens)  // from L2: L1 may hold lines of the kernel before
+                values[i] = __ldcg((const uint4*)(x + (size_t)token * SIZE + (first_piece + piece) * 128 + column));
+        }
+    };
+    auto add_squares = [&]() {
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
             const u32 words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
 #pragma unroll
             for (int w = 0; w < 4; w++)
                 squares = fmaf(low_of(words[w]), low_of(words[w]), fmaf(high_of(words[w]), high_of(words[w]), squares));
         }
+    };
+    auto gather_squares = [&]() {
 #pragma unroll
         for (int distance = 8; distance; distance /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, distance);
         if (lane % 16 == 0) shared.half_warp_squares[half_warp] = squares;
-    }
+    };
     auto block_squares = [&](int of_token) {
         float sum = 0;
 #pragma unroll
@@ -199,36 +197,55 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     // Inputs times the norm's weight could overflow float16: each block divides its own by their root mean square.
     float scaling = 1;
     if (IS_SCALED) {
+#pragma unroll 1
+        for (int first = 0; first < THREAD_ITEMS; first += BATCH) {
+            load_batch(first);
+            add_squares();
+        }
+        gather_squares();
         __syncthreads();
         scaling = rsqrtf(block_squares(token) / (block_pieces * 128) + 1e-20f);
         if (thread < TOKENS) shared.unscale[thread] = sqrtf(block_squares(thread) / (block_pieces * 128) + 1e-20f);
     }
+#pragma unroll 1
+    for (int first = 0; first < THREAD_ITEMS; first += BATCH) {
+        if (!IS_SCALED || THREAD_ITEMS > BATCH) load_batch(first);
+        uint4 factors[BATCH];
+        if (NORM) {
 #pragma unroll
-    for (int i = 0; i < THREAD_ITEMS; i++) {
-        const int piece = piece_of(i);
-        u32 words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
-        float sum = 0;
-        if (NORM && is_inside(piece)) {
-            const u32 factor[4] = {factors[i].x, factors[i].y, factors[i].z, factors[i].w};
-#pragma unroll
-            for (int w = 0; w < 4; w++)
-                words[w] = packed(low_of(words[w]) * scaling * low_of(factor[w]),
-                                  high_of(words[w]) * scaling * high_of(factor[w]));
+            for (int i = 0; i < BATCH; i++)
+                if (is_inside(piece_of(first + i)))
+                    factors[i] = __ldg((const uint4*)(norm_weight + (first_piece + piece_of(first + i)) * 128 + column));
+            if (!IS_SCALED) add_squares();
         }
 #pragma unroll
-        for (int w = 0; w < 4; w++) sum += low_of(words[w]) + high_of(words[w]);
+        for (int i = 0; i < BATCH; i++) {
+            const int piece = piece_of(first + i);
+            u32 words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
+            float sum = 0;
+            if (NORM && is_inside(piece)) {
+                const u32 factor[4] = {factors[i].x, factors[i].y, factors[i].z, factors[i].w};
 #pragma unroll
-        for (int distance = GROUP / 16; distance; distance /= 2)
-            sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-        if (piece < block_pieces) {
-            // Eight inputs are one half of a product of 16, which four lanes share.
-            const int eight = column / 8;
-            u32* const place = (u32*)&shared.x[piece][eight / 4][token / 8][token % 8 * 4 % X_LANES] + eight % 4;
+                for (int w = 0; w < 4; w++)
+                    words[w] = packed(low_of(words[w]) * scaling * low_of(factor[w]),
+                                      high_of(words[w]) * scaling * high_of(factor[w]));
+            }
 #pragma unroll
-            for (int w = 0; w < 4; w++) place[w * 4] = words[w];
-            if (column % GROUP == 0) shared.x_sums[piece][column / GROUP][token] = sum;
+            for (int w = 0; w < 4; w++) sum += low_of(words[w]) + high_of(words[w]);
+#pragma unroll
+            for (int distance = GROUP / 16; distance; distance /= 2)
+                sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+            if (piece < block_pieces) {
+                // Eight inputs are one half of a product of 16, which four lanes share.
+                const int eight = column / 8;
+                u32* const place = (u32*)&shared.x[piece][eight / 4][token / 8][token % 8 * 4 % X_LANES] + eight % 4;
+#pragma unroll
+                for (int w = 0; w < 4; w++) place[w * 4] = words[w];
+                if (column % GROUP == 0) shared.x_sums[piece][column / GROUP][token] = sum;
+            }
         }
     }
+    if (NORM && !IS_SCALED) gather_squares();
     __syncthreads();
     if (CLUSTER > 1) {
         cluster_wait();  // every block has begun

@@ -2,15 +2,15 @@
 //
 //   y = x W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where asked for
 //
-// Divided as in stream_k.cu. A tile is 128 rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
-// the weight's pieces (w4_weight.py) and two boxes of x into a ring in shared memory; each of two groups of four warps
-// makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma), while they still
-// multiply the ones before. A group's scale, exact, goes to its sums.
+// Divided as in stream_k.cu. A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
+// the weight's pieces (w4_weight.py) and two boxes of x into a ring in shared memory; each of two to four groups of four
+// warps makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma). Groups take
+// turns, so that one makes numbers while another one's are multiplied. The scale, exact, goes to a group's sums.
 //
 // Where GATED, a warp's 16 rows are eight gates and their ups, so that a thread has both.
 // A cluster is CLUSTER blocks that work on neighbouring rows of the same tokens at the same pace: each copies its share
 // of the tokens, and sends it to all.
-// Compiled by w4_stream_k.py, which defines: TOKENS, STAGES, CLUSTER (1 or 2), GROUP (inputs that share a scale), GATED,
+// Compiled by w4_stream_k.py, which defines: TOKENS, ROWS, STAGES, CLUSTER (1 or 2), GROUP (inputs that share a scale), GATED,
 // IS_HALF.
 
 #include "prelude.cuh"
@@ -20,9 +20,9 @@
 typedef unsigned long long u64;
 struct __align__(64) TensorMap { u64 words[16]; };
 
-constexpr int ROWS = 128, STEP = 128;  // of a tile; inputs in a stage
+constexpr int STEP = 128;  // inputs in a stage
 constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
-constexpr int GROUPS = 2, GROUP_THREADS = 128, THREADS = (GROUPS + 1) * GROUP_THREADS;
+constexpr int GROUPS = ROWS / 64, GROUP_THREADS = 128, THREADS = (GROUPS + 1) * GROUP_THREADS;
 constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP);
 constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
@@ -32,7 +32,7 @@ constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 
 struct Shared {
     unsigned char ring[STAGES][STAGE_BYTES];
-    unsigned char turned[GROUPS][CHUNK * ROWS];
+    unsigned char turned[GROUPS][CHUNK * TURN_BYTES];
     u64 ready[STAGES], empty[STAGES];  // barriers
 };
 
@@ -332,7 +332,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 112));
         wait_for_inputs();
         const int thread = threadIdx.x % GROUP_THREADS;
         u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (TOKENS / 8) * GROUP_THREADS);
@@ -348,7 +348,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
         const int half = warp % 2;
         uint4 words[2][2];  // of the two tiles of 64 inputs, and their two strips
         u32 scales[128 / GROUP][2];
-        uint4 rows[2][4];   // q - zero of them
+        uint4 rows[8];      // q - zero of them
         auto load_words = [&](int stage) {
             const unsigned char* const first = shared.ring[stage] + first_piece;
             const unsigned char* const second = shared.ring[stage] + second_piece;
@@ -364,18 +364,32 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 scales[g][1] = *(const u32*)(second + place + (GATED ? half * 4 : 4));
             }
         };
-        auto unpack_tile = [&](int tile) {
+        auto unpack = [&](float (&scale)[128 / GROUP][2]) {
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const u32* const scale = scales[(tile * 64 + k * 16) / GROUP];
-                const u32 first = word_of(words[tile][0], k);
-                const uint4 numbers = GATED ? unpacked_half(first, word_of(words[tile][1], k), half)
+            for (int k = 0; k < 8; k++) {
+                const u32* const own = scales[k * 16 / GROUP];
+                const u32 first = word_of(words[k / 4][0], k % 4);
+                const uint4 numbers = GATED ? unpacked_half(first, word_of(words[k / 4][1], k % 4), half)
                                             : unpacked(first);
-                const u32 zeros[2] = {zero_pair(scale[0]), zero_pair(scale[1])};
-                rows[tile][k] = make_uint4(difference(numbers.x, zeros[0]), difference(numbers.y, zeros[1]),
-                                           difference(numbers.z, zeros[0]), difference(numbers.w, zeros[1]));
+                const u32 zeros[2] = {zero_pair(own[0]), zero_pair(own[1])};
+                rows[k] = make_uint4(difference(numbers.x, zeros[0]), difference(numbers.y, zeros[1]),
+                                     difference(numbers.z, zeros[0]), difference(numbers.w, zeros[1]));
+            }
+#pragma unroll
+            for (int g = 0; g < 128 / GROUP; g++) {
+                scale[g][0] = half_to_float(scales[g][0]);
+                scale[g][1] = half_to_float(scales[g][1]);
             }
         };
+        // The groups' products go to the tensor cores one group after the other.
+        auto wait_for_turn = [&]() {
+            asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group), "n"(2 * GROUP_THREADS) : "memory");
+        };
+        auto pass_turn = [&]() {
+            asm volatile("bar.arrive %0, %1;"
+                         :: "r"(1 + GROUPS + (group + 1) % GROUPS), "n"(2 * GROUP_THREADS) : "memory");
+        };
+        if (group == GROUPS - 1) pass_turn();
         int stage = 0;
         u32 parity = 0;
         Work work(all, cluster);
@@ -383,44 +397,37 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             float sums[TOKENS / 2], products[TOKENS / 2];
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) sums[i] = 0;
-            auto add_group = [&](const u32* scale) {
-                wgmma_finish(products);
-                const float first = half_to_float(scale[0]), second = half_to_float(scale[1]);
-#pragma unroll
-                for (int i = 0; i < TOKENS / 2; i++) sums[i] = fmaf(products[i], i % 4 < 2 ? first : second, sums[i]);
-            };
             wait_for(address_of(&shared.ready[stage]), parity);
             load_words(stage);
-            unpack_tile(0);
             for (int step = work.begin; step < work.end; step++) {
                 const u64 tokens = wgmma_operand(address_of(shared.ring[stage]));
                 const int current = stage;
-#pragma unroll
-                for (int k = 0; k < 8; k++) {  // 16 inputs
-                    if (k == 4) unpack_tile(1);
-                    if (k % 4 == 0 || k * 16 % GROUP == 0) wgmma_fence();
-                    wgmma(products, rows[k / 4][k % 4], tokens + k / 4 * (BOX_BYTES / 16) + k % 4 * 2,
-                          k * 16 % GROUP != 0);
-                    if (k % 4 == 3 || (k + 1) * 16 % GROUP == 0) wgmma_commit();
-                    if (k != 7 && (k + 1) * 16 % GROUP == 0) {
-                        wgmma_wait<0>();
-                        add_group(scales[k * 16 / GROUP]);
-                    }
-                }
-                const u32 last_scales[2] = {scales[128 / GROUP - 1][0], scales[128 / GROUP - 1][1]};
+                float scale[128 / GROUP][2];
+                unpack(scale);
                 if (++stage == STAGES) {
                     stage = 0;
                     parity ^= 1;
                 }
-                if (step + 1 < work.end) {  // made while the second tile is multiplied
-                    wgmma_wait<1>();
-                    wait_for(address_of(&shared.ready[stage]), parity);
-                    load_words(stage);
-                    unpack_tile(0);
+#pragma unroll
+                for (int g = 0; g < 128 / GROUP; g++) {
+                    wait_for_turn();
+                    wgmma_fence();
+#pragma unroll
+                    for (int k = g * GROUP / 16; k < (g + 1) * GROUP / 16; k++)  // 16 inputs
+                        wgmma(products, rows[k], tokens + k / 4 * (BOX_BYTES / 16) + k % 4 * 2, k * 16 % GROUP != 0);
+                    wgmma_commit();
+                    pass_turn();
+                    if (g == 128 / GROUP - 1 && step + 1 < work.end) {
+                        wait_for(address_of(&shared.ready[stage]), parity);
+                        load_words(stage);
+                    }
+                    wgmma_wait<0>();
+                    wgmma_finish(products);
+                    if (g == 128 / GROUP - 1) free_stage(current);
+#pragma unroll
+                    for (int i = 0; i < TOKENS / 2; i++)
+                        sums[i] = fmaf(products[i], scale[g][i % 4 / 2], sums[i]);
                 }
-                wgmma_wait<0>();
-                free_stage(current);
-                add_group(last_scales);
             }
             if (work.begin != 0) {
                 float4* const place = sums_of(blockIdx.x);

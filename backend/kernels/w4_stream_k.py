@@ -20,9 +20,7 @@ from backend.kernels.cuda_source import CudaKernel
 from backend.kernels.w4_weight import PIECE, STRIP, W4Weight, piece_bytes
 
 SOURCE = Path(__file__).with_suffix(".cu")
-ROWS = 128  # of the weight, in a tile
-THREADS = 384
-TILES = (32, 64, 96, 128)  # tokens
+TILES = {32: 256, 64: 192, 96: 128, 128: 128}  # tokens, and rows of the weight that can be summed up beside them
 SHARED_BYTES = 227 * 1024
 MAX_STAGES = 10
 GROUP_TILES = 8  # token tiles whose tokens stay in the L2 cache while all of the weight goes by
@@ -32,10 +30,11 @@ _tickets = itertools.count(secrets.randbits(62))
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the product is divided: tiles of so many `tokens`, clusters of so many blocks, which share tokens, and so
-    many `waves` of whole tiles, before the others are divided by the sum's length too."""
+    """How the product is divided: tiles of so many `tokens` and `rows` of the weight, clusters of so many blocks, which
+    share tokens, and so many `waves` of whole tiles, before the others are divided by the sum's length too."""
 
     tokens: int
+    rows: int
     cluster: int
     waves: int
 
@@ -61,14 +60,14 @@ def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, 
     (num_tokens, size), num_outputs = x.shape, weight.out_features
     num_results = num_outputs // 2 if is_gated else num_outputs
     output = x.new_empty(num_tokens, num_results) if residual is None else residual
-    kernel, most_clusters = _kernel(layout.tokens, layout.cluster, weight.group_size, is_gated,
+    kernel, most_clusters = _kernel(layout.tokens, layout.rows, layout.cluster, weight.group_size, is_gated,
                                     x.dtype == torch.float16, x.device)
-    row_tiles, token_tiles = _count(_count(num_outputs, ROWS), layout.cluster), _count(num_tokens, layout.tokens)
+    row_tiles, token_tiles = _count(_count(num_outputs, layout.rows), layout.cluster), _count(num_tokens, layout.tokens)
     steps = _count(size, PIECE)
     clusters = min(most_clusters, row_tiles * token_tiles * steps)
     blocks = clusters * layout.cluster
     # A block of memory of the launch's own: so launches on other streams, and in other graphs, have others.
-    workspace = torch.empty(blocks * (ROWS * layout.tokens * 4 + 16), dtype=torch.uint8, device=x.device)
+    workspace = torch.empty(blocks * (layout.rows * layout.tokens * 4 + 32), dtype=torch.uint8, device=x.device)
     x_map = stream_k._tensor_map(x.data_ptr(), (size, num_tokens), (2 * size,), (64, layout.tokens // layout.cluster),
                                  x.dtype)
     kernel.launch(blocks, [
@@ -83,28 +82,29 @@ def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, 
 @functools.cache
 def best_layout(num_tokens: int, num_outputs: int, device: torch.device) -> Layout:
     """The best of those measured on an H200, by what they have in common."""
-    tokens = next((tokens for tokens in TILES if num_tokens <= tokens), TILES[-1])
-    return Layout(tokens, 1, whole_waves(tokens, 1, num_tokens, num_outputs, device))
+    tokens = next((tokens for tokens in TILES if num_tokens <= tokens), max(TILES))
+    return Layout(tokens, TILES[tokens], 1,
+                  whole_waves(tokens, TILES[tokens], 1, num_tokens, num_outputs, device))
 
 
-def whole_waves(tokens: int, cluster: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
+def whole_waves(tokens: int, rows: int, cluster: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
     """Waves of whole tiles, all but those that do not fill the device, and one before them, so that all get as much."""
-    tiles = _count(_count(num_outputs, ROWS), cluster) * _count(num_tokens, tokens)
+    tiles = _count(_count(num_outputs, rows), cluster) * _count(num_tokens, tokens)
     waves, rest = divmod(tiles, num_multiprocessors(device) // cluster)
     return waves if rest == 0 else max(0, waves - 1)
 
 
 @functools.cache
-def _kernel(tokens: int, cluster: int, group_size: int, is_gated: bool, is_half: bool,
+def _kernel(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool,
             device: torch.device) -> tuple[CudaKernel, int]:
     """The kernel, and how many of its clusters run at the same time."""
-    stage_bytes = _count(2 * PIECE * tokens + ROWS // STRIP * piece_bytes(group_size), 1024) * 1024
-    turned_bytes = 2 * ROWS * (32 if tokens % 64 else 64)
+    stage_bytes = _count(2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size), 1024) * 1024
+    turned_bytes = 2 * rows * (32 if tokens % 64 else 64)
     stages = min(MAX_STAGES, (SHARED_BYTES - 2048 - turned_bytes) // stage_bytes)
-    macros = {"TOKENS": tokens, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size, "GATED": is_gated,
+    macros = {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size, "GATED": is_gated,
               "IS_HALF": is_half}
     kernel = cuda_source.load(SOURCE, "w4_stream_k", {name: int(value) for name, value in macros.items()}, device,
-                              THREADS, stages * stage_bytes + turned_bytes + 2048)
+                              2 * rows + 128, stages * stage_bytes + turned_bytes + 2048)
     return kernel, num_multiprocessors(device) if cluster == 1 else kernel.max_clusters(cluster)
 
 

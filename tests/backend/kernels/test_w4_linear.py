@@ -160,7 +160,8 @@ def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusio
 @pytest.mark.hopper
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("is_gated", [0, 1])
-@pytest.mark.parametrize("layout", [(32, 1), (32, 2), (64, 1), (64, 2), (96, 1), (128, 1), (128, 2)], ids=str)
+@pytest.mark.parametrize("layout", [(32, 256, 1), (32, 128, 2), (64, 192, 1), (64, 128, 2), (96, 128, 1), (128, 128, 1),
+                                    (128, 128, 2)], ids=str)
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
 def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated,
                                                              group_size):
