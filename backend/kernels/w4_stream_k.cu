@@ -4,8 +4,9 @@
 //
 // Divided as in stream_k.cu. A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
 // the weight's pieces (w4_weight.py) and two boxes of x into a ring in shared memory; each of two to four groups of four
-// warps makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma). Groups take
-// turns, so that one makes numbers while another one's are multiplied. The scale, exact, goes to a group's sums.
+// warps makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma). The scale,
+// exact, goes to a group's sums. Where multiplying takes longest, two groups of warps take turns, so that one makes
+// numbers while the other one's are multiplied.
 //
 // Where GATED, a warp's 16 rows are eight gates and their ups, so that a thread has both.
 // A cluster is CLUSTER blocks that work on neighbouring rows of the same tokens at the same pace: each copies its share
@@ -27,6 +28,10 @@ constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP);
 constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
 constexpr int STAGE_BYTES = (X_BYTES + STRIPS * PIECE_BYTES + 1023) / 1024 * 1024;
+// Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
+constexpr int GROUP_REGISTERS = GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 104, COPY_REGISTERS = GROUPS == 4 ? 40 : 56;
+static_assert(GROUPS * GROUP_REGISTERS + COPY_REGISTERS <= 65536 / THREADS / 8 * 8 * (GROUPS + 1), "there are as many");
+constexpr bool TAKES_TURNS = TOKENS > 64;  // with fewer, making the numbers takes longer than multiplying them
 constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 
@@ -276,7 +281,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
     else __syncthreads();
 
     if (group == GROUPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COPY_REGISTERS));
         if (warp == GROUPS * 4) {
             u64 read_once, read_often;
             asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(read_once));
@@ -332,7 +337,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 112));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(GROUP_REGISTERS));
         wait_for_inputs();
         const int thread = threadIdx.x % GROUP_THREADS;
         u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (TOKENS / 8) * GROUP_THREADS);
@@ -381,12 +386,11 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 scale[g][1] = half_to_float(scales[g][1]);
             }
         };
-        // The groups' products go to the tensor cores one group after the other.
         auto wait_for_turn = [&]() {
-            asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group), "n"(2 * GROUP_THREADS) : "memory");
+            if (TAKES_TURNS) asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group), "n"(2 * GROUP_THREADS) : "memory");
         };
         auto pass_turn = [&]() {
-            asm volatile("bar.arrive %0, %1;"
+            if (TAKES_TURNS) asm volatile("bar.arrive %0, %1;"
                          :: "r"(1 + GROUPS + (group + 1) % GROUPS), "n"(2 * GROUP_THREADS) : "memory");
         };
         if (group == GROUPS - 1) pass_turn();

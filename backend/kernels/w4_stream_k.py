@@ -101,8 +101,8 @@ def _kernel(tokens: int, rows: int, cluster: int, group_size: int, is_gated: boo
     stage_bytes = _count(2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size), 1024) * 1024
     turned_bytes = 2 * rows * (32 if tokens % 64 else 64)
     stages = min(MAX_STAGES, (SHARED_BYTES - 2048 - turned_bytes) // stage_bytes)
-    macros = {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size, "GATED": is_gated,
-              "IS_HALF": is_half}
+    macros = {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size,
+              "GATED": is_gated, "IS_HALF": is_half}
     kernel = cuda_source.load(SOURCE, "w4_stream_k", {name: int(value) for name, value in macros.items()}, device,
                               2 * rows + 128, stages * stage_bytes + turned_bytes + 2048)
     return kernel, num_multiprocessors(device) if cluster == 1 else kernel.max_clusters(cluster)
