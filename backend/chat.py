@@ -14,6 +14,7 @@ from backend.command_line import (
     engine_options,
     engine_overrides,
     log_option,
+    model_format_option,
     run,
     sampling_options,
     sampling_params,
@@ -41,10 +42,12 @@ Examples:
 @click.argument("model_path")
 @click.option("--prompt", help="Answer this one message and leave.")
 @click.option("--system", help="A system message that begins the conversation.")
+@model_format_option
 @sampling_options
 @engine_options
 @log_option
-def main(model_name: str, model_path: str, prompt: str | None, system: str | None, **options: Any) -> None:
+def main(model_name: str, model_path: str, prompt: str | None, system: str | None, model_format: str | None,
+         **options: Any) -> None:
     """Talk to the model in MODEL_PATH, a workspace or a Hugging Face folder.
 
     MODEL_NAME chooses the built-in chat template where the model brings none. An empty line sends your message;
@@ -56,7 +59,7 @@ def main(model_name: str, model_path: str, prompt: str | None, system: str | Non
         raise RequestError("--prompt is empty; give a message, or leave it out to type one")
     overrides = engine_overrides(options)
     overrides["max_batch_size"] = overrides["max_batch_size"] or 1  # there is one user, who needs little KV cache
-    with LLM(model_path, model_name, **overrides) as llm:
+    with LLM(model_path, model_name, model_format=model_format, **overrides) as llm:
         conversation = Conversation(llm, sampling, system)
         if prompt is not None:
             conversation.answer(prompt)

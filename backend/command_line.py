@@ -15,12 +15,13 @@ import click
 from backend.config import DTYPE_SPELLINGS
 from backend.errors import MillraceError
 from backend.logs import configure_logging
+from backend.model_source import MODEL_FORMATS
 from backend.requests import SamplingParams
 from terminal import command_line
 from terminal.command_line import CONTEXT_SETTINGS, add_options
 
-__all__ = ["CONTEXT_SETTINGS", "engine_options", "engine_overrides", "log_option", "run", "sampling_options",
-           "sampling_params"]
+__all__ = ["CONTEXT_SETTINGS", "engine_options", "engine_overrides", "log_option", "model_format_option", "run",
+           "sampling_options", "sampling_params"]
 
 # Adds the options of SamplingParams.
 sampling_options = command_line.sampling_options(dataclasses.asdict(SamplingParams()))
@@ -46,6 +47,13 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", type=click.Choice(("auto", *DTYPE_SPELLINGS)),
                      help="[default: auto, which is the model's on cuda, fp32 on the CPU]"),
     ])
+
+
+def model_format_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --model_format, for what is no workspace."""
+    return click.option("--model_format", type=click.Choice(MODEL_FORMATS),
+                        help="What the folder must be: Hugging Face's, the same with AWQ weights, or Meta's.  "
+                             "[default: what it is]")(command)
 
 
 def log_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,6 +24,8 @@ FORMAT_VERSION = 1
 MAX_HEAD_DIM = 256  # of the attention kernels
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}  # weight_type in config.ini → torch's name
 DTYPE_SPELLINGS = (*DTYPES, *DTYPES.values())
+INT4 = "int4"  # weight_type of quantised weights, whose activations then have a dtype of their own
+GROUP_SIZES = (32, 64, 128)
 ROPE_SCALING_TYPES = ("none", "linear", "dynamic", "llama3")
 
 
@@ -60,9 +62,26 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """Weights in 4 bits, as AWQ publishes them (Lin et al., 2023): those of the linear layers inside decoder layers.
+    Embedding, norms, biases and output head stay in the model's dtype.
+
+    group_size  inputs that share a scale and a zero point"""
+
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.group_size not in GROUP_SIZES:
+            raise ConfigError(f"group_size={self.group_size} is not supported; "
+                              f"use one of {', '.join(map(str, GROUP_SIZES))}")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A LLaMA-shaped decoder: everything that layers need to exist, and nothing about how it is run.
 
+    dtype           of the weights or, where those are quantised, of all else
+    quant           how weights are quantised; None: they are not
     attention_bias  on q, k and v;  output_bias  on the attention's output projection;  qk_norm  RMSNorm per head
     sliding_window  attention the model was trained with; longer sessions are refused rather than wrong"""
 
@@ -84,6 +103,7 @@ class ModelConfig:
     output_bias: bool = False
     qk_norm: bool = False
     sliding_window: int | None = None
+    quant: QuantConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
@@ -94,6 +114,17 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"head_num={self.num_heads} is not a multiple of kv_head_num={self.num_kv_heads}")
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        if self.quant is not None:
+            _check_groups(self, self.quant.group_size)
+
+    def weights_in_words(self, dtype: str) -> str:
+        """How the weights are kept where the compute dtype is this."""
+        return dtype if self.quant is None else f"int4, groups of {self.quant.group_size}, {dtype} activations"
+
+    @property
+    def row_inputs(self) -> dict[str, int]:
+        """Inputs of the linear layers whose inputs tensor-parallel ranks divide, by canonical name."""
+        return {"wo": self.num_heads * self.head_dim, "w2": self.intermediate_size}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +181,25 @@ class EngineConfig:
         return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
 
 
+def _check_groups(model: ModelConfig, group_size: int) -> None:
+    if model.head_dim % 8:
+        raise ConfigError(f"size_per_head={model.head_dim} of {model.model_name} is not a multiple of the 8 weights "
+                          "in a word of int4; use unquantised weights")
+    for name, count in {"w_qkv and w13": model.hidden_size, **model.row_inputs}.items():
+        if count % group_size:
+            fitting = [size for size in GROUP_SIZES if count % size == 0]
+            cure = f"quantise in groups of one of {fitting}" if fitting else "use unquantised weights"
+            raise ConfigError(f"group_size={group_size} does not divide the {count} inputs of {name} of "
+                              f"{model.model_name}; {cure}")
+
+
 def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
     """Raises ConfigError, naming what would work, for engine options with which this model can never run."""
     name, longest = model.model_name, engine.session_len
-    divided = {"head_num": model.num_heads, "kv_head_num": model.num_kv_heads, "inter_size": model.intermediate_size}
-    for what, count in divided.items():
+    for what, count in _divided(model).items():
         if count % engine.tp:
-            common = math.gcd(*divided.values())
-            divisors = [n for n in range(1, model.num_kv_heads + 1) if common % n == 0]
-            raise ConfigError(f"tp={engine.tp} does not divide {what}={count} of {name}; use tp in {divisors}")
+            raise ConfigError(f"tp={engine.tp} does not divide {what}={count} of {name}; "
+                              f"use tp in {possible_tp(model)}")
     if model.head_dim > MAX_HEAD_DIM:
         raise ConfigError(f"size_per_head={model.head_dim} of {name} is not supported; the largest is {MAX_HEAD_DIM}")
     if model.sliding_window is not None and longest > model.sliding_window:
@@ -171,7 +212,23 @@ def check_engine(model: ModelConfig, engine: EngineConfig) -> None:
                           f"use session_len={num_positions}, or set rope_scaling_type = \"dynamic\" in config.ini")
 
 
-# config.ini key → (which dataclass, field). "rope" fields live in ModelConfig.rope.
+def possible_tp(model: ModelConfig) -> list[int]:
+    """Every tp that divides the model, ascending."""
+    common = math.gcd(*_divided(model).values())
+    return [tp for tp in range(1, common + 1) if common % tp == 0]
+
+
+def _divided(model: ModelConfig) -> dict[str, int]:
+    """What ranks divide among them, by what it is called in messages."""
+    divided = {"head_num": model.num_heads, "kv_head_num": model.num_kv_heads, "inter_size": model.intermediate_size}
+    if model.quant is None:
+        return divided
+    size = model.quant.group_size  # each rank needs whole groups of inputs
+    return divided | {f"{name}'s groups of {size} inputs": count // size for name, count in model.row_inputs.items()}
+
+
+# config.ini key → (which dataclass, field). "rope" and "quant" fields live in ModelConfig.rope and ModelConfig.quant.
+# weight_type says the dtype, and activation_type and group_size are not there; or it says int4, and they are.
 _KEYS: dict[str, tuple[str, str]] = {
     "model_name": ("model", "model_name"),
     "head_num": ("model", "num_heads"),
@@ -190,6 +247,8 @@ _KEYS: dict[str, tuple[str, str]] = {
     "start_id": ("model", "bos_token_id"),
     "end_id": ("model", "eos_token_ids"),
     "weight_type": ("model", "dtype"),
+    "activation_type": ("model", "dtype"),
+    "group_size": ("quant", "group_size"),
     "rotary_embedding": ("rope", "dim"),
     "rope_theta": ("rope", "theta"),
     "rope_scaling_type": ("rope", "scaling_type"),
@@ -231,8 +290,13 @@ _WEIGHT_TYPES = {name: key for key, name in DTYPES.items()}
 
 def render_config(model: ModelConfig, engine: EngineConfig) -> str:
     """The text of config.ini. Values that a file does not hold (device, dtype) stay the start's own choice."""
-    holders = {"model": model, "rope": model.rope, "engine": engine}
-    values = {key: getattr(holders[holder], field) for key, (holder, field) in _KEYS.items()}
+    holders = {"model": model, "rope": model.rope, "quant": model.quant, "engine": engine}
+    values = {key: getattr(holders[holder], field) for key, (holder, field) in _KEYS.items()
+              if holders[holder] is not None}
+    if model.quant is None:
+        del values["activation_type"]
+    else:
+        values["weight_type"] = INT4
     lines = {key: f"{key} = {_to_toml(key, value)}" for key, value in values.items() if value is not None}
     width = max(len(lines[key]) for key in _ENGINE_MEANINGS)
     return "\n".join([
@@ -259,11 +323,14 @@ def read_config(path: Path) -> tuple[ModelConfig, EngineConfig]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if set(document) != {"llama"} or not isinstance(document["llama"], dict):
         raise ConfigError(f"{path} holds the tables {sorted(document)}; it needs exactly one, [llama]")
-    values: dict[str, dict[str, Any]] = {"model": {}, "rope": {}, "engine": {}}
+    values: dict[str, dict[str, Any]] = {"model": {}, "rope": {}, "quant": {}, "engine": {}}
     table = {_ALIASES.get(key, key): value for key, value in document["llama"].items()}
     version = table.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ConfigError(f"{path}: format_version={version}, but this Millrace reads {FORMAT_VERSION}; convert again")
+    _check_weight_type(path, table)
+    if table.get("weight_type") == INT4:
+        del table["weight_type"]
     for key, value in table.items():
         if key not in _KEYS:
             raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, _KEYS)}")
@@ -271,13 +338,23 @@ def read_config(path: Path) -> tuple[ModelConfig, EngineConfig]:
         values[holder][field] = _from_toml(path, key, value)
     try:
         rope = RopeConfig(**values["rope"])
-        return ModelConfig(**values["model"], rope=rope), EngineConfig(**values["engine"])
+        quant = QuantConfig(**values["quant"]) if values["quant"] else None
+        return ModelConfig(**values["model"], rope=rope, quant=quant), EngineConfig(**values["engine"])
     except TypeError:
         missing = [key for key, (holder, field) in _KEYS.items()
-                   if field not in values[holder] and _is_required(holder, field)]
+                   if holder != "quant" and field not in values[holder] and _is_required(holder, field)]
         raise ConfigError(f"{path}: missing {', '.join(missing)}; convert the checkpoint again") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _check_weight_type(path: Path, table: Mapping[str, Any]) -> None:
+    is_quantised = table.get("weight_type") == INT4
+    for key in ("activation_type", "group_size"):
+        if is_quantised and key not in table:
+            raise ConfigError(f'{path}: weight_type = "{INT4}" needs {key}; convert the checkpoint again')
+        if not is_quantised and key in table:
+            raise ConfigError(f'{path}: {key} is for weight_type = "{INT4}"; remove it, or convert again')
 
 
 def _is_required(holder: str, field_name: str) -> bool:
@@ -287,8 +364,8 @@ def _is_required(holder: str, field_name: str) -> bool:
 
 
 def _to_toml(key: str, value: Any) -> str:
-    if key == "weight_type":
-        value = _WEIGHT_TYPES[value]
+    if key in ("weight_type", "activation_type"):
+        value = _WEIGHT_TYPES.get(value, value)
     if key == "end_id":
         value = value[0] if len(value) == 1 else list(value)
     if isinstance(value, bool):
@@ -299,7 +376,7 @@ def _to_toml(key: str, value: Any) -> str:
 _INTEGERS = {"num_heads", "num_kv_heads", "head_dim", "hidden_size", "vocab_size", "num_layers", "intermediate_size",
              "max_position_embeddings", "bos_token_id", "dim", "original_max_position_embeddings", "session_len",
              "max_batch_size", "max_prefill_tokens", "block_size", "quant_policy", "max_queued", "session_ttl_s", "tp",
-             "sliding_window"}
+             "sliding_window", "group_size"}
 _FLAGS = {"attention_bias", "output_bias", "qk_norm", "enable_prefix_caching", "use_context_fmha", "cuda_graphs"}
 _FLOATS = {"norm_eps", "theta", "factor", "low_freq_factor", "high_freq_factor", "cache_max_entry_count"}
 
@@ -317,12 +394,13 @@ def _from_toml(path: Path, key: str, value: Any) -> Any:
         return (value,)
     if key == "end_id" and isinstance(value, list) and all(isinstance(item, int) for item in value):
         return tuple(value)
-    if key == "weight_type" and value in DTYPE_SPELLINGS:
+    if field == "dtype" and value in DTYPE_SPELLINGS:
         return dtype_name(value)
     if key in ("model_name", "rope_scaling_type") and isinstance(value, str):
         return value
     wanted = ("0 or 1" if field in _FLAGS else "an integer" if field in _INTEGERS else "a number" if field in _FLOATS
-              else f"one of {', '.join(DTYPE_SPELLINGS)}" if key == "weight_type" else "a quoted string")
+              else f"one of {', '.join(DTYPE_SPELLINGS)}" + f" or {INT4}" * (key == "weight_type") if field == "dtype"
+              else "a quoted string")
     raise ConfigError(f"{path}: {key} = {value!r} does not work; it needs {wanted}")
 
 

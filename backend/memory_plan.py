@@ -8,12 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from backend.config import EngineConfig, ModelConfig
+from backend.config import EngineConfig, ModelConfig, possible_tp
 from backend.errors import CapacityError
 
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+# 4-bit weights as the kernels keep them: in whole tiles of outputs x inputs, with a word for each output and group.
+INT4_TILE = 16, 128
+INT4_GROUP_BYTES = 4
+INT4_SCRATCH_BYTES = 64 * 2**20  # what steps of many tokens unpack them into on a GPU, a part of a matrix at a time
+INT4_CPU_SCRATCH = 10  # on the CPU, bytes for each weight of the largest matrix; 9.2 were seen: float32, and the way
 # What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
 # with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
@@ -21,9 +26,11 @@ GRAPH_LAYER_BYTES = 2**18
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes on one rank. `num_blocks` KV blocks of `block_size` tokens take `kv_bytes`."""
+    """Bytes on one rank. `num_blocks` KV blocks of `block_size` tokens take `kv_bytes`.
 
-    dtype: str
+    weight_format  how the weights are kept, in words"""
+
+    weight_format: str
     weights_bytes: int
     kv_bytes: int
     other_bytes: int
@@ -37,7 +44,7 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         sessions = self.num_blocks // blocks_of(self.session_len, self.block_size)
-        return (f"weights {_gib(self.weights_bytes)} ({self.dtype}), KV cache {_gib(self.kv_bytes)}: "
+        return (f"weights {_gib(self.weights_bytes)} ({self.weight_format}), KV cache {_gib(self.kv_bytes)}: "
                 f"{self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} tokens or "
                 f"{sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
 
@@ -57,7 +64,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
     if free <= other or most < 1:
         raise CapacityError(f"weights need {_gib(weights)} and work space {_gib(other)}, "
                             f"but {_gib(free + weights)} is free; "
-                            f"use tp={_next_tp(model, config.tp)} or a device with more memory")
+                            f"use {_larger_tp(model, config.tp)}a device with more memory")
     wanted = config.cache_max_entry_count
     per_session = blocks_of(config.session_len, config.block_size)
     if wanted >= 1:
@@ -74,7 +81,8 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
         cure = f"session_len={fits}" if fits else f"cache_max_entry_count={min(0.95, most * block / free):.2f}"
         raise CapacityError(f"session_len={config.session_len} needs {per_session} KV blocks "
                             f"({_gib(per_session * block)}), but there is room for {num_blocks}; use {cure}")
-    return MemoryPlan(dtype, weights, num_blocks * block, other, num_blocks, config.block_size, config.session_len)
+    return MemoryPlan(model.weights_in_words(dtype), weights, num_blocks * block, other, num_blocks, config.block_size,
+                      config.session_len)
 
 
 def blocks_of(num_tokens: int, block_size: int) -> int:
@@ -85,8 +93,7 @@ def blocks_of(num_tokens: int, block_size: int) -> int:
 def weights_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
     """Bytes of one rank's weights; norms and their like are on every rank."""
     heads, kv_heads, hidden = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim, model.hidden_size
-    split = hidden * (heads + 2 * kv_heads) + heads * hidden + 3 * hidden * model.intermediate_size
-    whole = 2 * hidden
+    split, whole = 0, 2 * hidden
     if model.attention_bias:
         split += heads + 2 * kv_heads
     if model.output_bias:
@@ -95,7 +102,30 @@ def weights_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
         whole += 2 * model.head_dim
     vocabulary = 2 * model.vocab_size * hidden
     count = model.num_layers * (split // tp + whole) + vocabulary // tp + hidden
-    return count * DTYPE_BYTES[dtype]
+    return model.num_layers * linear_bytes(model, dtype, tp) + count * DTYPE_BYTES[dtype]
+
+
+def linear_shapes(model: ModelConfig, tp: int = 1) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs, on one rank, of the linear layers of a decoder layer, whose weights can be quantised."""
+    heads, kv_heads = model.num_heads * model.head_dim // tp, model.num_kv_heads * model.head_dim // tp
+    hidden, inner = model.hidden_size, model.intermediate_size // tp
+    return {"attention.w_qkv": (heads + 2 * kv_heads, hidden), "attention.wo": (hidden, heads),
+            "feed_forward.w13": (2 * inner, hidden), "feed_forward.w2": (hidden, inner)}
+
+
+def num_linear_weights(model: ModelConfig) -> int:
+    """Weights of the linear layers of all decoder layers."""
+    return model.num_layers * sum(outputs * inputs for outputs, inputs in linear_shapes(model).values())
+
+
+def linear_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
+    """Bytes, on one rank, of the linear layers' weights of a decoder layer."""
+    shapes = linear_shapes(model, tp).values()
+    if model.quant is None:
+        return sum(outputs * inputs for outputs, inputs in shapes) * DTYPE_BYTES[dtype]
+    tile_bytes = INT4_TILE[0] * (INT4_TILE[1] // 2 + INT4_TILE[1] // model.quant.group_size * INT4_GROUP_BYTES)
+    return sum(math.ceil(outputs / INT4_TILE[0]) * math.ceil(inputs / INT4_TILE[1]) for outputs, inputs in shapes
+               ) * tile_bytes
 
 
 def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
@@ -109,6 +139,7 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     tokens = config.max_prefill_tokens + config.max_batch_size
     local = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 3 * model.intermediate_size
     activations = tokens * (4 * model.hidden_size + math.ceil(local / config.tp)) * DTYPE_BYTES[dtype]
+    activations += unpacked_bytes(model, config.tp, on_cpu)
     # Logits, scores, counts, the rows whose log-probabilities are wanted, and these: what sampler.py holds at once.
     sampling = 5 * min(config.max_batch_size, tokens) * model.vocab_size * 4
     tables = config.max_batch_size * (config.session_len + 1) * 8 + config.session_len * model.rope.dim * 8
@@ -116,6 +147,14 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
         return activations + sampling + tables
     graphs = graph_bytes(model, config, dtype) if uses_cuda_graphs(config) else 0
     return activations + sampling + tables + graphs + RUNTIME_BYTES
+
+
+def unpacked_bytes(model: ModelConfig, tp: int, on_cpu: bool) -> int:
+    """What 4-bit weights are unpacked into to be multiplied."""
+    if model.quant is None:
+        return 0
+    largest = max(outputs * inputs for outputs, inputs in linear_shapes(model, tp).values())
+    return largest * INT4_CPU_SCRATCH if on_cpu else INT4_SCRATCH_BYTES
 
 
 def uses_cuda_graphs(config: EngineConfig) -> bool:
@@ -142,9 +181,8 @@ def graph_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
     return len(sizes) * model.num_layers * GRAPH_LAYER_BYTES + sizes[-1] * (activations + logits) + tables
 
 
-def _next_tp(model: ModelConfig, tp: int) -> int:
-    larger = [n for n in range(tp + 1, model.num_kv_heads + 1) if model.num_kv_heads % n == 0]
-    return larger[0] if larger else tp
+def _larger_tp(model: ModelConfig, tp: int) -> str:
+    return next((f"tp={possible} or " for possible in possible_tp(model) if possible > tp), "")
 
 
 def _gib(num_bytes: int) -> str:

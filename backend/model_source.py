@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from backend.config import EngineConfig, ModelConfig
-from backend.errors import CheckpointError, WorkspaceError
+from backend.errors import CheckpointError, ConfigError, WorkspaceError
 from backend.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "millrace.model_sources"
+MODEL_FORMATS = ("hf", "awq", "llama")  # Hugging Face's; the same, quantised; Meta's
 
 
 class StoredTensor(Protocol):
@@ -61,19 +62,22 @@ class ModelSource(Protocol):
         ...
 
 
-def open_model(path: str | Path, model_name: str | None = None) -> ModelSource:
+def open_model(path: str | Path, model_name: str | None = None, model_format: str | None = None) -> ModelSource:
     """The source for a folder, by what it holds.
 
-    model_name names the built-in chat template where the folder brings none (a workspace always brings its own).
+    model_name    the built-in chat template where the folder brings none (a workspace always brings its own)
+    model_format  of MODEL_FORMATS, for a folder that must be of that one; None: as it is
     Raises WorkspaceError, CheckpointError or ConfigError, naming the folder and the cure."""
+    if model_format not in (None, *MODEL_FORMATS):
+        raise ConfigError(f"model_format={model_format!r} is not known; use one of {', '.join(MODEL_FORMATS)}")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise WorkspaceError(f"{folder} is not a folder; give a workspace or a Hugging Face checkpoint folder")
     if Workspace.looks_like(folder):
-        return Workspace(folder)
+        return _open_workspace(folder, model_format)
     openers = entry_points(group=ENTRY_POINT_GROUP)
     for opener in openers:
-        source = opener.load()(folder, model_name)
+        source = opener.load()(folder, model_name, model_format)
         if source is not None:
             return source
     if not openers:
@@ -81,3 +85,12 @@ def open_model(path: str | Path, model_name: str | None = None) -> ModelSource:
                               "run `pip install -e .` in Millrace's folder, or convert it first")
     raise CheckpointError(f"{folder} is neither a workspace (no triton_models/weights/config.ini) "
                           "nor a Hugging Face checkpoint (no config.json)")
+
+
+def _open_workspace(folder: Path, model_format: str | None) -> Workspace:
+    workspace = Workspace(folder)
+    is_quantised = workspace.model.quant is not None
+    if model_format is not None and not (model_format == "awq" and is_quantised):
+        raise WorkspaceError(f"{folder} is a workspace of {'quantised' if is_quantised else 'unquantised'} weights, "
+                             f"not of the format {model_format}; leave the model format out")
+    return workspace

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backend.command_line import CONTEXT_SETTINGS, engine_options, engine_overrides, log_option, run
+from backend.command_line import (
+    CONTEXT_SETTINGS,
+    engine_options,
+    engine_overrides,
+    log_option,
+    model_format_option,
+    run,
+)
 from backend.config import EngineConfig
 from backend.model_source import ModelSource, open_model
 from backend.serving.address import Address
@@ -42,16 +49,17 @@ Examples:
 @click.option("--http_port", type=click.IntRange(1, 65535), default=HTTP_PORT, show_default=True, help="HTTP port.")
 @click.option("--grace", type=click.FloatRange(min=0), default=10.0, show_default=True,
               help="Seconds that running requests get once the service is told to stop.")
+@model_format_option
 @engine_options
 @log_option
 def main(model_path: str, model_name: str | None, server: str, host: str, port: int, http_port: int, grace: float,
-         **options: Any) -> None:
+         model_format: str | None, **options: Any) -> None:
     """Serve the model in MODEL_PATH, a workspace or a Hugging Face folder, until Ctrl-C or SIGTERM.
 
     MODEL_NAME chooses the built-in chat template where the model brings none."""
     address = Address(host, port, http_port)
     address.check_is_free()
-    source = open_model(model_path, model_name)
+    source = open_model(model_path, model_name, model_format)
     config = source.engine.with_options(engine_overrides(options))
     open_server = _opener(server, source, config, address)
     from backend.serving.service import run_service  # takes seconds, and what can be refused was refused above

@@ -1,12 +1,13 @@
 """Checkpoint: a Hugging Face folder of a shape with random weights, for engines that read files; and the names there.
 
-A LLaMA checkpoint in safetensors, one file per layer, made on the device; with a tokenizer of one word per id, because
-some engines want one. Written once and kept. Used by throughput.py and start.py; the names also by cpu.py
-and by tests."""
+A LLaMA checkpoint in safetensors, dense or AWQ, one file per layer, made on the device; with a tokenizer of one word
+per id, because some engines want one. Written once and kept. Used by throughput.py and start.py; the names also by
+cpu.py and by tests."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,25 +60,30 @@ def hugging_face_parts(model: ModelConfig, name: str, tensor: Tensor) -> dict[st
     """A canonical tensor under LLaMA's names there, where q, k, v and gate, up are tensors of their own."""
     if name in _OUTSIDE:
         return {_OUTSIDE[name]: tensor}
-    _, layer, rest = name.split(".", 2)
+    layer, module, kind = re.fullmatch(r"layers\.(\d+)\.(.+)\.(\w+)", name).groups()
+    output_axis = 0 if kind in ("weight", "bias") else -1
     kv_size, inner = model.num_kv_heads * model.head_dim, model.intermediate_size
-    rows = {
-        "attention.w_qkv.weight": {"self_attn.q_proj": model.num_heads * model.head_dim, "self_attn.k_proj": kv_size,
-                                   "self_attn.v_proj": kv_size},
-        "feed_forward.w13.weight": {"mlp.gate_proj": inner, "mlp.up_proj": inner},
-    }.get(rest) or {_WHOLE[rest]: len(tensor)}
-    return {f"model.layers.{layer}.{part_name}.weight": part
-            for part_name, part in zip(rows, tensor.split(list(rows.values())), strict=True)}
+    outputs = {
+        "attention.w_qkv": {"self_attn.q_proj": model.num_heads * model.head_dim, "self_attn.k_proj": kv_size,
+                            "self_attn.v_proj": kv_size},
+        "feed_forward.w13": {"mlp.gate_proj": inner, "mlp.up_proj": inner},
+    }.get(module) or {_WHOLE[module]: tensor.shape[output_axis]}
+    each = sum(outputs.values()) // tensor.shape[output_axis]  # 8 in words of 4-bit weights
+    parts = tensor.split([count // each for count in outputs.values()], dim=output_axis)
+    return {f"model.layers.{layer}.{part_name}.{kind}": part for part_name, part in zip(outputs, parts, strict=True)}
 
 
 _OUTSIDE = {"tok_embeddings.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight",
             "output.weight": "lm_head.weight"}
-_WHOLE = {"attention_norm.weight": "input_layernorm", "attention.wo.weight": "self_attn.o_proj",
-          "ffn_norm.weight": "post_attention_layernorm", "feed_forward.w2.weight": "mlp.down_proj"}
+_WHOLE = {"attention_norm": "input_layernorm", "attention.wo": "self_attn.o_proj",
+          "ffn_norm": "post_attention_layernorm", "feed_forward.w2": "mlp.down_proj"}
 
 
 def _config(model: ModelConfig) -> dict[str, object]:
+    quantization = {} if model.quant is None else {"quantization_config": {
+        "quant_method": "awq", "version": "gemm", "bits": 4, "group_size": model.quant.group_size, "zero_point": True}}
     return {
+        **quantization,
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": model.dtype,
         "vocab_size": model.vocab_size, "hidden_size": model.hidden_size, "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_heads, "num_key_value_heads": model.num_kv_heads, "head_dim": model.head_dim,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backend.config import ModelConfig
-from backend.memory_plan import DTYPE_BYTES, weights_bytes
+from backend.memory_plan import DTYPE_BYTES, num_linear_weights, weights_bytes
 
 KV_BITS = {4: 4, 8: 8}  # quant_policy → bits of a value; scales are not counted
 
@@ -36,8 +36,8 @@ class Demand:
         return 2 * model.num_layers * model.num_kv_heads * model.head_dim * bits / 8
 
     def step_flops(self, batch_size: int) -> float:
-        """Of the linear layers of a decode step."""
-        return 2 * self.step_bytes() / DTYPE_BYTES[self.model.dtype] * batch_size
+        """Of the matmuls of a decode step."""
+        return 2 * (num_linear_weights(self.model) + self.model.vocab_size * self.model.hidden_size) * batch_size
 
     def decode_kv_bytes(self, work: Work) -> float:
         """KV that decoding reads: a new token attends to the prompt and, on average, half of the completion."""
@@ -47,7 +47,7 @@ class Demand:
         """Of all matmuls and the causal attention. The output head runs only where a token is sampled."""
         model = self.model
         head = model.vocab_size * model.hidden_size
-        per_token = 2 * (self.step_bytes() / DTYPE_BYTES[model.dtype] - head)
+        per_token = 2 * num_linear_weights(model)
         attention = 4 * model.num_layers * model.num_heads * model.head_dim
         total = 0.0
         for num_prompt, num_new in work:

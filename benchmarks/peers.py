@@ -66,7 +66,7 @@ class VllmRunner:
             raise click.ClickException("vLLM has no 4-bit KV cache; use --quant_policy 8, which is fp8 there, or 0")
         self.vllm = _installed("vllm")
         self.llm = self.vllm.LLM(
-            model=str(folder), skip_tokenizer_init=True, dtype="bfloat16", max_model_len=settings.session_len,
+            model=str(folder), skip_tokenizer_init=True, dtype="auto", max_model_len=settings.session_len,
             max_num_seqs=settings.max_batch_size, enable_prefix_caching=False,
             kv_cache_dtype="fp8" if settings.quant_policy else "auto")
 
@@ -94,7 +94,7 @@ class LmdeployRunner:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.lmdeploy = _installed("lmdeploy")
         config = self.lmdeploy.TurbomindEngineConfig(
-            dtype="bfloat16", session_len=settings.session_len, max_batch_size=settings.max_batch_size,
+            dtype="auto", session_len=settings.session_len, max_batch_size=settings.max_batch_size,
             quant_policy=settings.quant_policy, enable_prefix_caching=False)
         self.engine = _installed("lmdeploy.turbomind").TurboMind.from_pretrained(str(folder), engine_config=config)
         self._num_sessions = 0

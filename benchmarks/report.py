@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 PICTURE = ROOT / "docs" / "throughput.svg"
 SECTIONS: dict[str, Callable[[Results], str]] = {
-    "throughput": results_table.throughput, "headlines": results_table.headlines, "start": results_table.start,
+    "throughput": results_table.throughput, "quantised": results_table.quantised,
+    "headlines": results_table.headlines, "start": results_table.start,
     "steps": results_table.steps,
     "taken_apart": results_table.taken_apart, "kernels": results_table.kernels}
 

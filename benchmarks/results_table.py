@@ -16,6 +16,10 @@ Json = dict[str, Any]
 
 BATCHES = {"a1": 1, "a16": 16, "a64": 64, "a256": 256}  # test → its batch
 SHAPE_NAMES = {"m7": "m7, Llama-2-7B's shape", "g8": "g8, InternLM2.5-7B's shape"}
+# Quantised weights or KV: what throughput.py appends to a shape → in words, and where the other engines' figures are.
+FORMATS = {"_awq": ("weights int4", "w4a16"), "_kv8": ("KV int8", "kv8"), "_kv4": ("KV int4", "kv4"),
+           "_awq_kv8": ("weights int4, KV int8", ""), "_awq_kv4": ("weights and KV int4", "")}
+QUANTISED = {shape + suffix: (shape, *described) for suffix, described in FORMATS.items() for shape in SHAPE_NAMES}
 # What a user feels first, for the README.
 HEADLINES = (("m7", "b"), ("g8", "b"), ("g8", "a256"), ("g8", "c"), ("m7", "d1"))
 MEANINGS = {figure: workload.summary for workload in WORKLOADS.values() for figure in workload.figure_names}
@@ -26,7 +30,7 @@ NOTHING = "–"
 class Results:
     """The files of a folder.
 
-    ours     shape → test → its figure, of the newest run that has it, bf16
+    ours     shape, or name in QUANTISED → test → its figure, of the newest run that has it
     runs     the documents that those figures are from
     peers    the other engines' figures
     starts, kernels, steps  shape → document, where measured
@@ -47,13 +51,13 @@ class Results:
         def named(prefix: str) -> list[Json]:
             return [document for name, document in documents.items() if name.startswith(prefix)]
 
-        runs = sorted((run for run in named("throughput_") if run["engine"] == "millrace" and not run["quant_policy"]
-                       and run["shape"] in SHAPE_NAMES), key=lambda run: run["date"])
-        ours: dict[str, Json] = {shape: {} for shape in SHAPE_NAMES}
+        ours: dict[str, Json] = {name: {} for name in (*SHAPE_NAMES, *QUANTISED)}
+        runs = sorted((run for run in named("throughput_") if run["engine"] == "millrace" and variant(run) in ours),
+                      key=lambda run: run["date"])
         source = {}
         for run in runs:
-            ours[run["shape"]] |= run["tests"]
-            source |= dict.fromkeys(((run["shape"], test) for test in run["tests"]), run)
+            ours[variant(run)] |= run["tests"]
+            source |= dict.fromkeys(((variant(run), test) for test in run["tests"]), run)
         return cls(ours, [run for run in runs if run in source.values()], documents["peers_h200.json"],
                    {document["shape"]: document for document in named("start_")},
                    {document["shape"]: document for document in named("kernels_")},
@@ -62,6 +66,10 @@ class Results:
 
     def peer(self, engine: str, shape: str, test: str) -> float | None:
         return self.peers["bf16"].get(shape, {}).get(engine, {}).get(test)
+
+    def conditions(self, names: Iterable[str]) -> list[str]:
+        """Of the runs of these shapes or names in QUANTISED."""
+        return [f"* Millrace: {condition(run)}" for run in self.runs if variant(run) in names]
 
     def unit(self, shape: str, test: str) -> str:
         figure = self.ours[shape].get(test)
@@ -85,13 +93,35 @@ def throughput(results: Results) -> str:
                              *(number(value, unit) for value in peers), number(figure.get("limit"), unit), share])
         titles = ["test", name, "unit", "Millrace", *(engine["name"] for engine in engines.values()), "floor", "share"]
         parts.append(markdown(titles, rows, num_text=3))
-    conditions = [f"* Millrace: {condition(run)}" for run in results.runs]
+    conditions = results.conditions(SHAPE_NAMES)
     conditions += [f"* {engine['name']} {engine['version']}: {engine['settings']}" for engine in engines.values()]
     peers = results.peers
     conditions.append(f"* The other engines: {peers['device']}, driver {peers['driver']}, torch {peers['torch']}, "
                       f"Python {peers['python']}, {peers['date']}; read {peers['read_bandwidth_tb_s']} TB/s, matmul "
                       f"{peers['matmul_tflop_s']} TFLOP/s. {peers['conditions']}")
     return "\n\n".join([*parts, "\n".join(conditions)])
+
+
+def quantised(results: Results) -> str:
+    """The same tests with quantised weights or KV, beside those of bf16."""
+    engines = {engine: results.peers["engines"][engine]["name"] for engine in ("vllm", "lmdeploy")}
+    rows = []
+    for name, (shape, words, section) in QUANTISED.items():
+        ours, bf16 = results.ours[name], results.ours[shape]
+        peers = results.peers.get(section, {}).get(shape, {})
+        for test, meaning in MEANINGS.items():
+            theirs = [peers.get(engine, {}).get(test) for engine in engines]
+            if test in ours or any(theirs):
+                figure, unit = ours.get(test, {}), results.unit(shape, test)
+                share = f"{figure['share']:.0%}" if figure else NOTHING
+                rows.append([f"{shape}, {words}", f"{test}: {meaning}", unit, number(figure.get("value"), unit),
+                             number(bf16.get(test, {}).get("value"), unit), *(number(value, unit) for value in theirs),
+                             number(figure.get("limit"), unit), share])
+    titles = ["model", "test", "unit", "Millrace", "its bf16", *engines.values(), "floor", "share"]
+    conditions = [*results.conditions(QUANTISED),
+                  "* The other engines: as above, with weights int4 on a second machine of the kind that day "
+                  "(read 4.44 TB/s, matmul 781 TFLOP/s). vLLM's 8-bit KV is fp8."]
+    return "\n\n".join([markdown(titles, rows, num_text=3), "\n".join(conditions)])
 
 
 def headlines(results: Results) -> str:
@@ -182,10 +212,15 @@ def points(results: Results) -> Json:
 
 def caption(results: Results) -> str:
     """Where, with what and when the figures of plot and README were measured, in a line."""
-    dates = sorted({run["date"][:10] for run in results.runs})
+    dates = sorted({run["date"][:10] for run in results.runs if variant(run) in SHAPE_NAMES})
     engines = [f"{engine['name']} {engine['version']}" for engine in results.peers["engines"].values()]
     return (f"{results.peers['device']}, bf16. Millrace: {' and '.join(dates) or 'not measured yet'}. "
             f"{', '.join(engines)}: {results.peers['date']}.")
+
+
+def variant(run: Json) -> str:
+    """What throughput.py measured: a shape, with how its weights and KV are quantised."""
+    return run["shape"] + (f"_kv{run['quant_policy']}" if run["quant_policy"] else "")
 
 
 def condition(document: Json) -> str:

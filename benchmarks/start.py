@@ -25,7 +25,7 @@ from benchmarks.checkpoint import ensure_checkpoint
 from benchmarks.device_limits import need_gpu
 from benchmarks.first_token import ENGINES
 from benchmarks.record import RESULTS, save
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPES, weights_option, with_weights
 from converter.convert import convert_checkpoint
 
 READ_BYTES = 16 << 20
@@ -33,6 +33,7 @@ READ_BYTES = 16 << 20
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.start --engines millrace")
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="m7", show_default=True)
+@weights_option
 @click.option("--engines", default=",".join(ENGINES), show_default=True, help="Separated by commas.")
 @click.option("--dir", "parent", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()),
               show_default=True, help="Where checkpoints are kept; twice their size is needed with --workspace.")
@@ -40,14 +41,16 @@ READ_BYTES = 16 << 20
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True,
               help="Warm starts; their median counts.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
-def main(shape: str, engines: str, parent: Path, workspace: bool, rounds: int, file: Path | None) -> None:
+def main(shape: str, weights: str, engines: str, parent: Path, workspace: bool, rounds: int, file: Path | None) -> None:
     """Seconds from the start of a process to its first token."""
     names = engines.split(",")
     if unknown := [name for name in names if name not in ENGINES]:
         raise click.ClickException(f"--engines {','.join(unknown)} is not known; use some of {','.join(ENGINES)}")
     need_gpu()
+    model = with_weights(SHAPES[shape], weights)
+    shape = model.model_name
     folder = parent / f"millrace-{shape}"
-    ensure_checkpoint(SHAPES[shape], folder)
+    ensure_checkpoint(model, folder)
     starts = [(engine, folder) for engine in names]
     if workspace:
         converted = parent / f"millrace-{shape}-workspace"

@@ -20,13 +20,14 @@ from torch.profiler import ProfilerActivity, profile
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import EngineConfig
 from backend.engine.engine import Engine
+from backend.memory_plan import blocks_of
 from backend.requests import GenerateRequest, SamplingParams
 from backend.steps import StepPlan, StepResult
 from backend.worker.executor import Executor, StepHandle, start_executor
 from benchmarks.device_limits import need_gpu
 from benchmarks.prompts import random_prompt
 from benchmarks.record import RESULTS, save
-from benchmarks.shapes import SHAPES, RandomModel
+from benchmarks.shapes import SHAPES, RandomModel, weights_option, with_weights
 
 NUM_STEPS = 20
 NAME_LENGTH = 60
@@ -34,16 +35,23 @@ NAME_LENGTH = 60
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.step --batch_size 64")
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="m7", show_default=True)
+@weights_option
 @click.option("--batch_size", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--context", type=click.IntRange(min=1), default=1984, show_default=True)
 @click.option("--cuda_graphs", default=True, show_default=True)
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
-def main(shape: str, batch_size: int, context: int, cuda_graphs: bool, file: Path | None) -> None:
+def main(shape: str, weights: str, batch_size: int, context: int, cuda_graphs: bool, file: Path | None) -> None:
     """Kernel time, gaps and host time of a decode step."""
     need_gpu()
-    model = SHAPES[shape]
+    model = with_weights(SHAPES[shape], weights)
+    shape = model.model_name
     config = EngineConfig(session_len=context + 6 * NUM_STEPS, max_batch_size=batch_size, cuda_graphs=cuda_graphs)
     executor = TimedExecutor(start_executor(RandomModel(model, config), config))
+    largest = executor.num_blocks // blocks_of(config.session_len, config.block_size)
+    if batch_size > largest:
+        executor.close()
+        raise click.UsageError(f"the KV cache holds {largest} rows of {config.session_len} tokens, not {batch_size}; "
+                               f"use --batch_size {largest} or less, or a smaller --context")
     engine = Engine(model, config, executor)
     sampling = SamplingParams(temperature=0, max_new_tokens=6 * NUM_STEPS, ignore_eos=True)
     for seed in range(batch_size):

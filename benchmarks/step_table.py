@@ -32,7 +32,7 @@ from backend.worker.worker import Worker
 from benchmarks.demand import Demand
 from benchmarks.device_limits import DeviceLimits, measure_limits, need_gpu
 from benchmarks.record import RESULTS, save
-from benchmarks.shapes import SHAPES, RandomModel
+from benchmarks.shapes import SHAPES, RandomModel, weights_option, with_weights
 
 BATCHES = tuple(2**power for power in range(10))  # 1 to 512
 CONTEXTS = tuple(2**power for power in range(7, 16))  # 128 to 32,768
@@ -59,19 +59,22 @@ class Step:
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.step_table --shape g8")
 @click.option("--shape", type=click.Choice(sorted(SHAPES)), default="m7", show_default=True)
+@weights_option
 @click.option("--max_batch_size", type=click.IntRange(min=BATCHES[0]), default=BATCHES[-1], show_default=True,
               help=f"From {BATCHES[0]} by powers of 2 up to this.")
 @click.option("--max_context", type=click.IntRange(min=CONTEXTS[0]), default=CONTEXTS[-1], show_default=True,
               help=f"From {CONTEXTS[0]} by powers of 2 up to this.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
-def main(shape: str, max_batch_size: int, max_context: int, file: Path | None) -> None:
+def main(shape: str, weights: str, max_batch_size: int, max_context: int, file: Path | None) -> None:
     """Milliseconds of a decode step over batch and context, and every point that is slower than its neighbours."""
     need_gpu()
     wanted = [(batch, context) for batch in BATCHES if batch <= max_batch_size
               for context in CONTEXTS if context <= max_context]
-    limits, demand = measure_limits(), Demand(SHAPES[shape])
+    model = with_weights(SHAPES[shape], weights)
+    shape = model.model_name
+    limits, demand = measure_limits(), Demand(model)
     click.echo(str(limits))
-    driver = StepDriver(SHAPES[shape], max_batch_size, max_context)
+    driver = StepDriver(model, max_batch_size, max_context)
     steps: dict[Point, Step] = {}
     for batch, context in wanted:
         if driver.fits(batch, context):

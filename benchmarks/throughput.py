@@ -1,6 +1,7 @@
 """Throughput: an engine on fixed work, beside what bytes and arithmetic allow on the same card in the same run.
 
     python -m benchmarks.throughput --shape m7 --tests a1,a16,b,d1
+    python -m benchmarks.throughput --shape m7 --weights awq
     python -m benchmarks.throughput --shape m7 --engine transformers
 
 Tests, greedy, ends ignored, fresh random prompts, wall clock around the whole engine:
@@ -27,7 +28,7 @@ from pathlib import Path
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
-from backend.config import EngineConfig
+from backend.config import EngineConfig, ModelConfig
 from backend.model_source import ModelSource, open_model
 from benchmarks.checkpoint import ensure_checkpoint
 from benchmarks.demand import Demand
@@ -35,7 +36,7 @@ from benchmarks.device_limits import device_memory_gib, measure_limits, need_gpu
 from benchmarks.peers import start_peer
 from benchmarks.record import RESULTS, save
 from benchmarks.runners import MillraceRunner, Runner, Settings
-from benchmarks.shapes import SHAPES, RandomModel
+from benchmarks.shapes import SHAPES, RandomModel, weights_option, with_weights
 from benchmarks.workloads import DEFAULT_TESTS, WORKLOADS, Bench, Figure, Workload, warm_up
 
 ENGINES = ("millrace", "transformers", "vllm", "lmdeploy")
@@ -46,18 +47,25 @@ class Subject:
     """What is measured: an engine by name, and a model.
 
     shape           of SHAPES, or the path of a workspace or Hugging Face folder
+    weights         of WEIGHTS, how a shape's are stored
     checkpoint_dir  where a folder with random weights is made for engines that read files"""
 
     engine: str
     shape: str
+    weights: str
     checkpoint_dir: Path
     cuda_graphs: bool
 
     @property
     def source(self) -> ModelSource:
-        if self.shape in SHAPES:
-            return RandomModel(SHAPES[self.shape], EngineConfig(session_len=1))
-        return open_model(self.shape)
+        model = self._random_model
+        return RandomModel(model, EngineConfig(session_len=1)) if model else open_model(self.shape)
+
+    @property
+    def name(self) -> str:
+        """For files: m7, m7_awq, or the folder's name."""
+        model = self._random_model
+        return model.model_name if model else Path(self.shape).name
 
     @contextmanager
     def start(self, settings: Settings) -> Iterator[Runner]:
@@ -72,14 +80,18 @@ class Subject:
             runner.close()
 
     def _folder(self) -> Path:
-        if self.shape in SHAPES:
-            return ensure_checkpoint(SHAPES[self.shape], self.checkpoint_dir.expanduser() / self.shape)
-        return Path(self.shape)
+        model = self._random_model
+        return ensure_checkpoint(model, self.checkpoint_dir.expanduser() / self.name) if model else Path(self.shape)
+
+    @property
+    def _random_model(self) -> ModelConfig | None:
+        return with_weights(SHAPES[self.shape], self.weights) if self.shape in SHAPES else None
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.throughput --tests a1,b")
 @click.option("--shape", default="m7", show_default=True,
               help=f"{', '.join(SHAPES)} with random weights, or the path of a workspace or Hugging Face folder.")
+@weights_option
 @click.option("--tests", default=",".join(DEFAULT_TESTS), show_default=True,
               help=f"Which of {', '.join(WORKLOADS)}, separated by commas.")
 @click.option("--engine", type=click.Choice(ENGINES), default="millrace", show_default=True)
@@ -89,17 +101,19 @@ class Subject:
 @click.option("--checkpoint_dir", type=click.Path(path_type=Path), default="~/.cache/millrace/bench",
               show_default=True, help="Where a checkpoint with random weights is kept for the other engines.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Where to keep the result.")
-def main(shape: str, tests: str, engine: str, quant_policy: int, cuda_graphs: bool, checkpoint_dir: Path,
+def main(shape: str, weights: str, tests: str, engine: str, quant_policy: int, cuda_graphs: bool, checkpoint_dir: Path,
          file: Path | None) -> None:
     """Speed of an engine on a GPU, test by test, beside what the card allows."""
     names = tests.split(",")
     if unknown := [name for name in names if name not in WORKLOADS]:
         raise click.ClickException(f"--tests {','.join(unknown)} is not known; use some of {','.join(WORKLOADS)}")
+    if weights != "bf16" and shape not in SHAPES:
+        raise click.ClickException(f"--weights {weights} is for {', '.join(SHAPES)}; {shape} has its own, leave it out")
     need_gpu()
-    subject = Subject(engine, shape, checkpoint_dir, cuda_graphs)
+    subject = Subject(engine, shape, weights, checkpoint_dir, cuda_graphs)
     demand, limits = Demand(subject.source.model, quant_policy), measure_limits()
     click.echo(str(limits))
-    result = {"engine": engine, "shape": Path(shape).name, "quant_policy": quant_policy, "cuda_graphs": cuda_graphs,
+    result = {"engine": engine, "shape": subject.name, "quant_policy": quant_policy, "cuda_graphs": cuda_graphs,
               **limits.as_json(), "memory_gib": 0.0, "tests": {}}
     file = file or RESULTS / default_name(result)
     for settings, group in itertools.groupby((WORKLOADS[name] for name in names), lambda workload: workload.settings):
@@ -137,7 +151,8 @@ def as_json(figure: Figure) -> dict[str, object]:
 
 
 def default_name(result: dict[str, object]) -> str:
-    """throughput_m7.json; with the engine where it is another's, and the KV format where it is quantised."""
+    """throughput_m7.json or throughput_m7_awq.json; with the engine where it is another's, and the KV format where that
+    is quantised."""
     engine = f"_{result['engine']}" if result["engine"] != "millrace" else ""
     kv_format = f"_kv{result['quant_policy']}" if result["quant_policy"] else ""
     return f"throughput_{result['shape']}{engine}{kv_format}.json"

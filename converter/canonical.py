@@ -4,10 +4,11 @@ Chooses the family and refuses what none can read. Used by source.py and convert
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from backend.config import DTYPES, ModelConfig
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, ConfigError
 from converter.checkpoint import Checkpoint
 from converter.families.base import Family, SourceTensors, check_kinds
 from converter.families.internlm2 import INTERNLM2
@@ -15,13 +16,14 @@ from converter.families.llama import INTERNLM, LLAMA, MISTRAL
 from converter.families.meta import META
 from converter.families.qwen import QWEN2, QWEN3
 from converter.lazy_tensor import LazyTensor
+from converter.quantization import quant_config
 
 FAMILIES = (LLAMA, INTERNLM, INTERNLM2, QWEN2, QWEN3, MISTRAL)
 
 
 @dataclass(frozen=True, slots=True)
 class CanonicalModel:
-    """tensors: canonical name → tensor of model.dtype, in the order of the model."""
+    """tensors: canonical name → tensor, of model.dtype or packed as model.quant says, in the order of the model."""
 
     model: ModelConfig
     tensors: dict[str, LazyTensor]
@@ -37,8 +39,13 @@ def canonicalise(checkpoint: Checkpoint, model_name: str, dtype: str | None = No
     Raises CheckpointError for an unsupported architecture and for tensors that are missing, unknown or misshapen."""
     check_kinds(checkpoint)
     family = _family(checkpoint)
+    quant = quant_config(checkpoint)
     model = family.model_config(checkpoint, model_name, dtype or _stored_dtype(checkpoint, family))
-    source = SourceTensors(checkpoint, model.dtype)
+    try:
+        model = dataclasses.replace(model, quant=quant)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.config_file}: {error}") from None
+    source = SourceTensors(checkpoint, model)
     tensors = dict(family.map_tensors(source, model))
     source.check_all_taken((*family.ignored_suffixes, family.output) if source.is_tied else family.ignored_suffixes)
     return CanonicalModel(model, tensors)
@@ -48,10 +55,6 @@ def _family(checkpoint: Checkpoint) -> Family:
     if checkpoint.is_meta:
         return META
     config = checkpoint.config
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(f"{checkpoint.config_file}: weights quantised with {method!r} are not supported yet; "
-                              "use the unquantised checkpoint")
     for family in FAMILIES:
         if family.matches(config):
             return family

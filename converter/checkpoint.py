@@ -39,6 +39,12 @@ class Checkpoint:
         return self.config_file.name == META_CONFIG
 
 
+def open_folder(folder: Path, model_format: str | None = None) -> Checkpoint:
+    """A checkpoint of one of MODEL_FORMATS; None: by which configuration it has."""
+    is_meta = not (folder / HF_CONFIG).is_file() if model_format is None else model_format == "llama"
+    return open_meta(folder) if is_meta else open_hf(folder)
+
+
 def open_hf(folder: Path) -> Checkpoint:
     """A Hugging Face folder: safetensors if there are any, else pytorch_model*.bin; with or without an index."""
     config_file = folder / HF_CONFIG

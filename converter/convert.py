@@ -19,7 +19,8 @@ from backend.config import EngineConfig, ModelConfig, check_engine, dtype_name
 from backend.errors import CheckpointError, ConfigError, TemplateError, TokenizerError
 from backend.workspace import TOKENIZER
 from converter.canonical import canonicalise
-from converter.checkpoint import Checkpoint, open_hf, open_meta
+from converter.checkpoint import Checkpoint, open_folder
+from converter.quantization import check_format
 from converter.tokenizer import prepare_tokenizer
 from converter.vocabulary import with_tokenizer_ids
 from converter.workspace_writer import check_destination, check_space, new_workspace, write_config, write_weights
@@ -41,12 +42,14 @@ class Conversion:
 def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "hf",
                        dst_path: Path = Path("workspace"), *, dtype: str | None = None,
                        tokenizer_path: Path | None = None, tp: int = 1, session_len: int | None = None,
-                       quant_policy: int = 0, use_context_fmha: bool = True, force: bool = False,
-                       show_progress: bool = False) -> Conversion:
+                       quant_policy: int = 0, use_context_fmha: bool = True, group_size: int | None = None,
+                       force: bool = False, show_progress: bool = False) -> Conversion:
     """Writes the workspace `dst_path`, replacing a workspace that is there.
 
+    model_format    of MODEL_FORMATS; quantised weights are recognised under hf too, awq insists on them
     dtype           fp16, bf16 or fp32, or torch's names of them; None keeps the checkpoint's
     tokenizer_path  a tokenizer's file or folder; None: the checkpoint's own
+    group_size      that the weights must be quantised in; None: any, and unquantised ones
     force           also replace a destination that is no workspace
     Raises MillraceError, and then leaves the destination as it was."""
     started = time.perf_counter()
@@ -55,6 +58,7 @@ def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "h
     check_destination(dst_path, model_path, force)
     checkpoint = _open(model_path, model_format)
     canonical = canonicalise(checkpoint, model_name, dtype_name(dtype) if dtype else None)
+    check_format(checkpoint, canonical.model.quant, model_format, group_size)
     engine = default_engine(canonical.model).with_options({
         "tp": tp, "session_len": session_len, "quant_policy": quant_policy, "use_context_fmha": use_context_fmha})
     check_engine(canonical.model, engine)
@@ -105,6 +109,4 @@ def _open(model_path: Path, model_format: str) -> Checkpoint:
         cure = (f"download the checkpoint first: hf download {model_path} --local-dir ./checkpoint" if is_hub_name
                 else "give the folder of a downloaded checkpoint")
         raise CheckpointError(f"{model_path} is no folder; {cure}")
-    if model_format == "awq":
-        raise CheckpointError("the format `awq` is not supported yet; use `hf` with the unquantised checkpoint")
-    return open_meta(model_path) if model_format == "llama" else open_hf(model_path)
+    return open_folder(model_path, model_format)

@@ -147,7 +147,8 @@ class StackedRows(_OfParts):
 
 @dataclass(frozen=True, slots=True)
 class JoinedColumns(_OfParts):
-    """Tensors of one height and dtype, side by side: Meta's shards of a row-parallel weight."""
+    """Tensors of one height and dtype, side by side: Meta's shards of a row-parallel weight, and q | k | v and
+    gate | up where a weight's columns are its outputs."""
 
     parts: tuple[LazyTensor, ...]
 
@@ -157,6 +158,22 @@ class JoinedColumns(_OfParts):
 
     def read_rows(self, start: int, stop: int, out: Tensor) -> None:
         torch.cat([part[start:stop] for part in self.parts], dim=-1, out=out)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnRuns(_OfOne):
+    """Runs [start, stop) of another tensor's columns, in the given order; they are read once for all runs."""
+
+    tensor: LazyTensor
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.tensor.shape[:-1], sum(stop - start for start, stop in self.runs))
+
+    def read_rows(self, start: int, stop: int, out: Tensor) -> None:
+        rows = self.tensor[start:stop]
+        torch.cat([rows[..., first:last] for first, last in self.runs], dim=-1, out=out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 from backend.config import EngineConfig, ModelConfig
 from backend.model_source import StoredTensor
 from converter.canonical import CanonicalModel, canonicalise
-from converter.checkpoint import HF_CONFIG, META_CONFIG, open_hf, open_meta
+from converter.checkpoint import HF_CONFIG, META_CONFIG, open_folder
 from converter.convert import default_engine, tokenizer_folder
+from converter.quantization import check_format
 from converter.tokenizer_cache import cached_tokenizer
 from converter.vocabulary import with_tokenizer_ids
 
@@ -26,22 +27,26 @@ class HuggingFaceSource:
     model: ModelConfig
     engine: EngineConfig
     tokenizer_dir: Path
+    model_format: str | None = None
 
     def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
         """Every weight once, in the order of the model; nothing is read until a tensor is sliced."""
-        yield from _canonical(self.path, self.model.model_name).tensors.items()
+        yield from _canonical(self.path, self.model.model_name, self.model_format).tensors.items()
 
 
-def open_checkpoint(folder: Path, model_name: str | None) -> HuggingFaceSource | None:
-    """None if the folder holds no checkpoint. Raises CheckpointError, TokenizerError or TemplateError if it is bad."""
+def open_checkpoint(folder: Path, model_name: str | None, model_format: str | None = None) -> HuggingFaceSource | None:
+    """None if the folder holds no checkpoint. Raises CheckpointError, TokenizerError or TemplateError if it is bad, or
+    not of the format that it must be of (see open_model)."""
     if not any((folder / name).is_file() for name in (HF_CONFIG, META_CONFIG)):
         return None
-    canonical = _canonical(folder, model_name or folder.resolve().name)
+    canonical = _canonical(folder, model_name or folder.resolve().name, model_format)
     tokenizer_dir, info = cached_tokenizer(tokenizer_folder(folder), model_name)
     model = with_tokenizer_ids(canonical, info)
-    return HuggingFaceSource(folder, model, default_engine(model), tokenizer_dir)
+    return HuggingFaceSource(folder, model, default_engine(model), tokenizer_dir, model_format)
 
 
-def _canonical(folder: Path, model_name: str) -> CanonicalModel:
-    is_hf = (folder / HF_CONFIG).is_file()
-    return canonicalise(open_hf(folder) if is_hf else open_meta(folder), model_name)
+def _canonical(folder: Path, model_name: str, model_format: str | None) -> CanonicalModel:
+    checkpoint = open_folder(folder, model_format)
+    canonical = canonicalise(checkpoint, model_name)
+    check_format(checkpoint, canonical.model.quant, model_format)
+    return canonical

@@ -52,13 +52,16 @@ class Completion:
 class LLM:
     """A loaded model.
 
-    model       a workspace, a Hugging Face folder, or an opened ModelSource
-    model_name  built-in chat template for a folder that brings none
-    options     fields of EngineConfig, over what the workspace says: session_len, tp, device, dtype …
+    model         a workspace, a Hugging Face folder, or an opened ModelSource
+    model_name    built-in chat template for a folder that brings none
+    model_format  hf, awq or llama, for a folder that must be of that one; None: as it is
+    options       fields of EngineConfig, over what the workspace says: session_len, tp, device, dtype …
     Raises a MillraceError, in one line, for a model or option that cannot be used."""
 
-    def __init__(self, model: str | Path | ModelSource, model_name: str | None = None, **options: Any) -> None:
-        self.source = open_model(model, model_name) if isinstance(model, (str, Path)) else model
+    def __init__(self, model: str | Path | ModelSource, model_name: str | None = None, *,
+                 model_format: str | None = None, **options: Any) -> None:
+        is_path = isinstance(model, (str, Path))
+        self.source = open_model(model, model_name, model_format) if is_path else model
         self.config = self.source.engine.with_options(options)
         self.front_end = TextFrontEnd(self.source)
         self.engine = start_engine(self.source, self.config)

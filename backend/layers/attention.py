@@ -15,6 +15,7 @@ from backend.kernels import dispatch as kernels
 from backend.kernels import reference
 from backend.layers.linear import ColumnLinear, RowLinear
 from backend.layers.rms_norm import RMSNorm
+from backend.layers.weight_format import weight_format
 
 
 class Attention(nn.Module):
@@ -33,8 +34,9 @@ class Attention(nn.Module):
         self.scale = model.head_dim**-0.5
         self.paged_prefill = kernels.paged_prefill if use_fused_prefill else reference.paged_prefill
         q_size, kv_size = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-        self.w_qkv = ColumnLinear(model.hidden_size, (q_size, kv_size, kv_size), model.attention_bias, tp)
-        self.wo = RowLinear(q_size, model.hidden_size, model.output_bias, tp)
+        stored = weight_format(model)
+        self.w_qkv = ColumnLinear(model.hidden_size, (q_size, kv_size, kv_size), model.attention_bias, tp, stored)
+        self.wo = RowLinear(q_size, model.hidden_size, model.output_bias, tp, stored)
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from backend.distributed import TensorParallel
 from backend.layers.parameter import Shard, ShardedModule
 from backend.layers.rms_norm import RMSNorm
-from backend.layers.weight_format import DENSE, WeightFormat
+from backend.layers.weight_format import WeightFormat
 
 
 class ColumnLinear(ShardedModule):
@@ -20,12 +20,12 @@ class ColumnLinear(ShardedModule):
     Raises ConfigError where tp does not divide a part."""
 
     def __init__(self, in_features: int, parts: tuple[int, ...], bias: bool, tp: TensorParallel,
-                 weight_format: WeightFormat = DENSE) -> None:
+                 weight_format: WeightFormat) -> None:
         super().__init__()
         self.weight_format = weight_format
         out_features = sum(parts)
         for stored in weight_format.tensors(in_features, out_features):
-            self.declare(stored.name, Shard.parts(stored.shape, stored.output_axis, parts, tp))
+            self.declare(stored.name, stored.divide_outputs(parts, tp), stored.dtype)
         self.bias = None
         if bias:
             self.declare("bias", Shard.parts((out_features,), 0, parts, tp))
@@ -44,12 +44,12 @@ class RowLinear(ShardedModule):
     Raises ConfigError where tp does not divide in_features."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel,
-                 weight_format: WeightFormat = DENSE) -> None:
+                 weight_format: WeightFormat) -> None:
         super().__init__()
         self.tp = tp
         self.weight_format = weight_format
         for stored in weight_format.tensors(in_features, out_features):
-            self.declare(stored.name, Shard.parts(stored.shape, stored.input_axis, (in_features,), tp))
+            self.declare(stored.name, stored.divide_inputs(in_features, tp), stored.dtype)
         self.bias = None
         if bias:
             self.declare("bias", Shard.whole((out_features,)))

@@ -33,16 +33,23 @@ class Shard:
         return cls(shape, 0, ((0, shape[0]),))
 
     @classmethod
-    def parts(cls, shape: tuple[int, ...], axis: int, parts: tuple[int, ...], tp: TensorParallel) -> Shard:
+    def parts(cls, shape: tuple[int, ...], axis: int, parts: tuple[int, ...], tp: TensorParallel, each: int = 1
+              ) -> Shard:
         """The axis is a row of parts (q | k | v, or gate | up), each divided over the ranks on its own.
 
-        Raises ConfigError where tp does not divide a part."""
+        each  how many of what parts count one element of the axis stands for
+        Raises ConfigError where tp does not divide a part into whole elements."""
+        if tp.size == 1:
+            assert sum(parts) == shape[axis] * each, (parts, shape, each)
+            return cls(shape, axis, ((0, shape[axis]),))
         pieces, start = [], 0
         for part in parts:
-            local = tp.split(part, f"the part size of a weight {list(shape)}")
+            count = part // each
+            assert count * each == part, (parts, each)
+            local = tp.split(count, f"the part size of a weight {list(shape)}")
             pieces.append((start + tp.rank * local, start + (tp.rank + 1) * local))
-            start += part
-        assert start == shape[axis], (parts, shape)
+            start += count
+        assert start == shape[axis], (parts, shape, each)
         return cls(shape, axis, tuple(pieces))
 
     @classmethod
@@ -75,15 +82,22 @@ class ShardedModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.shards: dict[str, Shard] = {}
+        self.own_dtypes: dict[str, torch.dtype] = {}
 
-    def declare(self, name: str, shard: Shard) -> None:
-        """Adds a parameter without memory."""
+    def declare(self, name: str, shard: Shard, dtype: torch.dtype | None = None) -> None:
+        """Adds a parameter without memory, in a dtype of its own or, None, in the compute dtype."""
         self.shards[name] = shard
-        self.set_parameter(name, torch.empty(shard.local_shape, device="meta"))
+        if dtype is not None:
+            self.own_dtypes[name] = dtype
+        self.set_parameter(name, torch.empty(shard.local_shape, dtype=dtype, device="meta"))
 
     def set_parameter(self, name: str, value: Tensor) -> None:
         """Replaces a declared parameter's storage."""
         setattr(self, name, nn.Parameter(value, requires_grad=False))
+
+    def drop_parameter(self, name: str) -> None:
+        """Frees a parameter whose values something else holds by now."""
+        delattr(self, name)
 
     def prepare(self) -> None:
         """Called once, when every parameter is loaded."""

@@ -15,6 +15,7 @@ from backend.layers.embedding import OutputHead, TokenEmbedding
 from backend.layers.mlp import FeedForward
 from backend.layers.rms_norm import RMSNorm
 from backend.layers.rotary import rotary_table
+from backend.layers.weight_format import weight_format
 
 
 class Decoder(nn.Module):
@@ -51,7 +52,7 @@ class DecoderLayer(nn.Module):
         self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
         self.attention = Attention(model, layer, tp, use_fused_prefill)
         self.ffn_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.feed_forward = FeedForward(model.hidden_size, model.intermediate_size, tp)
+        self.feed_forward = FeedForward(model.hidden_size, model.intermediate_size, tp, weight_format(model))
 
     def forward(self, hidden: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
         """hidden [T, hidden_size] is changed in place and returned."""

@@ -11,8 +11,6 @@ Used by model_runner.py."""
 from __future__ import annotations
 
 import bisect
-import logging
-import time
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,8 +25,6 @@ from backend.worker.row_tables import RowTables
 from backend.worker.sampler import draw, penalise
 from backend.worker.sampling_state import Array, Draw, Penalties
 from backend.worker.upload import pack, unpack
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ class DecodeGraphs:
         num_blocks, block_size = kv_cache[0][0].shape[:2]
         self.dummy_kv_slot = (num_blocks - 1) * block_size
         self.sizes = graph_batch_sizes(num_rows - 1)
-        begin, free_bytes = time.perf_counter(), free_memory_bytes(device)
+        free_bytes = free_memory_bytes(device)
         self.counts = torch.zeros((self.sizes[-1], tables.sampling.vocab_size), dtype=torch.int32, device=device)
         self.logits_indices = torch.arange(self.sizes[-1], device=device)
         self.query_start = torch.arange(self.sizes[-1] + 1, dtype=torch.int32, device=device)
@@ -75,8 +71,10 @@ class DecodeGraphs:
         self.stream = torch.cuda.Stream(device)  # one for all: memory of the pool is not shared between streams
         self.graphs = {size: self._capture(size) for size in reversed(self.sizes)}
         torch.cuda.synchronize(device)
-        logger.info("CUDA graphs: %d batch sizes up to %d, captured in %.1f s, %.2f GiB", len(self.sizes),
-                    self.sizes[-1], time.perf_counter() - begin, (free_bytes - free_memory_bytes(device)) / GIB)
+        self.num_bytes = free_bytes - free_memory_bytes(device)
+
+    def __str__(self) -> str:
+        return f"{len(self.sizes)} batch sizes up to {self.sizes[-1]}, {self.num_bytes / GIB:.2f} GiB"
 
     def fits(self, inputs: StepInputs) -> bool:
         """Whether the step is nothing but decodes that sample. Rows that begin have ids to be stored first."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from backend.errors import CheckpointError
 from backend.layers.parameter import Shard, ShardedModule
-from backend.model_source import ModelSource, StoredTensor
+from backend.model_source import ModelSource, ReadableTensor, StoredTensor
 from backend.worker.weight_reader import WeightPart, read_parts
 
 SILENT_S = 2.0  # a load that is over by then shows no bar
@@ -20,14 +20,15 @@ SILENT_S = 2.0  # a load that is over by then shows no bar
 
 def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, device: torch.device,
                  show_progress: bool = False) -> int:
-    """Gives every parameter its storage on the device in the compute dtype; buffers follow. Returns the bytes read.
+    """Gives every parameter its storage on the device, in the compute dtype where it has none of its own; buffers
+    follow. Returns the bytes read.
 
     show_progress  a bar, on a terminal, where it takes long
     Raises CheckpointError, naming the tensor, for one that is missing, unknown, double or of another shape, before
     anything is read; and for one that cannot be read."""
     parts = []
     for stored, module, name, shard in _matched(model, source):
-        local = torch.empty(shard.local_shape, dtype=dtype, device=device)
+        local = torch.empty(shard.local_shape, dtype=module.own_dtypes.get(name, dtype), device=device)
         if shard.padding:
             local.narrow(shard.axis, local.shape[shard.axis] - shard.padding, shard.padding).zero_()
         module.set_parameter(name, local)
@@ -67,6 +68,10 @@ def _matched(model: nn.Module, source: ModelSource) -> list[tuple[StoredTensor, 
         if tuple(stored.shape) != shard.shape:
             raise CheckpointError(f"{source.path}: tensor {full_name} has shape {list(stored.shape)}, "
                                   f"its configuration needs {list(shard.shape)}; convert again")
+        own_dtype = module.own_dtypes.get(name)
+        if own_dtype is not None and isinstance(stored, ReadableTensor) and stored.dtype != own_dtype:
+            raise CheckpointError(f"{source.path}: tensor {full_name} is stored as {stored.dtype}, "
+                                  f"its configuration needs {own_dtype}; convert again")
         matched[full_name] = stored, module, name, shard
     missing = sorted(set(wanted) - set(matched))
     if missing:

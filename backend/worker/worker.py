@@ -76,9 +76,10 @@ class Worker:
 
     def _get_gpu_ready(self, kv_cache: list[tuple[Tensor, Tensor]]) -> None:
         with counted_kernels() as kernels:
-            with self.start.phase("graphs"):
+            with self.start.phase("graphs") as facts:
                 use_graphs = uses_cuda_graphs(self.engine)
                 self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs)
+                facts.append(str(self.runner.graphs or "none"))
             with self.start.phase("warm-up") as facts:
                 warm_up(self.runner.run, self.engine)
                 facts.append(f"{kernels.num_compiled} Triton kernels compiled, {kernels.num_cached} from its cache")

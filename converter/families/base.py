@@ -44,16 +44,28 @@ class Family:
 
 
 class SourceTensors:
-    """A checkpoint's tensors, taken by name with the shape that the configuration asks for, in the model's dtype."""
+    """A checkpoint's tensors, taken by name with the shape that the configuration asks for, in the model's dtype.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+    quant  how the linear layers' are stored; None: like the others"""
+
+    def __init__(self, checkpoint: Checkpoint, model: ModelConfig) -> None:
         self.is_tied = bool(checkpoint.config.get("tie_word_embeddings", False))
+        self.folder = checkpoint.folder
+        self.quant = model.quant
         self._checkpoint = checkpoint
-        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._taken: set[str] = set()
 
     def __call__(self, name: str, *shape: int) -> LazyTensor:
         """Raises CheckpointError if the tensor is missing or of another shape."""
+        tensor = self.stored(name, *shape)
+        return tensor if tensor.dtype == self._dtype else Cast(tensor, self._dtype)
+
+    def has(self, name: str) -> bool:
+        return name in self._checkpoint.tensors
+
+    def stored(self, name: str, *shape: int) -> LazyTensor:
+        """In the dtype that it is stored in. Raises CheckpointError as above."""
         tensor = self._checkpoint.tensors.get(name)
         if tensor is None:
             raise CheckpointError(f"{self._checkpoint.folder}: tensor {name} is in no file; "
@@ -63,7 +75,7 @@ class SourceTensors:
                                   f"{self._checkpoint.config_file.name} asks for {list(shape)}; "
                                   "the files are not of one model, download them again")
         self._taken.add(name)
-        return tensor if tensor.dtype == self._dtype else Cast(tensor, self._dtype)
+        return tensor
 
     def check_all_taken(self, ignored_suffixes: tuple[str, ...]) -> None:
         """Raises CheckpointError for tensors that the model would not use: its output would be silently wrong."""

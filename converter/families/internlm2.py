@@ -8,7 +8,7 @@ from __future__ import annotations
 from backend.config import ModelConfig
 from converter.checkpoint import Checkpoint
 from converter.families.base import CanonicalTensors, Family, SourceTensors, decoder_config
-from converter.lazy_tensor import LazyTensor, RowBlock, stack_rows
+from converter.families.linear import Outputs, Runs, linear
 
 
 def internlm2_tensors(take: SourceTensors, model: ModelConfig) -> CanonicalTensors:
@@ -20,31 +20,29 @@ def internlm2_tensors(take: SourceTensors, model: ModelConfig) -> CanonicalTenso
         source, ours = f"model.layers.{layer}", f"layers.{layer}"
         attention, feed_forward = f"{source}.attention", f"{source}.feed_forward"
         yield f"{ours}.attention_norm.weight", take(f"{source}.attention_norm.weight", hidden)
-        yield f"{ours}.attention.w_qkv.weight", _regroup(take(f"{attention}.wqkv.weight", qkv_rows, hidden), model)
-        if model.attention_bias:
-            yield f"{ours}.attention.w_qkv.bias", _regroup(take(f"{attention}.wqkv.bias", qkv_rows), model)
-        yield f"{ours}.attention.wo.weight", take(f"{attention}.wo.weight", hidden, q_rows)
-        if model.output_bias:
-            yield f"{ours}.attention.wo.bias", take(f"{attention}.wo.bias", hidden)
+        wqkv = [Outputs(f"{attention}.wqkv", qkv_rows, _q_k_v(model))]
+        yield from linear(take, f"{ours}.attention.w_qkv", hidden, wqkv, model.attention_bias)
+        wo = [Outputs(f"{attention}.wo", hidden)]
+        yield from linear(take, f"{ours}.attention.wo", q_rows, wo, model.output_bias)
         yield f"{ours}.ffn_norm.weight", take(f"{source}.ffn_norm.weight", hidden)
-        yield f"{ours}.feed_forward.w13.weight", stack_rows([take(f"{feed_forward}.w1.weight", inner, hidden),
-                                                             take(f"{feed_forward}.w3.weight", inner, hidden)])
-        yield f"{ours}.feed_forward.w2.weight", take(f"{feed_forward}.w2.weight", hidden, inner)
+        gate_up = [Outputs(f"{feed_forward}.{part}", inner) for part in ("w1", "w3")]
+        yield from linear(take, f"{ours}.feed_forward.w13", hidden, gate_up)
+        yield from linear(take, f"{ours}.feed_forward.w2", inner, [Outputs(f"{feed_forward}.w2", hidden)])
     yield "norm.weight", take("model.norm.weight", hidden)
     yield "output.weight", embedding if take.is_tied else take("output.weight", model.vocab_size, hidden)
 
 
-def _regroup(wqkv: LazyTensor, model: ModelConfig) -> LazyTensor:
-    """Groups of (queries, key, value) → all queries, all keys, all values."""
+def _q_k_v(model: ModelConfig) -> Runs:
+    """Where wqkv, groups of (queries, key, value), has all queries, all keys, all values."""
     dim, queries = model.head_dim, model.num_heads // model.num_kv_heads
     q, k, v = [], [], []
     for group in range(model.num_kv_heads):
         start = group * (queries + 2) * dim
         key, value, end = start + queries * dim, start + (queries + 1) * dim, start + (queries + 2) * dim
-        q.append(RowBlock(wqkv, start, key))
-        k.append(RowBlock(wqkv, key, value))
-        v.append(RowBlock(wqkv, value, end))
-    return stack_rows([*q, *k, *v])
+        q.append((start, key))
+        k.append((key, value))
+        v.append((value, end))
+    return (*q, *k, *v)
 
 
 def _internlm2_config(checkpoint: Checkpoint, model_name: str, dtype: str) -> ModelConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from backend.config import ModelConfig
 from converter.checkpoint import Checkpoint
 from converter.families.base import CanonicalTensors, Family, SourceTensors, decoder_config
-from converter.lazy_tensor import stack_rows
+from converter.families.linear import Outputs, linear
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -23,23 +23,17 @@ def llama_tensors(take: SourceTensors, model: ModelConfig) -> CanonicalTensors:
         source, ours = f"model.layers.{layer}", f"layers.{layer}"
         attention, feed_forward = f"{source}.self_attn", f"{source}.mlp"
         yield f"{ours}.attention_norm.weight", take(f"{source}.input_layernorm.weight", hidden)
-        yield f"{ours}.attention.w_qkv.weight", stack_rows([take(f"{attention}.q_proj.weight", q_rows, hidden),
-                                                            take(f"{attention}.k_proj.weight", kv_rows, hidden),
-                                                            take(f"{attention}.v_proj.weight", kv_rows, hidden)])
-        if model.attention_bias:
-            yield f"{ours}.attention.w_qkv.bias", stack_rows([take(f"{attention}.q_proj.bias", q_rows),
-                                                              take(f"{attention}.k_proj.bias", kv_rows),
-                                                              take(f"{attention}.v_proj.bias", kv_rows)])
+        qkv = [Outputs(f"{attention}.{part}_proj", q_rows if part == "q" else kv_rows) for part in "qkv"]
+        yield from linear(take, f"{ours}.attention.w_qkv", hidden, qkv, model.attention_bias)
         if model.qk_norm:
             yield f"{ours}.attention.q_norm.weight", take(f"{attention}.q_norm.weight", model.head_dim)
             yield f"{ours}.attention.k_norm.weight", take(f"{attention}.k_norm.weight", model.head_dim)
-        yield f"{ours}.attention.wo.weight", take(f"{attention}.o_proj.weight", hidden, q_rows)
-        if model.output_bias:
-            yield f"{ours}.attention.wo.bias", take(f"{attention}.o_proj.bias", hidden)
+        output = [Outputs(f"{attention}.o_proj", hidden)]
+        yield from linear(take, f"{ours}.attention.wo", q_rows, output, model.output_bias)
         yield f"{ours}.ffn_norm.weight", take(f"{source}.post_attention_layernorm.weight", hidden)
-        yield f"{ours}.feed_forward.w13.weight", stack_rows([take(f"{feed_forward}.gate_proj.weight", inner, hidden),
-                                                             take(f"{feed_forward}.up_proj.weight", inner, hidden)])
-        yield f"{ours}.feed_forward.w2.weight", take(f"{feed_forward}.down_proj.weight", hidden, inner)
+        gate_up = [Outputs(f"{feed_forward}.{part}_proj", inner) for part in ("gate", "up")]
+        yield from linear(take, f"{ours}.feed_forward.w13", hidden, gate_up)
+        yield from linear(take, f"{ours}.feed_forward.w2", inner, [Outputs(f"{feed_forward}.down_proj", hidden)])
     yield "norm.weight", take("model.norm.weight", hidden)
     yield "output.weight", embedding if take.is_tied else take(OUTPUT, model.vocab_size, hidden)
 

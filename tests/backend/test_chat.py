@@ -74,6 +74,7 @@ def test_ctrl_c_while_the_model_loads_is_one_word():
     (["--session-len", "0", "--prompt", "hi"], "error: session_len=0 does not work; use an integer >= 1"),
     (["--tp", "3", "--prompt", "hi"], "error: tp=3 does not divide kv_head_num=2"),
     (["--sesion_len", "5"], "No such option"),
+    (["--model-format", "awq", "--prompt", "hi"], "is no AWQ checkpoint, its weights are not quantised; use the"),
     (["--session_len", "20", "--prompt", "fox " * 50], "exceed session_len=20"),
 ])
 def test_wrong_input_is_one_line_and_a_failure(options, message):

@@ -7,21 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from backend.config import _KEYS, EngineConfig, ModelConfig, RopeConfig, check_engine, read_config, render_config
+from backend.config import (
+    _KEYS,
+    EngineConfig,
+    ModelConfig,
+    QuantConfig,
+    RopeConfig,
+    check_engine,
+    read_config,
+    render_config,
+)
 from backend.errors import ConfigError
 
 MODEL = ModelConfig("internlm2", 100, 64, 2, 4, 2, 16, 128, 1e-5, RopeConfig(16, 1e6, "dynamic", 2.0), 2048, 1, (2, 5))
+INT4 = dataclasses.replace(MODEL, dtype="float16", quant=QuantConfig(32))
 ENGINE = EngineConfig(session_len=1024, cache_max_entry_count=0.5, tp=2)
 
 
-def written(folder: Path, change: tuple[str, str] = ("", "")) -> Path:
+def written(folder: Path, change: tuple[str, str] = ("", ""), model: ModelConfig = MODEL) -> Path:
     file = folder / "config.ini"
-    file.write_text(render_config(MODEL, ENGINE).replace(*change) if change[0] else render_config(MODEL, ENGINE))
+    file.write_text(render_config(model, ENGINE).replace(*change) if change[0] else render_config(model, ENGINE))
     return file
 
 
-def test_config_is_read_back_as_it_was_written(tmp_path):
-    assert read_config(written(tmp_path)) == (MODEL, ENGINE)
+@pytest.mark.parametrize("model", [MODEL, INT4], ids=["dense", "int4"])
+def test_config_is_read_back_as_it_was_written(tmp_path, model):
+    assert read_config(written(tmp_path, model=model)) == (model, ENGINE)
+
+
+def test_quantised_weights_add_their_own_keys_and_dense_ones_keep_theirs(tmp_path):
+    dense, int4 = written(tmp_path).read_text(), written(tmp_path, model=INT4).read_text()
+    assert 'weight_type = "bf16"\n' in dense
+    keys = 'weight_type = "int4"\nactivation_type = "fp16"\ngroup_size = 32\n'
+    assert int4 == dense.replace('weight_type = "bf16"\n', keys)
 
 
 def test_every_engine_key_is_explained_below_the_models_keys(tmp_path):
@@ -74,7 +92,9 @@ def test_integer_end_id_is_one_id(tmp_path):
     (("format_version = 1", "format_version = 9"), "format_version=9"),
     (("kv_head_num = 2", "kv_head_num = 3"), "head_num=4 is not a multiple of kv_head_num=3"),
     (("[llama]", "[model]"), r"it needs exactly one, \[llama\]"),
-    (("weight_type = \"bf16\"", "weight_type = \"int3\""), "it needs one of fp16, bf16, fp32, float16"),
+    (("weight_type = \"bf16\"", "weight_type = \"int3\""), "it needs one of fp16, bf16, fp32, .* or int4"),
+    (("weight_type = \"bf16\"", "weight_type = \"int4\""), 'weight_type = "int4" needs activation_type'),
+    (("weight_type = \"bf16\"", "group_size = 32"), 'group_size is for weight_type = "int4"; remove it'),
     (("cache_block_seq_len = 64", "cache_block_seq_len = 63"), "use a power of two"),
     (("cache_max_entry_count = 0.5", "cache_max_entry_count = 1.5"), "use a share in"),
 ])
@@ -103,6 +123,33 @@ def test_options_that_are_none_change_nothing():
 def test_what_the_model_cannot_do_is_refused_with_what_it_can(model, engine, message):
     with pytest.raises(ConfigError, match=message):
         check_engine(dataclasses.replace(MODEL, **model), dataclasses.replace(ENGINE, **engine))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (("group_size = 32", "group_size = 48"), "group_size=48 is not supported; use one of 32, 64, 128"),
+    (("group_size = 32", "group_size = 128"), "group_size=128 does not divide the 64 inputs of w_qkv and w13 of "
+                                              r"internlm2; quantise in groups of one of \[32, 64\]"),
+    (("group_size = 32\n", ""), "needs group_size; convert the checkpoint again"),
+    (('activation_type = "fp16"', 'activation_type = "int4"'), "activation_type = 'int4' does not work; it needs one"),
+    (("size_per_head = 16", "size_per_head = 20"), "size_per_head=20 .* is not a multiple of the 8 weights"),
+])
+def test_wrong_keys_of_quantised_weights_are_refused(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        read_config(written(tmp_path, change, INT4))
+    assert "config.ini" in str(error.value)
+
+
+@pytest.mark.parametrize(("group_size", "tp", "message"), [
+    (64, 2, r"tp=2 does not divide wo's groups of 64 inputs=1 of internlm2; use tp in \[1\]"),
+    (32, 2, None), (64, 1, None)])
+def test_each_rank_needs_whole_groups(group_size, tp, message):
+    model = dataclasses.replace(MODEL, quant=QuantConfig(group_size))
+    engine = dataclasses.replace(ENGINE, tp=tp)
+    if message is None:
+        check_engine(model, engine)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_engine(model, engine)
 
 
 def test_dynamic_rope_stretches_to_any_session():

@@ -1,8 +1,11 @@
-"""At the size of a 7B model, on a GPU: bfloat16 logits are no further from float32's than transformers' bfloat16 is.
+"""At the size of a 7B model, on a GPU: logits are no further from float32's than transformers' in the same dtype are,
+with dense weights and with those of 4 bits, of which transformers is given what they stand for.
 
 Random weights of benchmarks.shapes, so nothing is downloaded; about 60 GiB of GPU memory."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from backend.config import EngineConfig, ModelConfig
 from benchmarks.checkpoint import hugging_face_parts
 from benchmarks.prompts import random_prompt
-from benchmarks.shapes import SHAPES, RandomModel
+from benchmarks.shapes import SHAPES, WEIGHTS, RandomModel, with_weights
+from tests.awq_checkpoints import dequantise
 from tests.backend.step_driver import StepDriver
 
 BATCH_SIZES = [1, 2, 16, 40]
@@ -27,6 +31,20 @@ def engine_config(batch_size: int) -> EngineConfig:
                         cache_max_entry_count=batch_size * SESSION_LEN // 64)
 
 
+def dense_tensors(model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """RandomModel's weights, quantised ones as what they stand for."""
+    quantised: dict[str, Tensor] = {}
+    for name, stored in RandomModel(model, engine_config(1)).tensors():
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight":
+            yield name, stored[:]
+            continue
+        quantised[kind] = stored[:]
+        if len(quantised) == 3:
+            yield f"{layer}.weight", dequantise(**quantised)
+            quantised = {}
+
+
 def reference(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     """transformers' Llama with the weights of RandomModel."""
     config = LlamaConfig(
@@ -38,8 +56,8 @@ def reference(model: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("cuda"):
         theirs = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     state = theirs.state_dict()
-    for name, stored in RandomModel(model, engine_config(1)).tensors():
-        for place, part in hugging_face_parts(model, name, stored[:]).items():
+    for name, tensor in dense_tensors(model):
+        for place, part in hugging_face_parts(model, name, tensor).items():
             state.pop(place).copy_(part)
     assert not state, f"never filled: {sorted(state)[:3]}"
     return theirs
@@ -57,9 +75,10 @@ def mean_error(logits: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.mem_get_info()[1] < MEMORY_BYTES, reason="80 GB of memory")
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("shape", ["m7", "g8"])
-def test_bfloat16_logits_are_as_close_to_float32_as_those_of_transformers(shape: str) -> None:
-    model = SHAPES[shape]
+def test_logits_are_as_close_to_float32_as_those_of_transformers(shape: str, weights: str) -> None:
+    model = with_weights(SHAPES[shape], weights)
     prompts = [random_prompt(row, 200 + 17 * row, model.vocab_size) for row in range(max(BATCH_SIZES))]
     ours: dict[str, Tensor] = {}
     contexts: dict[str, list[list[int]]] = {}
@@ -83,8 +102,8 @@ def test_bfloat16_logits_are_as_close_to_float32_as_those_of_transformers(shape:
     exact = {name: last_logits(exact_model, ids) for name, ids in contexts.items()}
     del exact_model
     torch.cuda.empty_cache()
-    half_model = reference(model, torch.bfloat16)
+    half_model = reference(model, getattr(torch, model.dtype))
     for name, ids in contexts.items():
         error, allowed = mean_error(ours[name], exact[name]), mean_error(last_logits(half_model, ids), exact[name])
-        print(f"{shape} {name}: ours {error:.4f}, transformers {allowed:.4f}")
-        assert error <= allowed, f"{name}: {error:.4f} from float32, transformers' bfloat16 {allowed:.4f}"
+        print(f"{model.model_name} {name}: ours {error:.4f}, transformers {allowed:.4f}")
+        assert error <= allowed, f"{name}: {error:.4f} from float32, transformers' {model.dtype} {allowed:.4f}"

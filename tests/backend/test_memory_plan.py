@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
 
-from backend.config import EngineConfig, ModelConfig, RopeConfig
+from backend.config import EngineConfig, ModelConfig, QuantConfig, RopeConfig
 from backend.errors import CapacityError
-from backend.memory_plan import GIB, graph_batch_sizes, plan_memory, weights_bytes
+from backend.memory_plan import GIB, graph_batch_sizes, other_bytes, plan_memory, weights_bytes
 
 LLAMA_7B = ModelConfig("llama2", 32000, 4096, 32, 32, 32, 128, 11008, 1e-5, RopeConfig(128), 4096, 1, (2,))
+
+
+INT4_7B = dataclasses.replace(LLAMA_7B, dtype="float16", quant=QuantConfig(128))
 
 
 def plan(free_gib: float, **options: float):
@@ -49,6 +53,33 @@ def test_memory_of_cuda_graphs_is_planned_where_there_are_any():
 def test_plan_reads_as_a_sentence():
     assert re.fullmatch(r"weights 12\.6 GiB \(bfloat16\), KV cache .* GiB: .* blocks x 64 tokens = .* tokens "
                         r"or .* full sessions of 4,096, other .* GiB", str(plan(80)))
+
+
+def test_int4_weights_are_4_bits_each_and_a_word_for_each_group():
+    linear, other = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008), 2 * 32000 * 4096 + 65 * 4096
+    assert weights_bytes(INT4_7B, "float16", 1) == linear // 2 + linear // 128 * 4 + other * 2
+    in_groups_of_32 = dataclasses.replace(INT4_7B, quant=QuantConfig(32))
+    assert weights_bytes(in_groups_of_32, "float16", 1) == linear // 2 + linear // 32 * 4 + other * 2
+
+
+def test_a_plan_of_int4_weights_says_so():
+    int4 = plan_memory(INT4_7B, EngineConfig(4096), "float16", 24 * GIB)
+    assert str(int4).startswith("weights 3.7 GiB (int4, groups of 128, float16 activations), KV cache ")
+
+
+def test_where_int4_weights_do_not_fit_the_named_tp_divides_their_groups():
+    odd = dataclasses.replace(INT4_7B, intermediate_size=129 * 128)
+    for model, cure in ((LLAMA_7B, "tp=2 or "), (INT4_7B, "tp=2 or "), (odd, "")):  # with 0, 86 and 129 groups
+        with pytest.raises(CapacityError, match=f"use {cure}a device"):
+            plan_memory(model, EngineConfig(4096), "float16", 3 * GIB)
+
+
+def test_what_int4_weights_are_unpacked_into_is_planned():
+    def other(model: ModelConfig, on_cpu: bool) -> int:
+        return other_bytes(model, EngineConfig(4096), "float16", on_cpu)
+
+    assert other(INT4_7B, on_cpu=False) - other(LLAMA_7B, on_cpu=False) == 64 * 2**20
+    assert other(INT4_7B, on_cpu=True) - other(LLAMA_7B, on_cpu=True) == 2 * 11008 * 4096 * 10
 
 
 def test_tp_divides_weights_and_kv():

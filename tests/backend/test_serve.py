@@ -189,6 +189,11 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         serve_here(tmp_path)
 
 
+def test_a_folder_that_is_not_of_the_format_it_has_to_be_is_refused():
+    with pytest.raises(CheckpointError, match="is no AWQ checkpoint, its weights are not quantised; use the format hf"):
+        serve_here(CHECKPOINT, "--model-format", "awq")
+
+
 def test_triton_is_refused_where_it_is_not(workspace, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="no tritonserver is there"):

@@ -9,7 +9,7 @@ from backend.config import EngineConfig
 from backend.model_source import open_model
 from benchmarks.checkpoint import ensure_checkpoint
 from benchmarks.shapes import RandomModel
-from tests.benchmarks.tiny import TINY
+from tests.benchmarks.tiny import TINY, TINY_AWQ
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +17,12 @@ def folder(tmp_path_factory):
     return ensure_checkpoint(TINY, tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
-def test_the_folder_reads_back_as_the_same_model(folder):
-    wanted = {name: tensor[:] for name, tensor in RandomModel(TINY, EngineConfig(session_len=1)).tensors()}
-    found = {name: tensor[:] for name, tensor in open_model(folder).tensors()}
+@pytest.mark.parametrize("model", [TINY, TINY_AWQ], ids=["dense", "awq"])
+def test_the_folder_reads_back_as_the_same_model(model, tmp_path):
+    wanted = {name: tensor[:] for name, tensor in RandomModel(model, EngineConfig(session_len=1)).tensors()}
+    source = open_model(ensure_checkpoint(model, tmp_path / "tiny"))
+    assert (source.model.quant, source.model.dtype) == (model.quant, model.dtype)
+    found = {name: tensor[:] for name, tensor in source.tensors()}
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name].cpu()) for name in wanted)
 

@@ -48,12 +48,23 @@ def test_the_newest_run_that_has_a_test_counts(tmp_path):
     documents = {"throughput_m7": {**run, "date": "2026-11-21 02:00 UTC", "tests": tests},
                  "throughput_m7_b": {**run, "date": "2026-11-22 02:00 UTC", "tests": {"b": {"value": 3}}},
                  "throughput_m7_vllm": {**run, "engine": "vllm", "date": "2026-11-23", "tests": {"b": {"value": 4}}},
-                 "throughput_m7_kv8": {**run, "quant_policy": 8, "date": "2026-11-23", "tests": {"b": {"value": 5}}}}
+                 "throughput_m7_kv8": {**run, "quant_policy": 8, "date": "2026-11-23", "tests": {"b": {"value": 5}}},
+                 "throughput_m7_awq": {**run, "shape": "m7_awq", "date": "2026-11-24", "tests": {"b": {"value": 6}}}}
     for name, document in documents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     read = Results.read(tmp_path)
     assert read.ours["m7"] == {"a1": {"value": 1}, "b": {"value": 3}}
-    assert read.runs == [documents["throughput_m7"], documents["throughput_m7_b"]]
+    assert read.ours["m7_kv8"] == {"b": {"value": 5}} and read.ours["m7_awq"] == {"b": {"value": 6}}
+    assert read.runs == [documents[f"throughput_{name}"] for name in ("m7", "m7_b", "m7_kv8", "m7_awq")]
+
+
+def test_quantised_figures_stand_beside_those_of_bf16_and_of_the_others(results):
+    figure = {"value": 1.75, "limit": 1.11, "share": 0.634, "unit": "ms"}
+    rows = results_table.quantised(dataclasses.replace(results, ours={**results.ours, "m7_awq": {"b": figure}}))
+    bf16 = results.ours["m7"]["b"]["value"]
+    assert (f"| m7, weights int4 | b: batch 1 at context 2,048 | ms | 1.75 | {bf16:.2f} | 4.01 | 7.05 | 1.11 | 63% |"
+            in rows)
+    assert "| m7, KV int8 | c: " in rows and "g8, KV int4" not in rows
 
 
 def test_numbers_have_the_digits_that_mean_something():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.awq_checkpoints import make_awq_pair
 from tests.checkpoints import make_checkpoint
 
 
@@ -23,3 +24,15 @@ def pristine_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(pristine_llama: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(pristine_llama, tmp_path / "llama"))
+
+
+@pytest.fixture(scope="session")
+def pristine_awq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A LLaMA in groups of 64 and its dense twin; not to be changed."""
+    return make_awq_pair("llama", tmp_path_factory.mktemp("pristine_awq"), 64)
+
+
+@pytest.fixture
+def awq(pristine_awq: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the AWQ folder that a test may damage."""
+    return Path(shutil.copytree(pristine_awq[0], tmp_path / "awq"))

@@ -160,7 +160,7 @@ def truncate(folder: Path) -> None:
     (poison, [], r".safetensors: tensor model.layers.0.mlp.up_proj.weight holds NaN"),
     (add_token, [], r"tensor model.embed_tokens.weight has 320 rows, but the tokenizer has ids up to 320"),
     (truncate, [], r".safetensors: tensor model."),
-    (None, ["awq"], "the format `awq` is not supported yet"),
+    (None, ["awq"], "is no AWQ checkpoint, its weights are not quantised; use the format hf"),
     (None, ["llama"], "has no params.json"),
     (None, ["--tp", "3"], "tp=3 does not divide head_num=4 of llama; use tp in [1, 2]"),
     (None, ["--quant_policy", "8"], "quant_policy=8 is not supported yet"),

@@ -147,7 +147,7 @@ def test_a_tensor_in_no_file_is_named(llama):
     ({"architectures": ["InternVLChatModel"]}, r"architecture InternVLChatModel is not supported"),
     ({"architectures": None, "model_type": "bloom"}, r"architecture bloom is not supported"),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, r"rope scaling 'yarn' is not supported"),
-    ({"quantization_config": {"quant_method": "awq"}}, r"quantised with 'awq' are not supported yet"),
+    ({"quantization_config": {"quant_method": "gptq"}}, r"quantised with 'gptq' are not supported; use an AWQ version"),
     ({"hidden_act": "gelu"}, r"hidden_act='gelu' is not supported"),
     ({"mlp_bias": True}, r"mlp_bias=True is not supported"),
     ({"hidden_size": None}, r"config.json: hidden_size is None"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from backend.errors import CheckpointError
-from converter.lazy_tensor import Cast, HalfSplitHeads, JoinedColumns, LazyTensor, RowBlock, StackedRows
+from converter.lazy_tensor import Cast, ColumnRuns, HalfSplitHeads, JoinedColumns, LazyTensor, RowBlock, StackedRows
 from converter.safetensors_file import read_safetensors, write_safetensors
 
 A, B = torch.randn(16, 6), torch.randn(8, 6)
@@ -31,6 +31,7 @@ def every_kind(a: LazyTensor, b: LazyTensor) -> list[tuple[LazyTensor, torch.Ten
         (StackedRows((a, b)), torch.cat([A, B])),
         (StackedRows((RowBlock(a, 4, 9), b, RowBlock(a, 0, 4))), torch.cat([A[4:9], B, A[:4]])),
         (JoinedColumns((b, b)), torch.cat([B, B], dim=1)),
+        (ColumnRuns(a, ((4, 6), (0, 1), (2, 4))), A[:, [4, 5, 0, 2, 3]]),
         (HalfSplitHeads(a, 8), torch.cat([A[:8][PAIRS_TO_HALVES], A[8:][PAIRS_TO_HALVES]])),
         (Cast(a, torch.bfloat16), A.bfloat16()),
     ]

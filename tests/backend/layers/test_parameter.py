@@ -9,6 +9,7 @@ from backend.errors import ConfigError
 from backend.layers.linear import ColumnLinear, RowLinear
 from backend.layers.parameter import Shard
 from backend.layers.rms_norm import RMSNorm
+from backend.layers.weight_format import DENSE
 
 
 def read(shard: Shard, values: Tensor) -> Tensor:
@@ -50,8 +51,8 @@ def test_column_and_row_layers_over_two_ranks_add_the_whole_product_to_the_resid
     norm.set_parameter("weight", torch.rand(5))
     total = residual.clone()
     for rank in range(2):
-        column = ColumnLinear(5, (12,), False, TensorParallel(rank, 2))
-        row = RowLinear(12, 4, False, TensorParallel(rank, 2))
+        column = ColumnLinear(5, (12,), False, TensorParallel(rank, 2), DENSE)
+        row = RowLinear(12, 4, False, TensorParallel(rank, 2), DENSE)
         column.set_parameter("weight", read(column.shards["weight"], w1))
         row.set_parameter("weight", read(row.shards["weight"], w2))
         row.tp = TensorParallel()  # the sum over the ranks is this loop's
