@@ -14,6 +14,7 @@ from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 from backend.kernels.w4_weight import W4Weight
 
+MAX_FUSED_TOKENS = 640
 MAX_TRITON_TOKENS = 64
 SCRATCH_BYTES = 64 << 20  # of a dense part; it is written and read again from the L2 cache, in good part
 
@@ -26,7 +27,7 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
         return w4_skinny.w4_skinny(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
     if norm is not None:
         x = rms_norm(x, *norm)
-    if w4_stream_k.fits(x, weight, is_gated, residual):
+    if x.shape[0] <= MAX_FUSED_TOKENS and w4_stream_k.fits(x, weight, is_gated, residual):
         return w4_stream_k.w4_stream_k(x, weight, bias, is_gated=is_gated, residual=residual)
     y = w4_triton.matmul(x, weight) if x.shape[0] <= MAX_TRITON_TOKENS else _dense_matmul(x, weight)
     if bias is not None:
