@@ -31,7 +31,10 @@ constexpr int STAGE_BYTES = (X_BYTES + STRIPS * PIECE_BYTES + 1023) / 1024 * 102
 // Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
 constexpr int GROUP_REGISTERS = GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 104, COPY_REGISTERS = GROUPS == 4 ? 40 : 56;
 static_assert(GROUPS * GROUP_REGISTERS + COPY_REGISTERS <= 65536 / THREADS / 8 * 8 * (GROUPS + 1), "there are as many");
-constexpr bool TAKES_TURNS = TOKENS > 64;  // with fewer, making the numbers takes longer than multiplying them
+#ifndef TURNS
+#define TURNS (TOKENS > 64)
+#endif
+constexpr bool TAKES_TURNS = TURNS;  // with fewer, making the numbers takes longer than multiplying them
 constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 
@@ -369,29 +372,36 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 scales[g][1] = *(const u32*)(second + place + (GATED ? half * 4 : 4));
             }
         };
+        // Returns zero in a way that makes who uses it wait for all of the numbers.
+        const u32 never = num_steps >> 31;
         auto unpack = [&](float (&scale)[128 / GROUP][2]) {
+            u32 seen = 0;
 #pragma unroll
             for (int k = 0; k < 8; k++) {
                 const u32* const own = scales[k * 16 / GROUP];
                 const u32 first = word_of(words[k / 4][0], k % 4);
                 const uint4 numbers = GATED ? unpacked_half(first, word_of(words[k / 4][1], k % 4), half)
-                                            : unpacked(first);
-                const u32 zeros[2] = {zero_pair(own[0]), zero_pair(own[1])};
+                                            : unpacked_quickly(first);
+                const u32 zeros[2] = {zero_pair(own[0], GATED ? half : 0), zero_pair(own[1], GATED ? half : 1)};
                 rows[k] = make_uint4(difference(numbers.x, zeros[0]), difference(numbers.y, zeros[1]),
                                      difference(numbers.z, zeros[0]), difference(numbers.w, zeros[1]));
+                seen |= rows[k].x | rows[k].y | rows[k].z | rows[k].w;
             }
 #pragma unroll
             for (int g = 0; g < 128 / GROUP; g++) {
                 scale[g][0] = half_to_float(scales[g][0]);
                 scale[g][1] = half_to_float(scales[g][1]);
             }
+            return seen & never;
         };
-        auto wait_for_turn = [&]() {
-            if (TAKES_TURNS) asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group), "n"(2 * GROUP_THREADS) : "memory");
+        auto wait_for_turn = [&](u32 zero) {
+            if (TAKES_TURNS)
+                asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group + zero), "n"(2 * GROUP_THREADS) : "memory");
         };
         auto pass_turn = [&]() {
-            if (TAKES_TURNS) asm volatile("bar.arrive %0, %1;"
-                         :: "r"(1 + GROUPS + (group + 1) % GROUPS), "n"(2 * GROUP_THREADS) : "memory");
+            if (TAKES_TURNS)
+                asm volatile("bar.arrive %0, %1;"
+                             :: "r"(1 + GROUPS + (group + 1) % GROUPS), "n"(2 * GROUP_THREADS) : "memory");
         };
         if (group == GROUPS - 1) pass_turn();
         int stage = 0;
@@ -407,14 +417,14 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 const u64 tokens = wgmma_operand(address_of(shared.ring[stage]));
                 const int current = stage;
                 float scale[128 / GROUP][2];
-                unpack(scale);
+                const u32 zero = unpack(scale);  // before the turn comes, not in it
                 if (++stage == STAGES) {
                     stage = 0;
                     parity ^= 1;
                 }
 #pragma unroll
                 for (int g = 0; g < 128 / GROUP; g++) {
-                    wait_for_turn();
+                    wait_for_turn(zero);
                     wgmma_fence();
 #pragma unroll
                     for (int k = g * GROUP / 16; k < (g + 1) * GROUP / 16; k++)  // 16 inputs

@@ -160,18 +160,25 @@ def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusio
 @pytest.mark.hopper
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("is_gated", [0, 1])
+@pytest.mark.parametrize("num_tokens", [20, 50, 90, 200])
+def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated, group_size):
+    check(w4_linear.linear_w4, num_tokens, 992 // group_size * group_size, 192, group_size, (0, 0, is_gated, 0), "cuda",
+          torch.float16)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("is_gated", [0, 1])
 @pytest.mark.parametrize("layout", [(32, 256, 1), (32, 128, 2), (64, 192, 1), (64, 128, 2), (96, 128, 1), (128, 128, 1),
                                     (128, 128, 2)], ids=str)
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
-def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated,
-                                                             group_size):
+def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated):
     def kernel(x, weight, bias, *, norm, is_gated, residual):
         waves = w4_stream_k.whole_waves(*layout, len(x), weight.out_features, x.device)
         return w4_stream_k.launch(w4_stream_k.Layout(*layout, waves), x, weight, bias, is_gated=is_gated,
                                   residual=residual)
 
-    size = size // group_size * group_size
-    check(kernel, num_tokens, size, num_outputs, group_size, (0, 0, is_gated, not is_gated), "cuda", torch.bfloat16)
+    check(kernel, num_tokens, size // 32 * 32, num_outputs, 32 if size % 128 else 128, (0, 0, is_gated, not is_gated),
+          "cuda", torch.bfloat16)
 
 
 def test_there_is_no_such_kernel_on_a_cpu():
