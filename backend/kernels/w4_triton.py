@@ -27,7 +27,7 @@ def matmul(x: Tensor, weight: W4Weight) -> Tensor:
         _w4_matmul_kernel[grid](
             x, weight.packed.view(torch.int32), output, num_tokens, weight.out_features, x.stride(0),
             SIZE=weight.in_features, GROUP=weight.group_size, PIECE=PIECE, STRIP=STRIP, ROWS=ROWS, TOKENS=tokens,
-            num_warps=NUM_WARPS)
+            num_warps=NUM_WARPS, num_stages=1)  # words that neighbours share are not worth a place in shared memory
     return output
 
 

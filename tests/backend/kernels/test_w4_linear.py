@@ -92,7 +92,7 @@ def test_few_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion
 def test_few_tokens_of_any_size_are_multiplied(num_tokens, size, group_size, skinny):
     check(w4_linear.linear_w4, num_tokens, size // group_size * group_size, 96, group_size, (1, 0, 1, 0), "cuda",
           torch.bfloat16)
-    assert len(skinny) == 1
+    assert len(skinny) == 1 or num_tokens > 8
 
 
 @pytest.mark.hopper
@@ -100,7 +100,7 @@ def test_few_tokens_of_any_size_are_multiplied(num_tokens, size, group_size, ski
 @pytest.mark.parametrize("num_tokens", [1, 5, 16])
 def test_any_number_of_outputs_is_computed(num_tokens, num_outputs, skinny):
     check(w4_linear.linear_w4, num_tokens, 1024, num_outputs, 128, (0, 1, 0, 1), "cuda", torch.bfloat16)
-    assert len(skinny) == 1
+    assert len(skinny) == 1 or num_tokens > 8
 
 
 @pytest.mark.hopper
