@@ -1,10 +1,12 @@
 """Linear layers with four-bit weights on a GPU: which kernel multiplies, decided by the number of tokens.
 
 On Hopper up to 16 tokens go through one kernel of ours, which fuses norm, gate and residual addition, and more through
-another, which makes sixteen-bit weights in registers. Elsewhere few go through a Triton kernel, and for many the weight
+another, which makes sixteen-bit weights in registers. Elsewhere few go through a Triton kernel. For many the weight
 becomes a dense matrix, a part at a time, that cuBLAS multiplies. Used by dispatch.py."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,9 +16,10 @@ from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 from backend.kernels.w4_weight import W4Weight
 
-MAX_FUSED_TOKENS = 640
+MAX_FUSED_TOKENS = 640  # beyond, a dense matrix is made faster than cuBLAS is caught up with
 MAX_TRITON_TOKENS = 64
-SCRATCH_BYTES = 64 << 20  # of a dense part; it is written and read again from the L2 cache, in good part
+SCRATCH_BYTES = 64 << 20  # of a dense part: a memory plan has this much more
+PART_ROWS = 128  # a part has a multiple of them: cuBLAS is many times slower where its results begin at odd places
 
 
 def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: tuple[Tensor, float] | None = None,
@@ -29,7 +32,12 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
         x = rms_norm(x, *norm)
     if x.shape[0] <= MAX_FUSED_TOKENS and w4_stream_k.fits(x, weight, is_gated, residual):
         return w4_stream_k.w4_stream_k(x, weight, bias, is_gated=is_gated, residual=residual)
-    y = w4_triton.matmul(x, weight) if x.shape[0] <= MAX_TRITON_TOKENS else _dense_matmul(x, weight)
+    if x.shape[0] <= MAX_TRITON_TOKENS:
+        y = w4_triton.matmul(x, weight)
+    else:
+        y = torch.empty((x.shape[0], weight.out_features), dtype=x.dtype, device=x.device)
+        for rows, dense in _dense_parts(weight, x.dtype):
+            torch.mm(x, dense.t(), out=y[:, rows])
     if bias is not None:
         y += bias
     if is_gated:
@@ -37,13 +45,14 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
     return y if residual is None else residual.add_(y)
 
 
-def _dense_matmul(x: Tensor, weight: W4Weight) -> Tensor:
-    """x Wᵀ, as many rows of W at a time as SCRATCH_BYTES hold."""
-    output = torch.empty((x.shape[0], weight.out_features), dtype=x.dtype, device=x.device)
-    rows = max(1, min(weight.out_features, SCRATCH_BYTES // (x.element_size() * weight.in_features)))
-    dense = torch.empty((rows, weight.in_features), dtype=x.dtype, device=x.device)
-    for first in range(0, weight.out_features, rows):
-        part = dense[:min(rows, weight.out_features - first)]
-        w4_triton.dequantise(weight, first, part)
-        torch.mm(x, part.t(), out=output[:, first:first + rows])
-    return output
+def _dense_parts(weight: W4Weight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the weight, and the matrix [rows, X] that they are, which the next part takes the place of."""
+    num_outputs, size = weight.out_features, weight.in_features
+    most_rows = max(1, SCRATCH_BYTES // (dtype.itemsize * size))
+    rows = -(-num_outputs // -(-num_outputs // most_rows))  # parts of equal size
+    rows = min(most_rows, -(-rows // PART_ROWS) * PART_ROWS)
+    scratch = torch.empty((min(rows, num_outputs), size), dtype=dtype, device=weight.packed.device)
+    for first in range(0, num_outputs, rows):
+        dense = scratch[:num_outputs - first]
+        w4_triton.dequantise(weight, first, dense)
+        yield slice(first, first + rows), dense

@@ -31,10 +31,7 @@ constexpr int STAGE_BYTES = (X_BYTES + STRIPS * PIECE_BYTES + 1023) / 1024 * 102
 // Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
 constexpr int GROUP_REGISTERS = GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 104, COPY_REGISTERS = GROUPS == 4 ? 40 : 56;
 static_assert(GROUPS * GROUP_REGISTERS + COPY_REGISTERS <= 65536 / THREADS / 8 * 8 * (GROUPS + 1), "there are as many");
-#ifndef TURNS
-#define TURNS (TOKENS > 64)
-#endif
-constexpr bool TAKES_TURNS = TURNS;  // with fewer, making the numbers takes longer than multiplying them
+constexpr bool TAKES_TURNS = TOKENS > 64;  // with fewer, making the numbers takes longer than multiplying them
 constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 

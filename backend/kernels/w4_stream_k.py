@@ -20,7 +20,9 @@ from backend.kernels.cuda_source import CudaKernel
 from backend.kernels.w4_weight import PIECE, STRIP, W4Weight, piece_bytes
 
 SOURCE = Path(__file__).with_suffix(".cu")
-TILES = {32: 256, 64: 192, 96: 128, 128: 128}  # tokens, and rows of the weight that can be summed up beside them
+# Tokens of a tile: the most rows of the weight that can be summed up beside them, and how long a tile then takes.
+TILES = {32: (256, 19.0), 64: (192, 20.8), 96: (128, 25.8), 128: (128, 28.6)}
+FEW_OUTPUTS = 8192  # with fewer, 256 rows are too many for a tile of 32 tokens
 SHARED_BYTES = 227 * 1024
 MAX_STAGES = 10
 GROUP_TILES = 8  # token tiles whose tokens stay in the L2 cache while all of the weight goes by
@@ -82,9 +84,9 @@ def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, 
 @functools.cache
 def best_layout(num_tokens: int, num_outputs: int, device: torch.device) -> Layout:
     """The best of those measured on an H200, by what they have in common."""
-    tokens = next((tokens for tokens in TILES if num_tokens <= tokens), max(TILES))
-    return Layout(tokens, TILES[tokens], 1,
-                  whole_waves(tokens, TILES[tokens], 1, num_tokens, num_outputs, device))
+    tokens = min(TILES, key=lambda tokens: _count(num_tokens, tokens) * TILES[tokens][1])
+    rows = 128 if tokens == 32 and num_outputs < FEW_OUTPUTS else TILES[tokens][0]
+    return Layout(tokens, rows, 1, whole_waves(tokens, rows, 1, num_tokens, num_outputs, device))
 
 
 def whole_waves(tokens: int, rows: int, cluster: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
