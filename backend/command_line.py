@@ -41,6 +41,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max_batch_size", type=int, help="Sequences that run at the same time."),
         click.option("--cache_max_entry_count", type=float,
                      help="KV cache: share of the memory free after the weights, or a number of blocks."),
+        click.option("--quant_policy", type=int,
+                     help="KV cache: 0, the model's dtype; 8, int8; 4, int4, or int8 with calibrated scales."),
         click.option("--use_context_fmha", type=click.BOOL, help="1: fused prefill attention; 0: plain."),
         click.option("--tp", type=int, help="Ranks (GPUs) that share the model."),
         click.option("--device", help="auto, cpu or cuda.  [default: auto, which is cuda where there is one]"),
@@ -75,5 +77,6 @@ def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
 
 def engine_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that engine_options added."""
-    names = ("session_len", "max_batch_size", "cache_max_entry_count", "use_context_fmha", "tp", "device", "dtype")
+    names = ("session_len", "max_batch_size", "cache_max_entry_count", "quant_policy", "use_context_fmha", "tp",
+             "device", "dtype")
     return {name: options[name] for name in names}

@@ -19,6 +19,7 @@ import tomli
 
 from backend.config_faults import explain_syntax
 from backend.errors import ConfigError
+from backend.kv_format import QUANT_POLICIES
 
 FORMAT_VERSION = 1
 MAX_HEAD_DIM = 256  # of the attention kernels
@@ -135,7 +136,7 @@ class EngineConfig:
     max_prefill_tokens     prompt tokens computed in one step; longer prompts are cut into chunks
     cache_max_entry_count  a share in (0, 1) of the memory free after the weights, or a number >= 1 of KV blocks
     block_size             tokens per KV block
-    quant_policy           0: KV in the model's dtype; 4, 8: quantised (a later issue)
+    quant_policy           0: KV in the model's dtype; 8: int8; 4: int4, or int8 where there are calibrated scales
     max_queued             requests that may wait for a place in the batch; one more is refused
     session_ttl_s          seconds after which an idle session is forgotten
     use_context_fmha       1: fused prefill attention; 0: plain attention that materialises scores
@@ -167,8 +168,9 @@ class EngineConfig:
         if not 0 < share < math.inf or (share >= 1 and share != int(share)):
             raise ConfigError(f"cache_max_entry_count={share} does not work; "
                               "use a share in (0, 1) of the free memory, or a whole number >= 1 of KV blocks")
-        if self.quant_policy != 0:
-            raise ConfigError(f"quant_policy={self.quant_policy} is not supported yet; use 0")
+        if self.quant_policy not in QUANT_POLICIES:
+            raise ConfigError(f"quant_policy={self.quant_policy!r} is no KV cache format; use 0 (the model's dtype), "
+                              "8 (int8) or 4 (int4; with calibrated scales int8)")
         if self.dtype != "auto":
             object.__setattr__(self, "dtype", dtype_name(self.dtype))
 
@@ -280,7 +282,7 @@ _ENGINE_MEANINGS = {
     "enable_prefix_caching": "1: prompts that begin alike share their KV",
     "use_context_fmha": "1: fused prefill attention; 0: plain, slower",
     "cuda_graphs": "1: decode steps are recorded at the start, fast; 0: a faster start, slower steps",
-    "quant_policy": "KV cache format; 0: as the model, the only one yet",
+    "quant_policy": "KV cache; 0: as the model, 8: int8, 4: int4 (int8 where past_kv_scale.safetensors is)",
     "max_queued": "requests that may wait; one more is refused",
     "session_ttl_s": "seconds after which an idle conversation is forgotten",
     "tp": "GPUs that share the model",

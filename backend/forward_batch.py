@@ -1,4 +1,4 @@
-"""Forward batch: the tensors of one step, each with its shape. Built by worker, read by models and layers.
+"""Forward batch: the tensors of one step, each with its shape. Built by worker, read by models, layers and kernels.
 
 Shape letters used in every docstring of backend/:
   T  new tokens in the step          B  sequences (rows of the step)
@@ -10,6 +10,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from backend.kv_format import KvFormat
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKv:
+    """The KV cache of one layer: a token's head is a row of k and one of v, and a block has its heads one by one.
+
+    k, v    [N, K, S, D] in the model's dtype; quantised: uint8, where int4 has [N, K, S, D/2] bytes, each with value d
+            in its lower half and value d + D/2 in its upper one
+    scales  scale and zero of k, then of v: [N, K, S, 2, 2] float16 online, [K, 2, 2] float32 calibrated, else None"""
+
+    format: KvFormat
+    k: Tensor
+    v: Tensor
+    scales: Tensor | None
+
+    @property
+    def num_blocks(self) -> int:
+        return self.k.shape[0]
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def block_size(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        return self.k.shape[3] * (2 if self.format is KvFormat.INT4 else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +55,9 @@ class ForwardBatch:
     context_lens    [B] int32      cached + new tokens
     query_start     [B + 1] int32  row b owns tokens [query_start[b], query_start[b + 1])
     logits_indices  [R] int64      tokens whose logits are wanted: the last of each sampling row, in row order
-    kv_cache        per layer (k, v), each [N, S, K, D]
-    num_decodes, max_query_len (over the prefill rows; 0 without any), max_context_len: host integers."""
+    kv_cache        per layer
+    num_decodes, max_query_len, sum_context_len (both over the prefill rows; 0 without any), max_context_len: host
+    integers."""
 
     token_ids: Tensor
     positions: Tensor
@@ -33,7 +66,8 @@ class ForwardBatch:
     context_lens: Tensor
     query_start: Tensor
     logits_indices: Tensor
-    kv_cache: list[tuple[Tensor, Tensor]]
+    kv_cache: list[LayerKv]
     num_decodes: int
     max_query_len: int
     max_context_len: int
+    sum_context_len: int

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from backend.config import EngineConfig, ModelConfig, possible_tp
 from backend.errors import CapacityError
+from backend.kv_format import KvFormat, kv_format
 
 GIB = 2**30
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-RUNTIME_BYTES = 512 * 2**20  # allocator slack, kernels and libraries on a GPU
+RUNTIME_BYTES = 512 * 2**20  # allocator slack, matmuls' workspace (17 MiB a launch), kernels, libraries on a GPU
 # 4-bit weights as the kernels keep them: in whole tiles of outputs x inputs, with a word for each output and group.
 INT4_TILE = 16, 128
 INT4_GROUP_BYTES = 4
@@ -22,6 +23,8 @@ INT4_CPU_SCRATCH = 10  # on the CPU, bytes for each weight of the largest matrix
 # What a CUDA graph takes of the driver's memory for each decoder layer, generously: 35 graphs of Llama-2-7B's shape,
 # with logits and activations of 256 rows, took 0.23 GiB where 0.39 were planned (one H200, 2026-11-21).
 GRAPH_LAYER_BYTES = 2**18
+# On a GPU, what a quantised history is unpacked into for the fused prefill, a group of KV heads at a time.
+KV_SCRATCH_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class MemoryPlan:
 
     weight_format: str
     weights_bytes: int
+    kv_format: KvFormat
     kv_bytes: int
     other_bytes: int
     num_blocks: int
@@ -42,22 +46,29 @@ class MemoryPlan:
     def num_tokens(self) -> int:
         return self.num_blocks * self.block_size
 
+    @property
+    def num_sessions(self) -> int:
+        """Sessions of full length that fit at the same time."""
+        return self.num_blocks // blocks_of(self.session_len, self.block_size)
+
     def __str__(self) -> str:
-        sessions = self.num_blocks // blocks_of(self.session_len, self.block_size)
         return (f"weights {_gib(self.weights_bytes)} ({self.weight_format}), KV cache {_gib(self.kv_bytes)}: "
-                f"{self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} tokens or "
-                f"{sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
+                f"{self.kv_format.value}, {self.num_blocks:,} blocks x {self.block_size} tokens = "
+                f"{self.num_tokens:,} tokens or {self.num_sessions:,} full sessions of {self.session_len:,}, "
+                f"other {_gib(self.other_bytes)}")
 
 
 def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes: int, *,
-                weights_loaded: bool = False, on_cpu: bool = False) -> MemoryPlan:
+                has_kv_scales: bool = False, weights_loaded: bool = False, on_cpu: bool = False) -> MemoryPlan:
     """The plan for `free_bytes` of one rank's device memory.
 
+    has_kv_scales   the workspace brings calibrated scales, see kv_format
     weights_loaded  free_bytes was measured with the weights already there
     on_cpu          host memory is shared with other programs: no more blocks than full rows can use
     Raises CapacityError that names the one option, and its value, with which the model would fit."""
     weights = weights_bytes(model, dtype, config.tp)
-    block = kv_block_bytes(model, config, dtype)
+    kv = kv_format(config.quant_policy, has_kv_scales)
+    block = kv_block_bytes(model, config, dtype, kv)
     other = other_bytes(model, config, dtype, on_cpu) + block  # the worker adds one block for padding
     free = free_bytes if weights_loaded else free_bytes - weights
     most = (free - other) // block
@@ -81,8 +92,8 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
         cure = f"session_len={fits}" if fits else f"cache_max_entry_count={min(0.95, most * block / free):.2f}"
         raise CapacityError(f"session_len={config.session_len} needs {per_session} KV blocks "
                             f"({_gib(per_session * block)}), but there is room for {num_blocks}; use {cure}")
-    return MemoryPlan(model.weights_in_words(dtype), weights, num_blocks * block, other, num_blocks, config.block_size,
-                      config.session_len)
+    return MemoryPlan(model.weights_in_words(dtype), weights, kv, num_blocks * block, other, num_blocks,
+                      config.block_size, config.session_len)
 
 
 def blocks_of(num_tokens: int, block_size: int) -> int:
@@ -128,10 +139,10 @@ def linear_bytes(model: ModelConfig, dtype: str, tp: int) -> int:
                ) * tile_bytes
 
 
-def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
+def kv_block_bytes(model: ModelConfig, config: EngineConfig, dtype: str, kv: KvFormat) -> int:
     """Bytes of one KV block over all layers, on one rank."""
     local_kv_heads = model.num_kv_heads // config.tp
-    return 2 * model.num_layers * config.block_size * local_kv_heads * model.head_dim * DTYPE_BYTES[dtype]
+    return model.num_layers * config.block_size * local_kv_heads * kv.head_bytes(model.head_dim, DTYPE_BYTES[dtype])
 
 
 def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bool) -> int:
@@ -146,7 +157,8 @@ def other_bytes(model: ModelConfig, config: EngineConfig, dtype: str, on_cpu: bo
     if on_cpu:
         return activations + sampling + tables
     graphs = graph_bytes(model, config, dtype) if uses_cuda_graphs(config) else 0
-    return activations + sampling + tables + graphs + RUNTIME_BYTES
+    kv_scratch = KV_SCRATCH_BYTES if config.quant_policy and config.use_context_fmha else 0
+    return activations + sampling + tables + graphs + kv_scratch + RUNTIME_BYTES
 
 
 def unpacked_bytes(model: ModelConfig, tp: int, on_cpu: bool) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path("triton_models/weights")
 TOKENIZER = Path("triton_models/tokenizer")
 CONFIG = WEIGHTS / "config.ini"
+PAST_KV_SCALE = WEIGHTS / "past_kv_scale.safetensors"  # calibrated scales of the KV cache; need not be there
 
 
 def weight_file(layer: int | None, canonical_name: str) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backend.config import ModelConfig
+from backend.kv_format import kv_format
 from backend.memory_plan import DTYPE_BYTES, num_linear_weights, weights_bytes
-
-KV_BITS = {4: 4, 8: 8}  # quant_policy → bits of a value; scales are not counted
 
 Work = list[tuple[int, int]]  # (prompt tokens, new tokens) of each request
 
@@ -19,7 +18,7 @@ Work = list[tuple[int, int]]  # (prompt tokens, new tokens) of each request
 class Demand:
     """What a model asks of a card.
 
-    quant_policy  0: KV in the model's dtype; 4, 8: in so many bits"""
+    quant_policy  0: KV in the model's dtype; 4, 8: in so many bits, with the scales of each token and KV head"""
 
     model: ModelConfig
     quant_policy: int = 0
@@ -29,11 +28,10 @@ class Demand:
         embedding = self.model.vocab_size * self.model.hidden_size * DTYPE_BYTES[self.model.dtype]
         return weights_bytes(self.model, self.model.dtype, 1) - embedding
 
-    def kv_token_bytes(self) -> float:
+    def kv_token_bytes(self) -> int:
         """Keys and values of one token in all layers."""
-        model = self.model
-        bits = KV_BITS.get(self.quant_policy, 8 * DTYPE_BYTES[model.dtype])
-        return 2 * model.num_layers * model.num_kv_heads * model.head_dim * bits / 8
+        model, kv = self.model, kv_format(self.quant_policy, has_calibrated_scales=False)
+        return model.num_layers * model.num_kv_heads * kv.head_bytes(model.head_dim, DTYPE_BYTES[model.dtype])
 
     def step_flops(self, batch_size: int) -> float:
         """Of the matmuls of a decode step."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import ModelConfig
+from backend.forward_batch import LayerKv
 from backend.kernels import dispatch as kernels
 from backend.kernels.w4_weight import W4Weight, packed_bytes
+from backend.kv_format import KvFormat
 from backend.layers.rotary import rotary_table
 from backend.requests import SamplingParams
 from backend.steps import RowSetup
@@ -43,7 +46,7 @@ W4_LINEAR_TOKENS = (1, 2, 8, 16, 64, 256, 4096)
 W4_GROUP_SIZE = 128
 DECODE_TOKENS = (1, 16, 64, 256, 8192)
 BATCHES = (1, 16, 64, 256)
-CONTEXTS = (512, 2048, 8192, 32768)
+CONTEXTS = (512, 2048, 4096, 8192, 32768)
 PREFILLS = ((4, 2048), (1, 8192))  # (sequences, tokens of each)
 KV_MEMORY_SHARE = 0.7  # of what is free: attention cases that need more KV are left out
 
@@ -152,59 +155,59 @@ def _elementwise_cases(model: ModelConfig, tokens: int, table: Tensor) -> Iterat
     qkv = [_normal(tokens, num_q + 2 * num_kv, head_dim) for _ in range(copies)]
     heads = [each.split((num_q, num_kv, num_kv), dim=1) for each in qkv]
     positions = torch.randint(0, max(CONTEXTS), (tokens,))
-    k_cache, v_cache = _kv_cache(model, -(-copies * tokens // BLOCK_SIZE))
+    cache = _kv_cache(model, KvFormat.AS_MODEL, -(-copies * tokens // BLOCK_SIZE))
     slots = torch.randperm(copies * tokens).view(copies, tokens)
     yield case("rotary_and_store", 2 * (num_q + 2 * num_kv) * head_dim, lambda copy: kernels.rotary_and_store(
-        *heads[copy], positions, table, k_cache, v_cache, slots[copy]))
+        *heads[copy], positions, table, cache, slots[copy]))
 
 
-def decode_attention_cases(model: ModelConfig) -> Iterator[Case]:
+def decode_attention_cases(model: ModelConfig, kv: KvFormat) -> Iterator[Case]:
     """One new token per sequence: rotated, stored, and attending to its paged KV."""
-    token_bytes = 2 * model.num_kv_heads * model.head_dim * ITEM
+    token_bytes = model.num_kv_heads * kv.head_bytes(model.head_dim, ITEM)
     most_tokens = free_memory_bytes(torch.get_default_device()) * KV_MEMORY_SHARE / token_bytes
     sizes = [(batch, context) for batch in BATCHES for context in CONTEXTS if 2 * batch * context < most_tokens]
     pool = max(batch * context * num_copies(batch * context * token_bytes) for batch, context in sizes)
-    k_cache, v_cache = _kv_cache(model, pool // BLOCK_SIZE)
+    cache = _kv_cache(model, kv, pool // BLOCK_SIZE)
     table = rotary_table(model.rope, max(CONTEXTS), max(CONTEXTS), model.max_position_embeddings)
     table = table.to(torch.get_default_device())
     for batch, context in sizes:
-        yield _decode_attention_case(model, batch, context, table, k_cache, v_cache)
+        yield _decode_attention_case(model, batch, context, table, cache)
 
 
-def _decode_attention_case(model: ModelConfig, batch: int, context: int, table: Tensor, k_cache: Tensor,
-                           v_cache: Tensor) -> Case:
+def _decode_attention_case(model: ModelConfig, batch: int, context: int, table: Tensor, cache: LayerKv) -> Case:
     num_heads, num_kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
-    num_bytes = batch * context * 2 * num_kv_heads * head_dim * ITEM
+    num_bytes = batch * context * num_kv_heads * cache.format.head_bytes(head_dim, ITEM)
     copies = num_copies(num_bytes)
     parts = num_heads, num_kv_heads, num_kv_heads
     heads = [_normal(batch, sum(parts), head_dim).split(parts, dim=1) for _ in range(copies)]
-    tables = _block_tables(k_cache, copies, batch, context)
+    tables = _block_tables(cache, copies, batch, context)
     lens = torch.full((batch,), context, dtype=torch.int32)
     positions = torch.full((batch,), context - 1)
     slots = [each[:, -1].long() * BLOCK_SIZE + BLOCK_SIZE - 1 for each in tables]
     return Case(f"batch {batch}", str(context), num_bytes + 2 * batch * num_heads * head_dim * ITEM,
                 4 * batch * context * num_heads * head_dim, copies, lambda copy: kernels.paged_decode(
-                    *heads[copy], positions, table, k_cache, v_cache, slots[copy], tables[copy], lens, head_dim**-0.5))
+                    *heads[copy], positions, table, cache, slots[copy], tables[copy], lens, head_dim**-0.5))
 
 
-def prefill_attention_cases(model: ModelConfig) -> Iterator[Case]:
+def prefill_attention_cases(model: ModelConfig, kv: KvFormat) -> Iterator[Case]:
     """Whole prompts, causal."""
     for batch, tokens in PREFILLS:
-        yield _prefill_attention_case(model, batch, tokens)
+        yield _prefill_attention_case(model, kv, batch, tokens)
 
 
-def _prefill_attention_case(model: ModelConfig, batch: int, tokens: int) -> Case:
+def _prefill_attention_case(model: ModelConfig, kv: KvFormat, batch: int, tokens: int) -> Case:
     num_heads, num_kv_heads, head_dim = model.num_heads, model.num_kv_heads, model.head_dim
     copies = 2
-    k_cache, v_cache = _kv_cache(model, copies * batch * tokens // BLOCK_SIZE)
-    tables = _block_tables(k_cache, copies, batch, tokens)
+    cache = _kv_cache(model, kv, copies * batch * tokens // BLOCK_SIZE)
+    tables = _block_tables(cache, copies, batch, tokens)
     queries = [_normal(batch * tokens, num_heads, head_dim) for _ in range(copies)]
     lens = torch.full((batch,), tokens, dtype=torch.int32)
     query_start = torch.arange(batch + 1, dtype=torch.int32) * tokens
-    return Case("prompts", f"{batch} x {tokens}", ITEM * batch * tokens * 2 * (num_heads + num_kv_heads) * head_dim,
+    num_bytes = batch * tokens * (2 * num_heads * head_dim * ITEM + num_kv_heads * kv.head_bytes(head_dim, ITEM))
+    return Case("prompts", f"{batch} x {tokens}", num_bytes,
                 4 * batch * num_heads * head_dim * tokens * (tokens + 1) / 2, copies,
-                lambda copy: kernels.paged_prefill(queries[copy], k_cache, v_cache, tables[copy], lens, query_start,
-                                                   head_dim**-0.5, tokens, tokens))
+                lambda copy: kernels.paged_prefill(queries[copy], cache, tables[copy], lens, query_start,
+                                                   head_dim**-0.5, tokens, tokens, batch * tokens))
 
 
 def sampling_cases(model: ModelConfig) -> Iterator[Case]:
@@ -230,9 +233,12 @@ def _sampling_case(name: str, params: SamplingParams, batch: int, vocab_size: in
     return Case(name, str(batch), num_bytes, 0, len(logits), lambda copy: sample(logits[copy], wanted, token_table))
 
 
+ATTENTION: dict[str, Callable[[ModelConfig], Iterator[Case]]] = {
+    f"{name}{suffix}": partial(cases, kv=kv)
+    for name, cases in (("decode_attention", decode_attention_cases), ("prefill_attention", prefill_attention_cases))
+    for suffix, kv in (("", KvFormat.AS_MODEL), ("_kv8", KvFormat.INT8), ("_kv4", KvFormat.INT4))}
 GROUPS: dict[str, Callable[[ModelConfig], Iterator[Case]]] = {
-    "linear": linear_cases, "linear_w4": w4_linear_cases, "elementwise": elementwise_cases,
-    "decode_attention": decode_attention_cases, "prefill_attention": prefill_attention_cases,
+    "linear": linear_cases, "linear_w4": w4_linear_cases, "elementwise": elementwise_cases, **ATTENTION,
     "sampling": sampling_cases}
 
 
@@ -273,15 +279,20 @@ def _normal(*shape: int, std: float = 1.0) -> Tensor:
     return torch.empty(shape, dtype=DTYPE).normal_(std=std)
 
 
-def _kv_cache(model: ModelConfig, num_blocks: int) -> tuple[Tensor, Tensor]:
-    shape = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
-    return _normal(*shape), _normal(*shape)
+def _kv_cache(model: ModelConfig, kv: KvFormat, num_blocks: int) -> LayerKv:
+    """Full of normal values, or of any levels."""
+    heads = num_blocks, model.num_kv_heads, BLOCK_SIZE
+    if not kv.num_bits:
+        return LayerKv(kv, *(_normal(*heads, model.head_dim) for _ in range(2)), None)
+    stored = [torch.randint(256, (*heads, model.head_dim * kv.num_bits // 8), dtype=torch.uint8) for _ in range(2)]
+    scales = torch.tensor([6 / 2**kv.num_bits, -3.0], dtype=torch.float16).expand(*heads, 2, 2).contiguous()
+    return LayerKv(kv, *stored, scales)
 
 
-def _block_tables(k_cache: Tensor, copies: int, batch: int, context: int) -> Tensor:
+def _block_tables(cache: LayerKv, copies: int, batch: int, context: int) -> Tensor:
     """[copies, batch, blocks of a context] int32: every block of its own, in no order, as after some hours of work."""
     count = copies * batch * (context // BLOCK_SIZE)
-    return torch.randperm(len(k_cache))[:count].int().view(copies, batch, -1)
+    return torch.randperm(cache.num_blocks)[:count].int().view(copies, batch, -1)
 
 
 if __name__ == "__main__":

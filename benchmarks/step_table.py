@@ -89,7 +89,7 @@ def main(shape: str, weights: str, max_batch_size: int, max_context: int, file: 
     click.echo(f"{len(steps)} points, {len(cliffs)} over {CLIFF} times their neighbours' trend")
     save(file or RESULTS / f"step_table_{shape}.json", {
         "shape": shape, **limits.as_json(), "kv_token_bytes": {
-            "planned": int(demand.kv_token_bytes()), "allocated": driver.kv_token_bytes()},
+            "planned": demand.kv_token_bytes(), "allocated": driver.kv_token_bytes()},
         "steps": [{"batch": batch, "context": context, "ms": round(step.ms, 3), "floor_ms": round(step.floor_ms, 3),
                    "share": round(step.floor_ms / step.ms, 3), "is_cliff": (batch, context) in cliffs}
                   for (batch, context), step in steps.items()]})
@@ -104,8 +104,9 @@ class StepDriver:
         self.num_blocks = self.worker.num_blocks()
         self.worker.allocate_kv(self.num_blocks)
         self.kv_cache = self.worker.runner.inputs.kv_cache
-        for cache in (each for layer in self.kv_cache for each in layer):
-            cache.normal_()
+        for layer in self.kv_cache:
+            layer.k.normal_()
+            layer.v.normal_()
         self.worker.tables.token_ids.random_(0, model.vocab_size)  # a row's next token is not the same in every row
         # In no order, as after some hours of work.
         self.blocks = np.random.default_rng(0).permutation(self.num_blocks).tolist()
@@ -131,7 +132,7 @@ class StepDriver:
 
     def kv_token_bytes(self) -> int:
         """Bytes of KV cache per token that it has room for."""
-        num_bytes = sum(cache[0].nbytes for layer in self.kv_cache for cache in layer)  # of one block
+        num_bytes = sum(layer.k[0].nbytes + layer.v[0].nbytes for layer in self.kv_cache)  # of one block
         return num_bytes // self.config.block_size
 
     def _plans(self, batch: int, context: int) -> Iterator[StepPlan]:

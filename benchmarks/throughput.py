@@ -29,6 +29,7 @@ import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import EngineConfig, ModelConfig
+from backend.kv_format import QUANT_POLICIES
 from backend.model_source import ModelSource, open_model
 from benchmarks.checkpoint import ensure_checkpoint
 from benchmarks.demand import Demand
@@ -95,7 +96,7 @@ class Subject:
 @click.option("--tests", default=",".join(DEFAULT_TESTS), show_default=True,
               help=f"Which of {', '.join(WORKLOADS)}, separated by commas.")
 @click.option("--engine", type=click.Choice(ENGINES), default="millrace", show_default=True)
-@click.option("--quant_policy", type=click.IntRange(min=0), default=0, show_default=True,
+@click.option("--quant_policy", type=int, default=0, show_default=True,
               help="KV cache: 0 as the model, 8 or 4 bits, where the engine can.")
 @click.option("--cuda_graphs", default=True, show_default=True, help="Of Millrace.")
 @click.option("--checkpoint_dir", type=click.Path(path_type=Path), default="~/.cache/millrace/bench",
@@ -109,6 +110,8 @@ def main(shape: str, weights: str, tests: str, engine: str, quant_policy: int, c
         raise click.ClickException(f"--tests {','.join(unknown)} is not known; use some of {','.join(WORKLOADS)}")
     if weights != "bf16" and shape not in SHAPES:
         raise click.ClickException(f"--weights {weights} is for {', '.join(SHAPES)}; {shape} has its own, leave it out")
+    if quant_policy not in QUANT_POLICIES:
+        raise click.ClickException(f"--quant_policy {quant_policy} is no KV cache format; use 0, 8 or 4")
     need_gpu()
     subject = Subject(engine, shape, weights, checkpoint_dir, cuda_graphs)
     demand, limits = Demand(subject.source.model, quant_policy), measure_limits()

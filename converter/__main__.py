@@ -42,7 +42,7 @@ Examples:
 @click.option("--group_size", type=click.Choice([str(size) for size in GROUP_SIZES]),
               help="The groups that quantised weights must be in.  [default: as the checkpoint says]")
 @click.option("--quant_policy", type=int, default=0, show_default=True,
-              help="KV cache format: 0, the model's dtype; 4 and 8, quantised, come later.")
+              help="KV cache: 0, the model's dtype; 8, int8; 4, int4, or int8 with calibrated scales.")
 @click.option("--use_context_fmha", type=click.IntRange(0, 1), default=1, show_default=True,
               help="1: fused prefill attention; 0: plain.")
 @click.option("--session_len", type=click.IntRange(min=1),

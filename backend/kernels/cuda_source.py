@@ -1,7 +1,7 @@
 """CUDA source: kernels in CUDA C++, compiled at first use by NVRTC, which comes with torch, and kept on disk.
 
 No toolkit is needed. Where the compiler or its Python package is missing, `is_available` says so, once in the log, and
-the callers use their Triton kernels. Used by matvec_cuda.py and skinny_matmul.py."""
+the callers use their Triton kernels. Used by matvec_cuda.py, skinny_matmul.py and stream_k.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class CudaKernel:
     def launch(self, num_blocks: int, arguments: list[tuple[Any, Any]]) -> None:
         """On torch's current stream, and allowed to begin before the kernel in front of it has ended.
 
-        arguments  (value, ctypes type) pairs; the type of a pointer is ctypes.c_void_p"""
+        arguments  (value, ctypes type) pairs; the type of a pointer is ctypes.c_void_p, that of a tensor map None"""
         from cuda.bindings import driver
 
         early = driver.CUlaunchAttribute()
@@ -86,7 +87,7 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
     Raises RuntimeError with the compiler's words."""
     from cuda.bindings import driver
 
-    options = [_architecture(device), "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)]
+    options = _options(macros, device)
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # torch's context is the current one from here on
         module = _check(driver.cuModuleLoadData(_machine_code(file, options)))
@@ -99,6 +100,16 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
             _check(driver.cuFuncSetAttribute(
                 function, attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100))
         return CudaKernel(function, threads, shared_bytes)
+
+
+def compile_together(file: Path, variants: list[dict[str, int]], device: torch.device) -> None:
+    """Compiles a source file with each of these macros, side by side, so that `load` finds them in the cache."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda macros: _machine_code(file, _options(macros, device)), variants))
+
+
+def _options(macros: dict[str, int], device: torch.device) -> list[str]:
+    return [_architecture(device), "--std=c++17", *(f"-D{key}={macros[key]}" for key in macros)]
 
 
 def _machine_code(file: Path, options: list[str]) -> bytes:
@@ -147,7 +158,7 @@ def compile_source(source: bytes, name: str, options: list[str]) -> bytes:
 
 def _architecture(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
-    return f"--gpu-architecture=sm_{major}{minor}{'a' if is_hopper(device) else ''}"  # a: wgmma, Hopper's alone
+    return f"--gpu-architecture=sm_{major}{minor}{'a' if is_hopper(device) else ''}"  # a: with wgmma, Hopper's alone
 
 
 def _cache_dir() -> Path:

@@ -9,7 +9,6 @@ so that keys are read once. Used by dispatch.py."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels import pdl, shapes
+from backend.forward_batch import LayerKv
+from backend.kernels import decode_quantised, pdl, shapes
 from backend.kernels.capability import num_multiprocessors
-from backend.kernels.paged_kv import LOG2_E, load_tile, tile_offsets
+from backend.kernels.decode_quantised import finished_splits
+from backend.kernels.kv_store import store_heads
+from backend.kernels.paged_kv import LOG2_E, format_options, load_tile, tile_rows
 from backend.kernels.rotary import load_angles, load_rotated
 
 MAX_HEADS_TILE = 64
@@ -49,14 +51,17 @@ class Tiling:
     num_warps: int
 
 
-def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor,
+def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
                  slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
     """See reference.paged_decode. q, k, v with any strides but the last; returns [B, H, D], contiguous.
 
     Launches on one device must be ordered, as those of one stream are: they share the counters of finished splits."""
-    shapes.check_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens)
+    shapes.check_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables, context_lens)
+    if decode_quantised.fits(q, cache):
+        return decode_quantised.paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables,
+                                             context_lens, scale)
     num_rows, num_heads, head_dim = q.shape
-    _, block_size, num_kv_heads, _ = k_cache.shape
+    num_kv_heads = cache.num_kv_heads
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if num_rows == 0:
         return output
@@ -72,15 +77,15 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     # memory too. With one row they are splits, so that some heads merge while others read: 0.7 to 1.9 us less a layer.
     heads_axis = 1 if num_rows == 1 else 0
     _decode_kernel[(num_items, head_tiles) if heads_axis else (head_tiles, num_items)](
-        q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens, output, partial,
-        log_weights, _counters(q.device, triton.next_power_of_2(max(1 << 16, num_rows * head_tiles))),
+        q, k, v, positions, cos_sin, cache.k, cache.v, cache.scales, slot_mapping, block_tables, context_lens, output,
+        partial, log_weights, finished_splits(q.device, num_rows * head_tiles),
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0),
         num_rows, tiling.num_shares, tiling.min_split, scale * LOG2_E,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=cos_sin.shape[2],
-        BLOCK_SIZE=block_size, ROWS_TILE=max(MIN_ROWS_TILE, triton.next_power_of_2(num_rows)),
+        BLOCK_SIZE=cache.block_size, ROWS_TILE=max(MIN_ROWS_TILE, triton.next_power_of_2(num_rows)),
         HEADS_TILE=tiling.heads_tile, DIM_TILE=dim_tile, KEYS_TILE=tiling.keys_tile, MAX_SPLITS=MAX_SPLITS,
         MERGE_HEADS=merge_heads, MERGE_SPLITS=max(1, MERGED_VALUES // (dim_tile * merge_heads)), HEADS_AXIS=heads_axis,
-        num_warps=tiling.num_warps, num_stages=NUM_STAGES, **pdl.launch_options(q.device))
+        num_warps=tiling.num_warps, num_stages=NUM_STAGES, **format_options(cache), **pdl.launch_options(q.device))
     return output
 
 
@@ -96,16 +101,10 @@ def _tiling(num_rows: int, num_kv_heads: int, group: int, dim_tile: int, itemsiz
     return Tiling(heads_tile, keys_tile, num_shares, MIN_SPLIT_TOKENS, num_warps)
 
 
-@functools.cache
-def _counters(device: torch.device, count: int) -> Tensor:
-    """Finished splits of each row and head tile. 0 between launches; never freed, because CUDA graphs know them."""
-    return torch.zeros(count, dtype=torch.int32, device=device)
-
-
 # Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
 @triton.jit(do_not_specialize=["table_stride", "num_rows", "num_shares", "min_split"],
             do_not_specialize_on_alignment=["positions", "slot_mapping", "block_tables", "context_lens"])
-def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens,
+def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, scales, slot_mapping, block_tables, context_lens,
                    output, partial, log_weights, counters,
                    q_row_stride, q_head_stride, k_row_stride, k_head_stride, v_row_stride, v_head_stride,
                    table_stride, num_rows, num_shares, min_split, scale_log2,
@@ -113,7 +112,7 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
                    BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, HEADS_TILE: tl.constexpr,
                    DIM_TILE: tl.constexpr, KEYS_TILE: tl.constexpr, MAX_SPLITS: tl.constexpr,
                    MERGE_HEADS: tl.constexpr, MERGE_SPLITS: tl.constexpr, HEADS_AXIS: tl.constexpr,
-                   USE_PDL: tl.constexpr):
+                   BITS: tl.constexpr, ONLINE: tl.constexpr, USE_PDL: tl.constexpr):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     item = tl.program_id(1 - HEADS_AXIS)
     head_tile = tl.program_id(HEADS_AXIS)
@@ -133,9 +132,10 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     column = tl.arange(0, DIM_TILE)
     row = row.to(tl.int64)
     block_table = block_tables + row * table_stride
-    cos, sin = load_angles(cos_sin, tl.load(positions + row), column, HALF)
+    position = tl.load(positions + row)
+    cos, sin = load_angles(cos_sin, position, column, HALF)
     slot = tl.load(slot_mapping + row)
-    offset = tile_offsets(block_table, first_token, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
+    rows = tile_rows(block_table, first_token, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, BLOCK_SIZE)
     pdl.wait_for_inputs(USE_PDL)
 
     member = first_member + tl.arange(0, HEADS_TILE)  # which head of the group
@@ -144,25 +144,23 @@ def _decode_kernel(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, 
     query = load_rotated(q + row * q_row_stride + head[:, None] * q_head_stride, column, inside, cos, sin, HALF)
 
     is_last = split == num_splits - 1  # and so has the new token too
-    new_head = kv_head + tl.arange(0, 1)[:, None]  # a tile of one
-    new_inside = (column < HEAD_DIM)[None, :] & is_last
-    new_key = load_rotated(k + row * k_row_stride + new_head * k_head_stride, column, new_inside, cos, sin, HALF)
-    new_value = tl.load(v + row * v_row_stride + new_head * v_head_stride + column[None, :], mask=new_inside,
-                        other=0.0, cache_modifier=".cg")
-    target = (slot * NUM_KV_HEADS + new_head) * HEAD_DIM + column[None, :]
-    stored = new_inside & (first_member == 0)  # by one of the group's tiles
-    tl.store(k_cache + target, new_key, mask=stored)
-    tl.store(v_cache + target, new_value, mask=stored)
+    new_head = kv_head + tl.arange(0, 1)  # a tile of one
+    new_row = (slot // BLOCK_SIZE * NUM_KV_HEADS + new_head) * BLOCK_SIZE + slot % BLOCK_SIZE
+    has_new = (new_head >= 0) & is_last
+    new_key, new_value = store_heads(
+        k + row * k_row_stride + new_head[:, None] * k_head_stride,
+        v + row * v_row_stride + new_head[:, None] * v_head_stride, cos_sin, position, cos, sin, k_cache, v_cache,
+        scales, new_row, new_head, column, has_new, has_new & (first_member == 0),  # stored by one of the group's tiles
+        HEAD_DIM, HALF, BITS, ONLINE)
     best = tl.full([HEADS_TILE], float("-inf"), tl.float32)
     weights = tl.zeros([HEADS_TILE, KEYS_TILE], tl.float32)  # added up at the end, not in every round
     attended = tl.zeros([HEADS_TILE, DIM_TILE], tl.float32)
     for start in range(first_token, last_token, KEYS_TILE):
         valid = start + tl.arange(0, KEYS_TILE) < last_token
-        key = load_tile(k_cache, offset, column, valid, HEAD_DIM)
-        value = load_tile(v_cache, offset, column, valid, HEAD_DIM)
+        key = load_tile(k_cache, scales, 0, rows, kv_head, column, valid, query.dtype, HEAD_DIM, BITS, ONLINE)
+        value = load_tile(v_cache, scales, 1, rows, kv_head, column, valid, query.dtype, HEAD_DIM, BITS, ONLINE)
         # Those of the next tile, so that they are there in time.
-        offset = tile_offsets(block_table, start + KEYS_TILE, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, HEAD_DIM,
-                              BLOCK_SIZE)
+        rows = tile_rows(block_table, start + KEYS_TILE, last_token, kv_head, KEYS_TILE, NUM_KV_HEADS, BLOCK_SIZE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         scores = tl.where(valid[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, axis=1) * scale_log2)

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 from torch import Tensor
 
+from backend.forward_batch import LayerKv
 from backend.kernels import reference, sampling_reference, w4_weight
 from backend.kernels.w4_weight import W4Weight
 
@@ -42,24 +43,24 @@ def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
     return _implementation(x).logits(x, weight, norm)
 
 
-def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
-                     v_cache: Tensor, slot_mapping: Tensor) -> None:
+def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
+                     slot_mapping: Tensor) -> None:
     """See reference.rotary_and_store."""
-    _implementation(q).rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
+    _implementation(q).rotary_and_store(q, k, v, positions, cos_sin, cache, slot_mapping)
 
 
-def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor,
+def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
                  slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
     """See reference.paged_decode."""
-    return _implementation(q).paged_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables,
+    return _implementation(q).paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables,
                                            context_lens, scale)
 
 
-def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
-                  query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
+def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,
+                  scale: float, max_query_len: int, max_context_len: int, sum_context_len: int) -> Tensor:
     """See reference.paged_prefill."""
-    return _implementation(q).paged_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, scale,
-                                            max_query_len, max_context_len)
+    return _implementation(q).paged_prefill(q, cache, block_tables, context_lens, query_start, scale, max_query_len,
+                                            max_context_len, sum_context_len)
 
 
 def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor, rows: Tensor, num_prompt: Tensor,

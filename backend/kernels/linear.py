@@ -1,14 +1,15 @@
 """Linear layers on a GPU: which kernel multiplies, decided by the number of tokens.
 
-One token, and on Hopper a few, go through a kernel of ours that fuses norm, gate and residual addition; more go through
-cuBLAS, with a kernel of ours before or after it. Used by dispatch.py."""
+One token, and on Hopper a few, go through a kernel of ours that fuses norm, gate and residual addition. More go, behind
+a norm of their own, through one that fuses gate and residual addition, where that is faster than cuBLAS, else through
+cuBLAS. Used by dispatch.py."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from backend.kernels import matvec, matvec_cuda, shapes, skinny_matmul
+from backend.kernels import matvec, matvec_cuda, shapes, skinny_matmul, stream_k
 from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 
@@ -23,6 +24,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, norm: tuple
         return _few_tokens(x, weight, bias, norm, is_gated, residual, x.dtype)
     if norm is not None:
         x = rms_norm(x, *norm)
+    if layout := stream_k.choose_layout(x, weight, is_gated, residual):
+        return stream_k.stream_k(x, weight, bias, is_gated=is_gated, residual=residual, layout=layout)
     if residual is not None and not is_gated:
         residual.addmm_(x, weight.t())
         return residual if bias is None else residual.add_(bias)

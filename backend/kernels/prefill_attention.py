@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from backend.forward_batch import LayerKv
 from backend.kernels import shapes
-from backend.kernels.paged_kv import LOG2_E, cache_offsets
+from backend.kernels.paged_kv import LOG2_E, cache_rows, format_options, load_tile
 
 try:
     from backend.kernels import prefill_hopper
@@ -27,19 +28,22 @@ except ImportError as error:  # Gluon is experimental: another Triton may have i
 HOPPER_MIN_SCORES = 1 << 18
 
 
-def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
-                  query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
+def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,
+                  scale: float, max_query_len: int, max_context_len: int, sum_context_len: int) -> Tensor:
     """See reference.paged_prefill. q [T, H, D] with any strides but the last; returns [T, H, D], contiguous.
 
-    max_query_len bounds every row's queries, since it sizes the grid; max_context_len only chooses the kernel."""
-    shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    max_query_len bounds every row's queries, since it sizes the grid; sum_context_len every context, since it sizes
+    what a quantised one is unpacked into; max_context_len only chooses the kernel."""
+    shapes.check_attention(q, cache, block_tables, context_lens)
     if max_query_len == 0 or not len(context_lens):
         return torch.empty(q.shape, dtype=q.dtype, device=q.device)
     is_large = len(q) * max_context_len >= HOPPER_MIN_SCORES
-    if is_large and prefill_hopper is not None and prefill_hopper.supports(q, k_cache):
-        return prefill_hopper.hopper_prefill(q, k_cache, v_cache, block_tables, context_lens, query_start, scale)
+    if (is_large and prefill_hopper is not None
+            and prefill_hopper.supports(q, cache, len(context_lens), sum_context_len)):
+        return prefill_hopper.hopper_prefill(q, cache, block_tables, context_lens, query_start, scale, max_context_len,
+                                             sum_context_len)
     num_heads, head_dim = q.shape[1:]
-    _, block_size, num_kv_heads, _ = k_cache.shape
+    num_kv_heads = cache.num_kv_heads
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     group = num_heads // num_kv_heads
     dim_tile = triton.next_power_of_2(head_dim)
@@ -47,10 +51,10 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
     rows_tile = max(rows_tile, triton.next_power_of_2(group))
     queries_tile = rows_tile // group
     _prefill_kernel[(triton.cdiv(max_query_len, queries_tile), num_kv_heads, len(context_lens))](
-        q, k_cache, v_cache, block_tables, context_lens, query_start, output, q.stride(0), q.stride(1),
+        q, cache.k, cache.v, cache.scales, block_tables, context_lens, query_start, output, q.stride(0), q.stride(1),
         block_tables.stride(0), scale * LOG2_E, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size, ROWS_TILE=rows_tile, QUERIES_TILE=queries_tile, KEYS_TILE=keys_tile, DIM_TILE=dim_tile,
-        num_warps=num_warps, num_stages=num_stages)
+        BLOCK_SIZE=cache.block_size, ROWS_TILE=rows_tile, QUERIES_TILE=queries_tile, KEYS_TILE=keys_tile,
+        DIM_TILE=dim_tile, **format_options(cache), num_warps=num_warps, num_stages=num_stages)
     return output
 
 
@@ -66,11 +70,11 @@ def _tiles(dim_tile: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
 # Steps differ in these by chance (M divisible by 16, rows cut at an odd address); one compilation serves all of them.
 @triton.jit(do_not_specialize=["table_stride"],
             do_not_specialize_on_alignment=["block_tables", "context_lens", "query_start"])
-def _prefill_kernel(q, k_cache, v_cache, block_tables, context_lens, query_start, output,
+def _prefill_kernel(q, k_cache, v_cache, scales, block_tables, context_lens, query_start, output,
                     q_token_stride, q_head_stride, table_stride, scale_log2,
                     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
                     BLOCK_SIZE: tl.constexpr, ROWS_TILE: tl.constexpr, QUERIES_TILE: tl.constexpr,
-                    KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr):
+                    KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr, BITS: tl.constexpr, ONLINE: tl.constexpr):
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
@@ -101,36 +105,37 @@ def _prefill_kernel(q, k_cache, v_cache, block_tables, context_lens, query_start
     num_full = (tl.minimum(context_len, first_position + 1)) // KEYS_TILE * KEYS_TILE  # keys that every row sees
     for start in range(0, num_full, KEYS_TILE):
         attended, weight, best = _add_keys(
-            attended, weight, best, queries, k_cache, v_cache, block_tables + sequence * table_stride, start, num_keys,
-            position, kv_head, scale_log2, False, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE)
+            attended, weight, best, queries, k_cache, v_cache, scales, block_tables + sequence * table_stride, start,
+            num_keys, position, kv_head, scale_log2, False, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE,
+            BITS, ONLINE)
     for start in range(num_full, num_keys, KEYS_TILE):
         attended, weight, best = _add_keys(
-            attended, weight, best, queries, k_cache, v_cache, block_tables + sequence * table_stride, start, num_keys,
-            position, kv_head, scale_log2, True, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE)
+            attended, weight, best, queries, k_cache, v_cache, scales, block_tables + sequence * table_stride, start,
+            num_keys, position, kv_head, scale_log2, True, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS_TILE, DIM_TILE,
+            BITS, ONLINE)
 
     target = output + (token[:, None] * NUM_HEADS + head[:, None]) * HEAD_DIM + column[None, :]
     tl.store(target, (attended / weight[:, None]).to(output.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _add_keys(attended, weight, best, queries, k_cache, v_cache, block_table, start, num_keys, position, kv_head,
-              scale_log2, HIDE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-              BLOCK_SIZE: tl.constexpr, KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr):
+def _add_keys(attended, weight, best, queries, k_cache, v_cache, scales, block_table, start, num_keys, position,
+              kv_head, scale_log2, HIDE: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+              BLOCK_SIZE: tl.constexpr, KEYS_TILE: tl.constexpr, DIM_TILE: tl.constexpr, BITS: tl.constexpr,
+              ONLINE: tl.constexpr):
     """One tile of keys. HIDE: some lie after num_keys, or after a row's position; masks everywhere are not free."""
     column = tl.arange(0, DIM_TILE)
     key_position = start + tl.arange(0, KEYS_TILE)
     valid = key_position < num_keys if HIDE else tl.full([KEYS_TILE], True, tl.int1)
-    offset = cache_offsets(block_table, key_position, valid, kv_head, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
-    key = tl.load(k_cache + offset[None, :] + column[:, None],
-                  mask=valid[None, :] & (column < HEAD_DIM)[:, None], other=0.0)
-    scores = tl.dot(queries, key, input_precision="ieee") * scale_log2
+    rows = cache_rows(block_table, key_position, valid, kv_head, NUM_KV_HEADS, BLOCK_SIZE)
+    key = load_tile(k_cache, scales, 0, rows, kv_head, column, valid, queries.dtype, HEAD_DIM, BITS, ONLINE)
+    scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale_log2
     if HIDE:
         visible = (key_position[None, :] <= position[:, None]) & valid[None, :]
         scores = tl.where(visible, scores, float("-inf"))
     new_best = tl.maximum(best, tl.max(scores, axis=1))
     probability = tl.exp2(scores - new_best[:, None])
     decay = tl.exp2(best - new_best)
-    value = tl.load(v_cache + offset[:, None] + column[None, :],
-                    mask=valid[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
+    value = load_tile(v_cache, scales, 1, rows, kv_head, column, valid, queries.dtype, HEAD_DIM, BITS, ONLINE)
     attended = tl.dot(probability.to(value.dtype), value, attended * decay[:, None], input_precision="ieee")
     return attended, weight * decay + tl.sum(probability, axis=1), new_best

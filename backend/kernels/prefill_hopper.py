@@ -4,8 +4,8 @@ After FlashAttention-3 (Shah et al., 2024), since a loop that leaves copies and 
 tensor cores busy a quarter of the time. The copying warp fetches boxes of the paged cache into shared memory (TMA), as
 far ahead as there is room. Each warp group multiplies 64 rows (wgmma) at its own pace, so that one group's softmax runs
 while the other multiplies. A program stays on its multiprocessor and draws tile after tile of queries, so that the next
-tile's queries and keys arrive during the last one's end. Used by prefill_attention.py, which checks the shapes.
-"""
+tile's queries and keys arrive during the last one's end. A quantised history is unpacked first, as many KV heads at a
+time as there is scratch for: about 1 % of a prompt's time. Used by prefill_attention.py, which checks the shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from backend.forward_batch import LayerKv
 from backend.kernels.capability import is_hopper, num_multiprocessors
+from backend.kernels.kv_unpack import heads_at_a_time, unpack
 from backend.kernels.paged_kv import LOG2_E
 
 PANEL = 64  # columns: 128 bytes, the widest row that shared memory swizzles
@@ -35,44 +37,60 @@ _KV_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, r
 _Q_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
 
 
-def supports(q: Tensor, k_cache: Tensor) -> bool:
-    """Whether hopper_prefill computes this: two-byte values on a GPU of compute capability 9, aligned as TMA needs it.
+def supports(q: Tensor, cache: LayerKv, num_rows: int, sum_context_len: int) -> bool:
+    """Whether hopper_prefill computes this: two-byte values on a GPU of compute capability 9, aligned as TMA needs it,
+    and scratch for at least one head of a quantised history.
 
-    q [T, H, D], k_cache [N, S, K, D], which have passed shapes.check_attention."""
+    q [T, H, D] and cache have passed shapes.check_attention."""
     num_heads, head_dim = q.shape[1:]
-    block_size, num_kv_heads = k_cache.shape[1:3]
     return (is_hopper(q.device) and q.dtype in (torch.float16, torch.bfloat16)
-            and block_size % 8 == 0 and head_dim % 8 == 0 and num_heads <= GROUP_ROWS * num_kv_heads
-            and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0 and q.data_ptr() % 16 == 0)
+            and cache.block_size % 8 == 0 and head_dim % 8 == 0 and num_heads <= GROUP_ROWS * cache.num_kv_heads
+            and q.stride(0) % 8 == 0 and q.stride(1) % 8 == 0 and q.data_ptr() % 16 == 0
+            and (cache.scales is None or heads_at_a_time(cache, q.dtype, num_rows, sum_context_len) > 0))
 
 
-def hopper_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
-                   query_start: Tensor, scale: float) -> Tensor:
+def hopper_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,
+                   scale: float, max_context_len: int, sum_context_len: int) -> Tensor:
     """See reference.paged_prefill: the same for inputs that this file supports, with T and B at least 1.
 
     q [T, H, D] with any strides but the last; returns [T, H, D], contiguous."""
-    num_tokens, num_heads, head_dim = q.shape
-    _, block_size, num_kv_heads, _ = k_cache.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if cache.scales is None:
+        _attend_heads(q, cache, block_tables, context_lens, query_start, scale, output)
+        return output
+    group = q.shape[1] // cache.num_kv_heads
+    step = heads_at_a_time(cache, q.dtype, len(context_lens), sum_context_len)
+    for first in range(0, cache.num_kv_heads, step):
+        unpacked, tables = unpack(cache, block_tables, context_lens, first, step, q.dtype, max_context_len,
+                                  sum_context_len)
+        heads = slice(first * group, (first + unpacked.num_kv_heads) * group)
+        _attend_heads(q[:, heads], unpacked, tables, context_lens, query_start, scale, output[:, heads])
+    return output
+
+
+def _attend_heads(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,
+                  scale: float, output: Tensor) -> None:
+    """Fills output [T, h, D], some heads of a contiguous tensor; `cache`, in q's dtype, has theirs alone."""
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads, block_size = cache.num_kv_heads, cache.block_size
     # A group of heads is padded to a power of two: the rows of the padding cost time, and are not stored.
-    heads_tile = triton.next_power_of_2(num_heads // num_kv_heads)
+    group = num_heads // num_kv_heads
+    heads_tile = triton.next_power_of_2(group)
     group_queries = GROUP_ROWS // heads_tile
     dim_tile = max(PANEL, triton.next_power_of_2(head_dim))
     keys_tile, work_slots = (128, 2) if dim_tile <= 128 else (64, 1)  # what fits into 227 KiB of shared memory
     box = min(keys_tile, block_size & -block_size)
-    kv_shape, kv_strides, kv_box = list(k_cache.shape), list(k_cache.stride()), [1, box, 1, PANEL]
+    kv_shape, kv_strides, kv_box = list(cache.k.shape), list(cache.k.stride()), [1, 1, box, PANEL]
     num_places = num_tokens // (2 * group_queries) + len(context_lens)  # see _find_tile
     num_items = num_places * num_kv_heads
     _prefill_kernel[(min(num_items, num_multiprocessors(q.device)),)](
         TensorDescriptor(q, list(q.shape), list(q.stride()), [group_queries, heads_tile, PANEL], _Q_LAYOUT),
-        TensorDescriptor(k_cache, kv_shape, kv_strides, kv_box, _KV_LAYOUT),
-        TensorDescriptor(v_cache, kv_shape, kv_strides, kv_box, _KV_LAYOUT),
+        TensorDescriptor(cache.k, kv_shape, kv_strides, kv_box, _KV_LAYOUT),
+        TensorDescriptor(cache.v, kv_shape, kv_strides, kv_box, _KV_LAYOUT),
         block_tables, context_lens, query_start, torch.zeros(1, dtype=torch.int32, device=q.device), output,
         len(context_lens), num_places, num_items, block_tables.stride(0), scale * LOG2_E,
-        NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        HEADS_TILE=heads_tile, KEYS_TILE=keys_tile, DIM_TILE=dim_tile, BOX=box, NUM_STAGES=STAGES,
-        NUM_SLOTS=work_slots, num_warps=4)
-    return output
+        GROUP=group, TOKEN_STRIDE=output.stride(0), HEAD_DIM=head_dim, BLOCK_SIZE=block_size, HEADS_TILE=heads_tile,
+        KEYS_TILE=keys_tile, DIM_TILE=dim_tile, BOX=box, NUM_STAGES=STAGES, NUM_SLOTS=work_slots, num_warps=4)
 
 
 _PANEL, _GROUP_ROWS, _WORK_FIELDS = gl.constexpr(PANEL), gl.constexpr(GROUP_ROWS), gl.constexpr(WORK_FIELDS)
@@ -83,19 +101,18 @@ _PANEL, _GROUP_ROWS, _WORK_FIELDS = gl.constexpr(PANEL), gl.constexpr(GROUP_ROWS
            do_not_specialize_on_alignment=["block_tables", "context_lens", "query_start", "counter"])
 def _prefill_kernel(queries, keys, values, block_tables, context_lens, query_start, counter, output,
                     num_rows, num_places, num_items, table_stride, scale_log2,
-                    NUM_HEADS: gl.constexpr, NUM_KV_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr,
+                    GROUP: gl.constexpr, TOKEN_STRIDE: gl.constexpr, HEAD_DIM: gl.constexpr,
                     BLOCK_SIZE: gl.constexpr, HEADS_TILE: gl.constexpr, KEYS_TILE: gl.constexpr,
                     DIM_TILE: gl.constexpr, BOX: gl.constexpr, NUM_STAGES: gl.constexpr, NUM_SLOTS: gl.constexpr):
     dtype: gl.constexpr = output.dtype.element_ty
-    GROUP: gl.constexpr = NUM_HEADS // NUM_KV_HEADS
     PANELS: gl.constexpr = DIM_TILE // _PANEL
     KV_BOXES: gl.constexpr = NUM_STAGES * PANELS * (KEYS_TILE // BOX)
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     # A tile is its panels one after the other, and a panel is its boxes one after the other.
     q_boxes = gl.allocate_shared_memory(
         dtype, [NUM_SLOTS * 2 * PANELS, _GROUP_ROWS // HEADS_TILE, HEADS_TILE, _PANEL], queries.layout)
-    k_boxes = gl.allocate_shared_memory(dtype, [KV_BOXES, 1, BOX, 1, _PANEL], keys.layout)
-    v_boxes = gl.allocate_shared_memory(dtype, [KV_BOXES, 1, BOX, 1, _PANEL], values.layout)
+    k_boxes = gl.allocate_shared_memory(dtype, [KV_BOXES, 1, 1, BOX, _PANEL], keys.layout)
+    v_boxes = gl.allocate_shared_memory(dtype, [KV_BOXES, 1, 1, BOX, _PANEL], values.layout)
     q_tiles = q_boxes._reinterpret(dtype, [NUM_SLOTS * 2, _GROUP_ROWS, DIM_TILE], tile_layout)
     k_tiles = k_boxes._reinterpret(dtype, [NUM_STAGES, KEYS_TILE, DIM_TILE], tile_layout)
     v_tiles = v_boxes._reinterpret(dtype, [NUM_STAGES, KEYS_TILE, DIM_TILE], tile_layout)
@@ -105,10 +122,10 @@ def _prefill_kernel(queries, keys, values, block_tables, context_lens, query_sta
     work_barriers = (_barriers(NUM_SLOTS, 1), _barriers(NUM_SLOTS, 1), _barriers(NUM_SLOTS, 2))  # told, queries, free
     fence_async_shared()
     gl.warp_specialize([
-        (_attend, (output, q_tiles, k_tiles, v_tiles, work, kv_barriers, work_barriers, scale_log2, 0, GROUP, NUM_HEADS,
-                   HEAD_DIM, HEADS_TILE, KEYS_TILE, DIM_TILE, BOX, NUM_STAGES, NUM_SLOTS)),
-        (_attend, (output, q_tiles, k_tiles, v_tiles, work, kv_barriers, work_barriers, scale_log2, 1, GROUP, NUM_HEADS,
-                   HEAD_DIM, HEADS_TILE, KEYS_TILE, DIM_TILE, BOX, NUM_STAGES, NUM_SLOTS)),
+        (_attend, (output, q_tiles, k_tiles, v_tiles, work, kv_barriers, work_barriers, scale_log2, 0, GROUP,
+                   TOKEN_STRIDE, HEAD_DIM, HEADS_TILE, KEYS_TILE, DIM_TILE, BOX, NUM_STAGES, NUM_SLOTS)),
+        (_attend, (output, q_tiles, k_tiles, v_tiles, work, kv_barriers, work_barriers, scale_log2, 1, GROUP,
+                   TOKEN_STRIDE, HEAD_DIM, HEADS_TILE, KEYS_TILE, DIM_TILE, BOX, NUM_STAGES, NUM_SLOTS)),
         (_copy, (queries, keys, values, block_tables, context_lens, query_start, counter, q_boxes, k_boxes, v_boxes,
                  work, kv_barriers, work_barriers, num_rows, num_places, num_items, table_stride, GROUP, HEADS_TILE,
                  BLOCK_SIZE, KEYS_TILE, DIM_TILE, BOX, NUM_STAGES, NUM_SLOTS)),
@@ -237,13 +254,13 @@ def _copy_tile(cache, block_table, boxes, ready, free, phase, tile, stage, kv_he
         block = gl.load(block_table + token // BLOCK_SIZE, mask=valid > 0, other=0)
         first = gl.where(valid > 0, token % BLOCK_SIZE + valid, 0) - BOX
         for panel in gl.static_range(PANELS):
-            tma.async_copy_global_to_shared(cache, [block, first, kv_head, panel * _PANEL], ready,
+            tma.async_copy_global_to_shared(cache, [block, kv_head, first, panel * _PANEL], ready,
                                             boxes.index((stage * PANELS + panel) * BOXES + box))
 
 
 @gluon.jit
 def _attend(output, q_tiles, k_tiles, v_tiles, work, kv_barriers, work_barriers, scale_log2, WARP_GROUP: gl.constexpr,
-            GROUP: gl.constexpr, NUM_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr, HEADS_TILE: gl.constexpr,
+            GROUP: gl.constexpr, TOKEN_STRIDE: gl.constexpr, HEAD_DIM: gl.constexpr, HEADS_TILE: gl.constexpr,
             KEYS_TILE: gl.constexpr, DIM_TILE: gl.constexpr, BOX: gl.constexpr, NUM_STAGES: gl.constexpr,
             NUM_SLOTS: gl.constexpr):
     """A warp group: its 64 rows, which are (query, head) pairs, of every tile of which the copying warp tells."""
@@ -301,8 +318,8 @@ def _attend(output, q_tiles, k_tiles, v_tiles, work, kv_barriers, work_barriers,
 
         attended *= gl.convert_layout(1.0 / weight, gl.SliceLayout(1, sums_layout))[:, None]
         q_tile.store(attended.to(dtype))  # so that rows leave in whole lines
-        _store(output, q_tile, first_query, tile_start + FIRST_QUERY, num_queries, kv_head, GROUP, NUM_HEADS, HEAD_DIM,
-               HEADS_TILE, DIM_TILE)
+        _store(output, q_tile, first_query, tile_start + FIRST_QUERY, num_queries, kv_head, GROUP, TOKEN_STRIDE,
+               HEAD_DIM, HEADS_TILE, DIM_TILE)
         fence_async_shared()  # the next to write there is the copy engine
         mbarrier.arrive(work_free.index(slot))
         drawn += 1
@@ -363,12 +380,12 @@ def _hide(scores, tile, key, position, num_keys, KEYS_TILE: gl.constexpr, BOX: g
 
 @gluon.jit
 def _store(output, tile, first_query, first_of_group, num_queries, kv_head, GROUP: gl.constexpr,
-           NUM_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr, HEADS_TILE: gl.constexpr, DIM_TILE: gl.constexpr):
+           TOKEN_STRIDE: gl.constexpr, HEAD_DIM: gl.constexpr, HEADS_TILE: gl.constexpr, DIM_TILE: gl.constexpr):
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM_TILE, DIM_TILE // 8], [4, 1], [1, 0])
     row = gl.arange(0, _GROUP_ROWS, layout=gl.SliceLayout(1, layout))
     column = gl.arange(0, DIM_TILE, layout=gl.SliceLayout(0, layout))
     query = first_of_group + row // HEADS_TILE
     member = row % HEADS_TILE  # which head of the group
-    offset = ((first_query + query).to(gl.int64) * NUM_HEADS + kv_head * GROUP + member) * HEAD_DIM
+    offset = (first_query + query).to(gl.int64) * TOKEN_STRIDE + (kv_head * GROUP + member) * HEAD_DIM
     inside = ((query < num_queries) & (member < GROUP))[:, None] & (column < HEAD_DIM)[None, :]
     gl.store(output + offset[:, None] + column[None, :], tile.load(layout), mask=inside)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backend.kernels import shapes
+from backend.forward_batch import LayerKv
+from backend.kernels import kv_quantisation, shapes
 from backend.kernels.w4_weight import W4Weight, dequantise
 
 # Decode gathers this many tokens' KV at a time: enough to amortise the calls, few enough to stay in a core's cache.
@@ -66,18 +67,18 @@ def logits(x: Tensor, weight: Tensor, norm: tuple[Tensor, float]) -> Tensor:
     return linear(x, weight, norm=norm).float()
 
 
-def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
-                     v_cache: Tensor, slot_mapping: Tensor) -> None:
+def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
+                     slot_mapping: Tensor) -> None:
     """Rotates queries and keys, half-split as in Hugging Face, and writes each token's key and value into its slot.
 
     q             [T, H, D]            rotated in place; any strides: a view of the fused qkv tensor works
     k, v          [T, K, D]            likewise; k is rotated in place or left as it is
     positions     [T] int64            rows of cos_sin
     cos_sin       [P, 2, R/2] float32  cosines, then sines; values from R on are not rotated
-    k/v_cache     [N, S, K, D]         written in place
+    cache         written in place, in its format
     slot_mapping  [T] int64            block · S + offset; -1 marks a padding token, which is not stored
     Raises ShapeError. Su et al., 2021."""
-    shapes.check_rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
+    shapes.check_rotary_and_store(q, k, v, positions, cos_sin, cache, slot_mapping)
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).unbind(2)  # each [T, 1, R/2]
     for heads in (q, k):
         first, second = heads[..., : 2 * cos_sin.shape[2]].chunk(2, dim=-1)
@@ -87,25 +88,30 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
     if slot_mapping.numel() and int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
-    k_cache.view(-1, *k.shape[1:]).index_copy_(0, slot_mapping, k)
-    v_cache.view(-1, *v.shape[1:]).index_copy_(0, slot_mapping, v)
+    rows = _rows(cache, slot_mapping)
+    for heads, stored, which in ((k, cache.k, 0), (v, cache.v, 1)):
+        if cache.format.num_bits:
+            heads, scales = kv_quantisation.quantise(heads, cache, which)
+            if cache.format.is_online:
+                cache.scales.view(-1, 2, 2)[:, which].index_copy_(0, rows, scales.flatten(0, 1))
+        stored.view(-1, stored.shape[-1]).index_copy_(0, rows, heads.flatten(0, 1))
 
 
-def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor, v_cache: Tensor,
+def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
                  slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
     """rotary_and_store of one new token per sequence, and its attention over its paged KV.
 
-    q, k, v, positions, cos_sin, k/v_cache, slot_mapping   see rotary_and_store, T = B; q and k may be rotated in place
+    q, k, v, positions, cos_sin, cache, slot_mapping   see rotary_and_store, T = B; q and k may be rotated in place
     block_tables  [B, M] int32   entries beyond the context are not read
     context_lens  [B] int32      tokens, including the new one; 0 marks a padding row
     scale         factor of the scores, usually D ** -0.5
     Every row with a context has a slot of its own, which no other row's context holds: rows run side by side.
     Returns [B, H, D] in q's dtype; padding rows are undefined, and whether they are stored is too.
     Raises ShapeError if H is not a multiple of K."""
-    shapes.check_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping, block_tables, context_lens)
-    rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
+    shapes.check_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables, context_lens)
+    rotary_and_store(q, k, v, positions, cos_sin, cache, slot_mapping)
     num_heads, head_dim = q.shape[1:]
-    block_size, num_kv_heads = k_cache.shape[1:3]
+    block_size, num_kv_heads = cache.block_size, cache.num_kv_heads
     # A KV head's queries form one matrix.
     output = torch.empty((len(q), num_kv_heads, num_heads // num_kv_heads, head_dim), dtype=q.dtype, device=q.device)
     grouped = q.view(output.shape)
@@ -116,45 +122,43 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         longest = max(lens[rows])
         if longest == 0:
             continue
-        index = block_tables[rows, : -(-longest // block_size)]
-        keys, values, mask = k_cache, v_cache, None
-        if min(lens[rows]) < longest:  # gather single tokens: blocks of one
+        index, unit, mask = block_tables[rows, : -(-longest // block_size)], block_size, None
+        if min(lens[rows]) < longest:  # gather single tokens
             valid = torch.arange(longest, device=q.device) < context_lens[rows, None]
             slots = (index[..., None] * block_size + torch.arange(block_size, device=q.device)).flatten(1)[:, :longest]
             # Shorter rows repeat their first token, so that what is masked is finite; padding rows repeat slot 0.
-            index = slots.where(valid, slots[:, :1] * valid[:, :1])
-            keys, values = (cache.view(-1, 1, num_kv_heads, head_dim) for cache in (k_cache, v_cache))
+            index, unit = slots.where(valid, slots[:, :1] * valid[:, :1]), 1
             mask = valid[:, None, None, :]
-        output[rows] = F.scaled_dot_product_attention(
-            grouped[rows], _gather(keys, index, longest), _gather(values, index, longest), attn_mask=mask, scale=scale)
+        keys, values = _gather(cache, index, unit, longest, q.dtype)
+        output[rows] = F.scaled_dot_product_attention(grouped[rows], keys, values, attn_mask=mask, scale=scale)
     return output.view(q.shape)
 
 
-def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor,
-                  query_start: Tensor, scale: float, max_query_len: int, max_context_len: int) -> Tensor:
+def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,
+                  scale: float, max_query_len: int, max_context_len: int, sum_context_len: int) -> Tensor:
     """Causal attention of many new tokens per sequence; their keys and values are in the cache already.
 
     q                [T, H, D]       row b's queries are the last positions of its context (chunked prefill)
-    k/v_cache        [N, S, K, D]
     block_tables     [B, M] int32    entries beyond the context are not read
     context_lens     [B] int32       cached + new tokens
     query_start      [B + 1] int32   row b owns queries [query_start[b], query_start[b + 1]); it may begin after 0
     scale            factor of the scores, usually D ** -0.5
     max_query_len, max_context_len   bounds known on the host; the reference reads the lengths themselves
+    sum_context_len  likewise: at least the sum of context_lens
     Returns [T, H, D] in q's dtype; tokens that no row owns are undefined. Materialises the scores, a tile at a time.
     Raises ShapeError if H is not a multiple of K."""
-    shapes.check_attention(q, k_cache, v_cache, block_tables, context_lens)
+    shapes.check_attention(q, cache, block_tables, context_lens)
     dtype = torch.promote_types(q.dtype, torch.float32)
-    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    num_heads, num_kv_heads = q.shape[1], cache.num_kv_heads
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     bounds = query_start.tolist()
     for row, context_len in enumerate(context_lens.tolist()):
         num_queries = bounds[row + 1] - bounds[row]
         if num_queries == 0:
             continue
-        blocks = block_tables[row, None, : -(-context_len // k_cache.shape[1])]
-        keys = _gather(k_cache, blocks, context_len)[0].to(dtype).transpose(1, 2)  # [K, D, context]
-        values = _gather(v_cache, blocks, context_len)[0].to(dtype)  # [K, context, D]
+        blocks = block_tables[row, None, : -(-context_len // cache.block_size)]
+        keys, values = _gather(cache, blocks, cache.block_size, context_len, dtype)
+        keys, values = keys[0].transpose(1, 2), values[0]  # [K, D, context], [K, context, D]
         first_position = context_len - num_queries
         tile = max(1, min(PREFILL_QUERIES, PREFILL_SCORES // (num_heads * context_len)))
         for start in range(0, num_queries, tile):
@@ -170,7 +174,27 @@ def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Ten
     return output
 
 
-def _gather(cache: Tensor, blocks: Tensor, num_tokens: int) -> Tensor:
-    """The first num_tokens tokens of blocks [b, m] of cache [N, S, K, D]: [b, K, num_tokens, D]."""
-    tokens = cache.index_select(0, blocks.flatten()).view(len(blocks), -1, *cache.shape[2:])
-    return tokens[:, :num_tokens].transpose(1, 2)
+def _rows(cache: LayerKv, slots: Tensor) -> Tensor:
+    """Where the heads [T · K] of slots [T] lie, in rows of the cache seen as [N · K · S, ·]."""
+    head = torch.arange(cache.num_kv_heads, device=slots.device)
+    block, offset = slots // cache.block_size, slots % cache.block_size
+    return ((block[:, None] * cache.num_kv_heads + head) * cache.block_size + offset[:, None]).flatten()
+
+
+def _gather(cache: LayerKv, index: Tensor, unit: int, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The first num_tokens keys and values, each [b, K, num_tokens, D] in dtype, of index [b, m]: numbers of blocks
+    where unit is their size, of slots where it is 1."""
+    head = torch.arange(cache.num_kv_heads, device=index.device)[:, None]
+    per_block = cache.block_size // unit
+    place = ((index // per_block)[:, None] * cache.num_kv_heads + head) * per_block + (index % per_block)[:, None]
+
+    def gather(stored: Tensor) -> Tensor:
+        units = stored.view(-1, unit, *stored.shape[3:]).index_select(0, place.flatten())
+        return units.view(*place.shape[:2], -1, *stored.shape[3:])[:, :, :num_tokens]
+
+    keys, values = gather(cache.k), gather(cache.v)
+    if not cache.format.num_bits:
+        return keys.to(dtype), values.to(dtype)
+    scales = gather(cache.scales) if cache.format.is_online else cache.scales[:, None]
+    return tuple(kv_quantisation.dequantise(stored, scales[..., which, :], cache.format, dtype)
+                 for which, stored in enumerate((keys, values)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import ShapeError
+from backend.forward_batch import LayerKv
 
 if TYPE_CHECKING:
     from backend.kernels.w4_weight import W4Weight
@@ -87,10 +88,10 @@ def _check_fused(x: Tensor, num_outputs: int, bias: Tensor | None, norm: tuple[T
     _check_rows(x=x)
 
 
-def check_rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
-                           v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """q [T, H, D], k and v [T, K, D], positions and slot_mapping [T], cos_sin [P, 2, R/2] with R <= D, caches
-    [N, S, K, D]. Raises ShapeError."""
+def check_rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
+                           slot_mapping: Tensor) -> None:
+    """q [T, H, D], k and v [T, K, D], positions and slot_mapping [T], cos_sin [P, 2, R/2] with R <= D. Raises
+    ShapeError."""
     num_tokens, _, head_dim = q.shape
     if k.shape[0] != num_tokens or k.shape[2] != head_dim or positions.shape[0] != num_tokens:
         raise ShapeError(f"rotary: q {list(q.shape)}, k {list(k.shape)} and positions {list(positions.shape)} "
@@ -98,38 +99,40 @@ def check_rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, c
     if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > head_dim:
         raise ShapeError(f"rotary: cos_sin is {list(cos_sin.shape)}; it must be [positions, 2, R/2] "
                          f"with R at most head_dim={head_dim}")
-    _check_caches(k_cache, v_cache)
-    if k.shape != v.shape or k.shape[1:] != k_cache.shape[2:] or slot_mapping.shape[0] != k.shape[0]:
+    _check_cache(cache)
+    heads = cache.num_kv_heads, cache.head_dim
+    if k.shape != v.shape or k.shape[1:] != heads or slot_mapping.shape[0] != k.shape[0]:
         raise ShapeError(f"KV store: k {list(k.shape)}, v {list(v.shape)}, slot_mapping {list(slot_mapping.shape)} do "
-                         f"not fit a cache of {list(k_cache.shape)}; k and v must be [T, K, D], slot_mapping [T]")
-    _check_dtype("KV store: k", k, k_cache)
+                         f"not fit a cache of {heads[0]} heads of {heads[1]}; k and v must be [T, K, D], slot_mapping "
+                         "[T]")
+    _check_dtype("KV store: k", k, cache)
     _check_rows(q=q, k=k, v=v, positions=positions, slot_mapping=slot_mapping)
 
 
-def check_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, k_cache: Tensor,
-                 v_cache: Tensor, slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
+def check_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
     """As check_rotary_and_store and check_attention, with one token per sequence. Raises ShapeError."""
-    check_attention(q, k_cache, v_cache, block_tables, context_lens)
-    check_rotary_and_store(q, k, v, positions, cos_sin, k_cache, v_cache, slot_mapping)
+    check_attention(q, cache, block_tables, context_lens)
+    check_rotary_and_store(q, k, v, positions, cos_sin, cache, slot_mapping)
     if q.shape[0] != context_lens.shape[0]:
         raise ShapeError(f"decode: q is {list(q.shape)}, but there are {context_lens.shape[0]} context lengths; "
                          "each row must have one new token")
 
 
-def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, context_lens: Tensor) -> None:
-    """q [., H, D], caches [N, S, K, D], block_tables [B, M], context_lens [B], H a multiple of K. Raises ShapeError."""
-    _check_caches(k_cache, v_cache)
+def check_attention(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor) -> None:
+    """q [., H, D], block_tables [B, M], context_lens [B], H a multiple of K. Raises ShapeError."""
+    _check_cache(cache)
     num_heads, head_dim = q.shape[1:]
-    num_kv_heads = k_cache.shape[2]
+    num_kv_heads = cache.num_kv_heads
     if num_heads % num_kv_heads:
         raise ShapeError(f"attention: {num_heads} query heads are not a multiple of {num_kv_heads} KV heads")
-    if head_dim != k_cache.shape[3] or head_dim > MAX_HEAD_DIM:
-        raise ShapeError(f"attention: head_dim is {head_dim} in q and {k_cache.shape[3]} in the cache; "
+    if head_dim != cache.head_dim or head_dim > MAX_HEAD_DIM:
+        raise ShapeError(f"attention: head_dim is {head_dim} in q and {cache.head_dim} in the cache; "
                          f"both must be the same and at most {MAX_HEAD_DIM}")
     if block_tables.dim() != 2 or block_tables.shape[0] != context_lens.shape[0]:
         raise ShapeError(f"attention: block_tables {list(block_tables.shape)} and context_lens "
                          f"{list(context_lens.shape)} must have one row per sequence")
-    _check_dtype("attention: q", q, k_cache)
+    _check_dtype("attention: q", q, cache)
     _check_rows(q=q, block_tables=block_tables, context_lens=context_lens)
 
 
@@ -140,15 +143,22 @@ def _check_rows(**tensors: Tensor) -> None:
                              f"{tensor.stride(-1)}; pass a contiguous tensor, or a view that cuts other axes")
 
 
-def _check_dtype(name: str, tensor: Tensor, k_cache: Tensor) -> None:
-    if tensor.dtype != k_cache.dtype:
-        raise ShapeError(f"{name} is {tensor.dtype}, but the KV cache is {k_cache.dtype}; "
+def _check_dtype(name: str, tensor: Tensor, cache: LayerKv) -> None:
+    if cache.scales is None and tensor.dtype != cache.k.dtype:
+        raise ShapeError(f"{name} is {tensor.dtype}, but the KV cache is {cache.k.dtype}; "
                          "allocate the cache in the model's dtype")
 
 
-def _check_caches(k_cache: Tensor, v_cache: Tensor) -> None:
-    if k_cache.dim() != 4 or k_cache.shape != v_cache.shape:
-        raise ShapeError(f"KV cache: k is {list(k_cache.shape)}, v is {list(v_cache.shape)}; both must be "
-                         "[blocks, block size, KV heads, head_dim]")
-    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
-        raise ShapeError("KV cache: k and v must each be contiguous; allocate one tensor for each")
+def _check_cache(cache: LayerKv) -> None:
+    k, v, scales = cache.k, cache.v, cache.scales
+    if k.dim() != 4 or k.shape != v.shape:
+        raise ShapeError(f"KV cache: k is {list(k.shape)}, v is {list(v.shape)}; both must be "
+                         "[blocks, KV heads, block size, head_dim]")
+    if (scales is not None) != (cache.format.num_bits > 0):
+        raise ShapeError(f"KV cache: {cache.format.value} {'has no' if scales is None else 'needs no'} scales")
+    rows = k.shape[:3] if cache.format.is_online else k.shape[1:2]
+    if scales is not None and scales.shape != (*rows, 2, 2):
+        raise ShapeError(f"KV cache: the scales are {list(scales.shape)}; {cache.format.value} needs "
+                         f"{[*rows, 2, 2]}, scale and zero of k and of v")
+    if not all(tensor is None or tensor.is_contiguous() for tensor in (k, v, scales)):
+        raise ShapeError("KV cache: k, v and their scales must each be contiguous; allocate one tensor for each")

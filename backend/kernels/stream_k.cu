@@ -1,20 +1,26 @@
-// Matrix product in CUDA C++ for Hopper: a linear layer of some dozens of tokens or more, with what follows it fused in.
+// Matrix product in CUDA C++ for Hopper: a linear layer of some dozens of tokens or more, with what follows it.
 //
 //   y = x W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where asked for
 //
-// A tile is 128 rows of the weight times TOKENS tokens. One warp copies boxes of 64 inputs of both into a ring in shared
-// memory (TMA), two groups of four warps multiply 64 of the rows each (wgmma). There are rarely as many tiles as
-// multiprocessors, so those that do not fill whole waves are divided by the sum's length as well (stream-K, Osama et
-// al., 2023): all steps of all these tiles stand in one row, of which each block gets an equal run. Whoever has a
-// tile's first inputs finishes it; the others hand it their sums through `workspace`. A block does that for the tile in
-// which its run begins, so first of all, and finishes the tile in which its run ends, so last of all: nobody waits
-// long. Blocks wait only for blocks of lower numbers, which were started before them. Sums are added in one order.
+// A tile is 128 rows of the weight times TOKENS tokens. One warp copies boxes of 64 inputs of both into a ring in
+// shared memory (TMA), two groups of four warps multiply 64 of the rows each (wgmma). There are rarely as many tiles
+// as multiprocessors, so tiles are divided by the sum's length too, in two ways:
+// * Stream-K (Osama et al., 2023). All steps of the tiles that do not fill whole waves stand in one row, of which each
+//   cluster gets an equal run. Whoever has a tile's first inputs finishes it; the others hand it their sums through
+//   `workspace`. A cluster does that for the tile in which its run begins, so first of all, and finishes the tile in
+//   which its run ends, so last of all: nobody waits long. Clusters wait only for those of lower numbers, which were
+//   started before them.
+// * PARTS > 1, where tiles are so few that a run is a half of a tile or less: its inputs are divided once more over the
+//   blocks of the cluster, which send each other their sums through distributed shared memory, so that each holds some
+//   of the tokens' before anything is handed over.
+// Sums are always added in the same order.
 //
-// A cluster is CLUSTER blocks that work on neighbouring tiles at the same pace: of the same tokens, or with
-// SHARES_WEIGHTS of the same rows. Each copies half of what they share, and sends it to both.
+// SHARERS == 2: blocks in pairs work on neighbouring tiles at the same pace, of the same tokens, or with SHARES_WEIGHTS
+// of the same rows. Each copies half of what they share, and sends it to both.
 //
 // Weights are copied before the kernel that makes x has ended (programmatic dependent launch).
-// Compiled by stream_k.py, which defines: TOKENS, STAGES, CLUSTER (1 or 2), SHARES_WEIGHTS, GATED, IS_HALF.
+// Compiled by stream_k.py, which defines: TOKENS, STAGES, SHARERS (1 or 2), PARTS (1 or 2), SHARES_WEIGHTS, GATED (each
+// 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
 #include "wgmma.cuh"
@@ -27,14 +33,20 @@ constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
 constexpr int GROUPS = 2, GROUP_THREADS = 128, THREADS = (GROUPS + 1) * GROUP_THREADS;
 constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int WEIGHT_BYTES = ROWS * STEP * 2, X_BYTES = TOKENS * STEP * 2, STAGE_BYTES = WEIGHT_BYTES + X_BYTES;
-constexpr bool SHARES_X = CLUSTER > 1 && !SHARES_WEIGHTS;
-constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
-constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
+constexpr int CLUSTER = SHARERS * PARTS;
+constexpr bool SHARES_X = SHARERS > 1 && !SHARES_WEIGHTS;
+constexpr int SLICE = TOKENS / PARTS;  // tokens that a block finishes
+constexpr int CHUNK = SLICE % 64 == 0 ? 64 : SLICE % 32 == 0 ? 32 : SLICE < 64 ? (SLICE + 15) / 16 * 16 : 16;
+constexpr int CHUNKS = (SLICE + CHUNK - 1) / CHUNK;  // whose results leave a group of warps together
+constexpr int TURNED_BYTES = GROUP_RESULTS * 2;  // of a token, there
+static_assert(SHARERS > 1 || !SHARES_WEIGHTS, "a block alone shares nothing");
+static_assert(PARTS == 1 || !GATED, "gated tiles are many");
+static_assert(TOKENS % (8 * PARTS) == 0, "a block finishes whole columns of the tensor cores' results");
 
 struct Shared {
     unsigned char ring[STAGES][STAGE_BYTES];
-    unsigned char turned[GROUPS][CHUNK * ROWS];
-    u64 ready[STAGES], empty[STAGES];  // barriers
+    unsigned char turned[GROUPS][CHUNK * TURNED_BYTES];
+    u64 ready[STAGES], empty[STAGES], sums_came;  // barriers
 };
 
 __device__ __forceinline__ u32 address_of(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
@@ -52,10 +64,20 @@ __device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
 }
 
-// Says to the block of this rank in the cluster that this warp has done with a stage.
-__device__ __forceinline__ void arrive(u32 barrier, int rank) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" :: "r"(barrier), "r"(rank) : "memory");
+// Another block's shared memory, by its rank in the cluster.
+__device__ __forceinline__ u32 in_block(u32 address, int rank) {
+    u32 mapped;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+    return mapped;
+}
+
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void send(u32 address, float4 values, u32 barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                 :: "r"(address), "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w), "r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void cluster_sync() {
@@ -66,15 +88,24 @@ __device__ __forceinline__ void group_sync(int group) {
     asm volatile("bar.sync %0, %1;" :: "r"(1 + group), "n"(GROUP_THREADS) : "memory");
 }
 
-// A box of the weight, or of x, into this block, or with TO_ALL into every block of the cluster.
+// A group tells a warp of the copying ones that its sums stand in the workspace, so that only that warp has to wait
+// until all the device sees them.
+__device__ __forceinline__ void tell_of_sums(int group) {
+    asm volatile("bar.arrive %0, %1;" :: "r"(3 + group), "n"(GROUP_THREADS + 32) : "memory");
+}
+__device__ __forceinline__ void wait_for_sums(int group) {
+    asm volatile("bar.sync %0, %1;" :: "r"(3 + group), "n"(GROUP_THREADS + 32) : "memory");
+}
+
+// A box of the weight, or of x, into this block, or with TO_ALL into those of `sharers`, one bit a rank.
 template <bool TO_ALL>
 __device__ __forceinline__ void copy_weight(u32 shared, const TensorMap& map, u32 barrier, int k, int row, int group,
-                                            u64 policy) {
+                                            u16 sharers, u64 policy) {
     if (TO_ALL)
         asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
                      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7, %8;"
                      :: "r"(shared), "l"(&map), "r"(k), "r"(row), "r"(0), "r"(group), "r"(barrier),
-                        "h"((u16)((1 << CLUSTER) - 1)), "l"(policy) : "memory");
+                        "h"(sharers), "l"(policy) : "memory");
     else
         asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                      "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
@@ -83,19 +114,20 @@ __device__ __forceinline__ void copy_weight(u32 shared, const TensorMap& map, u3
 }
 
 template <bool TO_ALL>
-__device__ __forceinline__ void copy_x(u32 shared, const TensorMap& map, u32 barrier, int k, int token, u64 policy) {
+__device__ __forceinline__ void copy_x(u32 shared, const TensorMap& map, u32 barrier, int k, int token, u16 sharers,
+                                       u64 policy) {
     if (TO_ALL)
         asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
                      ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;"
                      :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier),
-                        "h"((u16)((1 << CLUSTER) - 1)), "l"(policy) : "memory");
+                        "h"(sharers), "l"(policy) : "memory");
     else
         asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
                      "[%0], [%1, {%2, %3}], [%4], %5;"
                      :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier), "l"(policy) : "memory");
 }
 
-// Which steps of which tiles are whose. Tiles are counted for a cluster, row tiles first within GROUP token tiles.
+// Which steps of which tiles are whose. A tile is that of all sharers, of which each has its own rows or tokens.
 struct Division {
     int num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles;
 
@@ -106,37 +138,40 @@ struct Division {
 };
 
 struct Work {
-    int tile, begin, end;  // steps [begin, end) of a tile
+    int tile, begin, end;  // a cluster's steps [begin, end) of a tile
+    int first, last;       // of them, this block's [first, last)
     int wave, rest;        // what comes next
 
     __device__ __forceinline__ Work(const Division& all, int cluster) : wave(0), rest(all.rest_begin(cluster)) {}
 
-    __device__ __forceinline__ bool next(const Division& all, int cluster) {
+    __device__ __forceinline__ bool next(const Division& all, int cluster, int part) {
         if (wave < all.num_waves) {
             tile = wave++ * all.num_clusters + cluster;
             begin = 0;
             end = all.num_steps;
-            return true;
+        } else {
+            const int left = all.rest_begin(cluster + 1) - rest;
+            if (left <= 0) return false;
+            tile = all.num_waves * all.num_clusters + rest / all.num_steps;
+            begin = rest % all.num_steps;
+            end = min(all.num_steps, begin + left);
+            rest += end - begin;
         }
-        const int left = all.rest_begin(cluster + 1) - rest;
-        if (left <= 0) return false;
-        tile = all.num_waves * all.num_clusters + rest / all.num_steps;
-        begin = rest % all.num_steps;
-        end = min(all.num_steps, begin + left);
-        rest += end - begin;
+        first = begin + part * (end - begin) / PARTS;
+        last = begin + (part + 1) * (end - begin) / PARTS;
         return true;
     }
 };
 
-// The place of a cluster's tile: its rows, and its tokens.
-__device__ __forceinline__ void find_tile(const Division& all, int tile, int rank, int& row_tile, int& token_tile) {
+// The place of a sharer's tile: its rows, and its tokens.
+__device__ __forceinline__ void find_tile(const Division& all, int tile, int sharer, int& row_tile, int& token_tile) {
     const int group = tile / (all.group_tiles * all.num_row_tiles);
     const int width = min(all.group_tiles, all.num_token_tiles - group * all.group_tiles);
     const int within = tile - group * all.group_tiles * all.num_row_tiles;
     row_tile = within / width;
     token_tile = group * all.group_tiles + within % width;
-    if (CLUSTER > 1 && SHARES_WEIGHTS) token_tile = token_tile * CLUSTER + rank;
-    else row_tile = row_tile * CLUSTER + rank;
+    if (SHARES_WEIGHTS) token_tile = token_tile * SHARERS + sharer;
+    else row_tile = row_tile * SHARERS + sharer;
 }
 
 __device__ __forceinline__ u32 pair_of(float low, float high) {
@@ -153,29 +188,32 @@ __device__ __forceinline__ void load_turned(u32 address, u32* values) {
                  : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3]) : "r"(address) : "memory");
 }
 
-__device__ __forceinline__ float gated(float gate, float up) { return gate / (1 + __expf(-gate)) * up; }
+__device__ __forceinline__ float gated(float gate, float up) {
+    return __fdividef(gate, 1 + __expf(-gate)) * up;
+}
 
 // Where 8 results of a token stand among those that leave together, so that no two of 8 threads meet in a bank.
-__device__ __forceinline__ u32 turned_place(int token, int part) {
-    return token * TURN_BYTES + ((GATED ? part ^ token / 2 % 4 : part ^ token % 8) * 16);
+__device__ __forceinline__ u32 turned_place(int token, int eighth) {
+    return token * TURNED_BYTES + ((GATED ? eighth ^ token / 2 % 4 : eighth ^ token % 8) * 16);
 }
 
 // A group's results go through shared memory, so that a token's leave in whole lines. With a residual, what they are
 // added to comes the same way.
-__device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* output, const u16* bias, bool is_added,
+__device__ __forceinline__ void write_results(float (&sums)[SLICE / 2], u16* output, const u16* bias, bool is_added,
                                               int first_result, int first_token, int num_results, int num_tokens,
                                               unsigned char* turned, int group) {
-    constexpr int PARTS = GROUP_RESULTS / 8, LOADS = CHUNK * PARTS / GROUP_THREADS;
+    constexpr int EIGHTS = GROUP_RESULTS / 8, LINES = GROUP_THREADS / EIGHTS, LOADS = CHUNK / LINES;
     const int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
-    const int part = thread % PARTS, line = thread / PARTS;
-    const bool is_inside = first_result + part * 8 < num_results;
-    u16* const place = output + (size_t)first_token * num_results + first_result + part * 8;
+    const int eighth = thread % EIGHTS, line = thread / EIGHTS;
+    const bool is_inside = first_result + eighth * 8 < num_results;
+    u16* const place = output + (size_t)first_token * num_results + first_result + eighth * 8;
     uint4 old[LOADS];
     auto is_wanted = [&](int chunk, int i) {
-        return is_inside && first_token + chunk * CHUNK + i * (GROUP_THREADS / PARTS) + line < num_tokens;
+        const int token = chunk * CHUNK + i * LINES + line;
+        return is_inside && token < SLICE && first_token + token < num_tokens;
     };
     auto place_of = [&](int chunk, int i) {
-        return (uint4*)(place + (size_t)(chunk * CHUNK + i * (GROUP_THREADS / PARTS) + line) * num_results);
+        return (uint4*)(place + (size_t)(chunk * CHUNK + i * LINES + line) * num_results);
     };
     auto fetch = [&](int chunk) {
 #pragma unroll
@@ -192,24 +230,23 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
     }
     const u32 base = address_of(turned);
 #pragma unroll
-    for (int chunk = 0; chunk < TOKENS / CHUNK; chunk++) {
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
         if (!GATED && is_added) {
 #pragma unroll
             for (int i = 0; i < LOADS; i++)
-                *(uint4*)(turned + turned_place(i * (GROUP_THREADS / PARTS) + line, part)) = old[i];
+                *(uint4*)(turned + turned_place(i * LINES + line, eighth)) = old[i];
             group_sync(group);
-            if (chunk + 1 < TOKENS / CHUNK) fetch(chunk + 1);
+            if (chunk + 1 < CHUNKS) fetch(chunk + 1);
         } else if (chunk) {
             group_sync(group);  // the chunk before has left
         }
-        float* const own = sums + chunk * CHUNK / 2;
         u32 values[4];
         if (GATED) {
 #pragma unroll
             for (int i = 0; i < CHUNK / 32; i++) {
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    const float* sum = own + (i * 4 + j) * 4;
+                    const float* const sum = sums + chunk * CHUNK / 2 + (i * 4 + j) * 4;
                     values[j] = pair_of(gated(sum[0] + more[0], sum[2] + more[1]),
                                         gated(sum[1] + more[0], sum[3] + more[1]));
                 }
@@ -222,7 +259,8 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
                 if (is_added) load_turned(address, values);
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    float low = own[i * 8 + j * 2] + more[j % 2], high = own[i * 8 + j * 2 + 1] + more[j % 2];
+                    const int first = min(chunk * CHUNK / 2 + i * 8 + j * 2, SLICE / 2 - 2);  // behind: never stored
+                    float low = sums[first] + more[j % 2], high = sums[first + 1] + more[j % 2];
                     if (is_added) {
                         low += to_float((u16)values[j]);
                         high += to_float((u16)(values[j] >> 16));
@@ -236,16 +274,16 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
 #pragma unroll
         for (int i = 0; i < LOADS; i++)
             if (is_wanted(chunk, i))
-                *place_of(chunk, i) = *(uint4*)(turned + turned_place(i * (GROUP_THREADS / PARTS) + line, part));
+                *place_of(chunk, i) = *(uint4*)(turned + turned_place(i * LINES + line, eighth));
     }
     group_sync(group);
 }
 
-// `workspace`: [blocks][GROUPS][TOKENS / 8][128 threads] float4, then [blocks][GROUPS] flags, which hold `ticket`, a
-// number that no other launch has, while the block's sums stand there for their reader.
+// `workspace`: [blocks][GROUPS][SLICE / 8][128 threads] float4, then [blocks][GROUPS] flags, which hold
+// `ticket`, a number that no other launch has, while the group's sums stand there for their reader.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-#if CLUSTER > 1
-    __cluster_dims__(CLUSTER, 1, 1)
+#if SHARERS * PARTS > 1
+    __cluster_dims__(SHARERS * PARTS, 1, 1)
 #endif
 stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map, const u16* bias,
          u16* output, float4* workspace, u64 ticket, int is_added, int num_results, int num_tokens, int num_steps,
@@ -253,16 +291,19 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
     extern __shared__ unsigned char memory[];
     Shared& shared = *(Shared*)(memory + (1024 - address_of(memory) % 1024) % 1024);
     const int group = threadIdx.x / GROUP_THREADS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int rank = blockIdx.x % CLUSTER, num_clusters = gridDim.x / CLUSTER;
+    const int sharer = blockIdx.x % SHARERS, part = blockIdx.x / SHARERS % PARTS, first_sharer = part * SHARERS;
+    const int num_clusters = gridDim.x / CLUSTER;
     const int cluster = num_clusters - 1 - blockIdx.x / CLUSTER;  // the last ones' sums are handed over to earlier ones
     const Division all = {num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles};
+    u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (SLICE / 8) * GROUP_THREADS);
 
     let_next_begin();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             make_barrier(address_of(&shared.ready[stage]), 1);
-            make_barrier(address_of(&shared.empty[stage]), CLUSTER * GROUPS * 4);
+            make_barrier(address_of(&shared.empty[stage]), SHARERS * GROUPS * 4);
         }
+        make_barrier(address_of(&shared.sums_came), 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     if (CLUSTER > 1) cluster_sync();
@@ -270,36 +311,38 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
 
     if (group == GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        if (PARTS > 1 && warp != GROUPS * 4) cluster_sync();
         if (warp == GROUPS * 4 && lane == 0) {
             u64 read_once, read_often;
             asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(read_once));
             asm volatile("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(read_often));
             const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
-            auto copy_weights = [&](int tile, int step, int stage) {
-                int row_tile, token_tile;
-                find_tile(all, tile, rank, row_tile, token_tile);
+            const u16 sharers = ((1 << SHARERS) - 1) << first_sharer;
+            int row, token;  // the first of the tile that this block copies
+            auto find = [&](int tile) {
+                find_tile(all, tile, sharer, row, token);
+                row = row * ROWS + (SHARES_WEIGHTS ? sharer * (ROWS / SHARERS) : 0);
+                token = token * TOKENS + (SHARES_X ? sharer * (TOKENS / SHARERS) : 0);
+            };
+            auto copy_weights = [&](int step, int stage) {
                 const u32 ready = address_of(&shared.ready[stage]);
                 expect_bytes(ready, STAGE_BYTES);
-                const int part = SHARES_WEIGHTS ? rank : 0;
-                const int first = row_tile * ROWS + part * (ROWS / CLUSTER);
-                copy_weight<CLUSTER != 1 && SHARES_WEIGHTS>(
-                    address_of(shared.ring[stage]) + part * (WEIGHT_BYTES / CLUSTER), weight_map, ready, step * STEP,
-                    GATED ? 0 : first, GATED ? first / 16 : 0, weight_policy);
+                copy_weight<SHARES_WEIGHTS>(
+                    address_of(shared.ring[stage]) + (SHARES_WEIGHTS ? sharer * (WEIGHT_BYTES / SHARERS) : 0),
+                    weight_map, ready, step * STEP, GATED ? 0 : row, GATED ? row / 16 : 0, sharers, weight_policy);
             };
-            auto copy_tokens = [&](int tile, int step, int stage) {
-                int row_tile, token_tile;
-                find_tile(all, tile, rank, row_tile, token_tile);
-                const int part = SHARES_X ? rank : 0;
-                copy_x<SHARES_X>(address_of(shared.ring[stage]) + WEIGHT_BYTES + part * (X_BYTES / CLUSTER), x_map,
-                                 address_of(&shared.ready[stage]), step * STEP,
-                                 token_tile * TOKENS + part * (TOKENS / CLUSTER), read_often);
+            auto copy_tokens = [&](int step, int stage) {
+                copy_x<SHARES_X>(
+                    address_of(shared.ring[stage]) + WEIGHT_BYTES + (SHARES_X ? sharer * (X_BYTES / SHARERS) : 0),
+                    x_map, address_of(&shared.ready[stage]), step * STEP, token, sharers, read_often);
             };
             int stage = 0;
             {
                 Work work(all, cluster);
-                while (stage < STAGES && work.next(all, cluster))
-                    for (int step = work.begin; step < work.end && stage < STAGES; step++)
-                        copy_weights(work.tile, step, stage++);
+                while (stage < STAGES && work.next(all, cluster, part)) {
+                    find(work.tile);
+                    for (int step = work.first; step < work.last && stage < STAGES; step++) copy_weights(step, stage++);
+                }
             }
             const int num_early = stage;
             wait_for_inputs();
@@ -307,13 +350,14 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
             stage = 0;
             u32 parity = 1;
             Work work(all, cluster);
-            while (work.next(all, cluster)) {
-                for (int step = work.begin; step < work.end; step++) {
+            while (work.next(all, cluster, part)) {
+                find(work.tile);
+                for (int step = work.first; step < work.last; step++) {
                     if (done >= num_early) {
                         wait_for(address_of(&shared.empty[stage]), parity);
-                        copy_weights(work.tile, step, stage);
+                        copy_weights(step, stage);
                     }
-                    copy_tokens(work.tile, step, stage);
+                    copy_tokens(step, stage);
                     done++;
                     if (++stage == STAGES) {
                         stage = 0;
@@ -321,35 +365,43 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
                     }
                 }
             }
+        } else if (warp > GROUPS * 4 && warp <= GROUPS * 4 + GROUPS) {
+            const int teller = warp - GROUPS * 4 - 1, begin = all.rest_begin(cluster);
+            if (begin % num_steps != 0 && begin < all.rest_begin(cluster + 1)) {
+                wait_for_sums(teller);
+                if (lane == 0) {
+                    __threadfence();
+                    asm volatile("st.release.gpu.global.u64 [%0], %1;"
+                                 :: "l"(flags + blockIdx.x * GROUPS + teller), "l"(ticket) : "memory");
+                }
+            }
         }
+        __syncwarp();
+        if (PARTS > 1 && warp == GROUPS * 4) cluster_sync();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         wait_for_inputs();
         const int thread = threadIdx.x % GROUP_THREADS;
-        u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (TOKENS / 8) * GROUP_THREADS);
-        auto sums_of = [&](int block) {
-            return workspace + (size_t)(block * GROUPS + group) * (TOKENS / 8) * GROUP_THREADS + thread;
-        };
         auto free_stage = [&](int stage) {
-            if (lane < CLUSTER) arrive(address_of(&shared.empty[stage]), lane);
+            if (lane < SHARERS) arrive(in_block(address_of(&shared.empty[stage]), first_sharer + lane));
         };
         int stage = 0;
         u32 parity = 0;
         Work work(all, cluster);
-        while (work.next(all, cluster)) {
+        while (work.next(all, cluster, part)) {
             float sums[TOKENS / 2];
             int last = 0;
-            for (int step = work.begin; step < work.end; step++) {
+            for (int step = work.first; step < work.last; step++) {
                 wait_for(address_of(&shared.ready[stage]), parity);
                 const u64 rows = wgmma_operand(address_of(shared.ring[stage]) + group * (WEIGHT_BYTES / GROUPS));
                 const u64 tokens = wgmma_operand(address_of(shared.ring[stage]) + WEIGHT_BYTES);
                 wgmma_fence();
 #pragma unroll
                 for (int k = 0; k < STEP / 16; k++)
-                    wgmma(sums, rows + k * 2, tokens + k * 2, step != work.begin || k != 0);
+                    wgmma(sums, rows + k * 2, tokens + k * 2, step != work.first || k != 0);
                 wgmma_commit();
                 wgmma_wait<1>();
-                if (step != work.begin) free_stage(last);
+                if (step != work.first) free_stage(last);
                 last = stage;
                 if (++stage == STAGES) {
                     stage = 0;
@@ -359,26 +411,69 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
             wgmma_wait<0>();
             wgmma_finish(sums);
             free_stage(last);
-            if (work.begin != 0) {
-                float4* const place = sums_of(blockIdx.x);
+            int row_tile, token_tile;
+            find_tile(all, work.tile, sharer, row_tile, token_tile);
+            const int first_result = row_tile * RESULTS + group * GROUP_RESULTS;
+#if PARTS > 1
+            constexpr int SHARE = SLICE / 8;  // of a thread's groups of four sums
+            float4* const received = (float4*)shared.ring + group * SHARE * GROUP_THREADS + thread;
+            auto place_of = [&](int from, int i) {
+                return received + (from * GROUPS * SHARE + i) * GROUP_THREADS;
+            };
+            const u32 sums_came = address_of(&shared.sums_came);
+            if (threadIdx.x == 0) expect_bytes(sums_came, (PARTS - 1) * SHARE * GROUPS * GROUP_THREADS * 16);
+            cluster_sync();  // nobody reads its ring any more
 #pragma unroll
-                for (int i = 0; i < TOKENS / 8; i++)
+            for (int other = 0; other < PARTS; other++) {
+                if (other == part) continue;
+                const int there = other * SHARERS + sharer;
+#pragma unroll
+                for (int i = 0; i < SHARE; i++) {
+                    const float* const sum = sums + (other * SHARE + i) * 4;
+                    send(in_block(address_of(place_of(part, i)), there), make_float4(sum[0], sum[1], sum[2], sum[3]),
+                         in_block(sums_came, there));
+                }
+            }
+            float slice[SLICE / 2];
+#pragma unroll
+            for (int other = 0; other < PARTS; other++) {
+                if (other != part) continue;
+#pragma unroll
+                for (int i = 0; i < SLICE / 2; i++) slice[i] = sums[other * SLICE / 2 + i];
+            }
+            wait_for(sums_came, 0);
+#pragma unroll
+            for (int other = 0; other < PARTS; other++) {
+                if (other == part) continue;
+#pragma unroll
+                for (int i = 0; i < SHARE; i++) {
+                    const float4 more = *place_of(other, i);
+                    slice[i * 4] += more.x, slice[i * 4 + 1] += more.y;
+                    slice[i * 4 + 2] += more.z, slice[i * 4 + 3] += more.w;
+                }
+            }
+#else
+            float (&slice)[SLICE / 2] = sums;
+#endif
+            auto handed_over_by = [&](int block) {
+                return workspace + (size_t)(block * GROUPS + group) * (SLICE / 8) * GROUP_THREADS + thread;
+            };
+            if (work.begin != 0) {
+                float4* const place = handed_over_by(blockIdx.x);
+#pragma unroll
+                for (int i = 0; i < SLICE / 8; i++)
                     __stcg(place + i * GROUP_THREADS,
-                           make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
-                __threadfence();
-                group_sync(group);
-                if (thread == 0)
-                    asm volatile("st.release.gpu.global.u64 [%0], %1;"
-                                 :: "l"(flags + blockIdx.x * GROUPS + group), "l"(ticket) : "memory");
+                           make_float4(slice[i * 4], slice[i * 4 + 1], slice[i * 4 + 2], slice[i * 4 + 3]));
+                tell_of_sums(group);
                 continue;
             }
             int covered = work.rest;  // where a tile ends before its last step, others have the steps from here on
-            const int end = covered + all.num_steps - work.end;
-            for (int other = cluster + 1; work.end < all.num_steps && covered < end; other++) {
+            const int end = covered + num_steps - work.end;
+            for (int other = cluster + 1; work.end < num_steps && covered < end; other++) {
                 const int other_end = min(all.rest_begin(other + 1), end);
                 if (other_end == covered) continue;
                 covered = other_end;
-                const int block = (num_clusters - 1 - other) * CLUSTER + rank;
+                const int block = (num_clusters - 1 - other) * CLUSTER + blockIdx.x % CLUSTER;
                 if (thread == 0) {
                     u64* const flag = flags + block * GROUPS + group;
                     u64 value;
@@ -387,20 +482,19 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
                     *flag = 0;
                 }
                 group_sync(group);
-                const float4* const place = sums_of(block);
+                const float4* const place = handed_over_by(block);
 #pragma unroll
-                for (int i = 0; i < TOKENS / 8; i++) {
+                for (int i = 0; i < SLICE / 8; i++) {
                     const float4 more = __ldcg(place + i * GROUP_THREADS);
-                    sums[i * 4] += more.x, sums[i * 4 + 1] += more.y, sums[i * 4 + 2] += more.z, sums[i * 4 + 3] += more.w;
+                    slice[i * 4] += more.x, slice[i * 4 + 1] += more.y;
+                    slice[i * 4 + 2] += more.z, slice[i * 4 + 3] += more.w;
                 }
             }
-            int row_tile, token_tile;
-            find_tile(all, work.tile, rank, row_tile, token_tile);
-            write_results(sums, output, bias, is_added, row_tile * RESULTS + group * GROUP_RESULTS,
-                          token_tile * TOKENS, num_results, num_tokens, shared.turned[group], group);
+            write_results(slice, output, bias, is_added, first_result, token_tile * TOKENS + part * SLICE, num_results,
+                          num_tokens, shared.turned[group], group);
         }
     }
-    if (CLUSTER > 1) {
+    if (SHARERS > 1 && PARTS == 1) {
         __syncwarp();
         cluster_sync();  // a block whose partner may still send to it must not end
     }

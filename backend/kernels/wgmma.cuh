@@ -75,7 +75,8 @@ __device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], unsigned long l
     WGMMA(224, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_2(11), "%112", "%113", "%114",
           SUMS_90, SUMS_10(9), SUMS_10(10), SUMS_2(11));
 #elif TOKENS == 256
-    WGMMA(256, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_10(11) ", " NUMBERS_8(12), "%128", "%129", "%130",
+    WGMMA(256, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_10(11) ", " NUMBERS_8(12), "%128", "%129",
+          "%130",
           SUMS_90, SUMS_10(9), SUMS_10(10), SUMS_10(11), SUMS_8(12));
 #else
 #error "no such tile"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backend.forward_batch import ForwardBatch
+from backend.forward_batch import ForwardBatch, LayerKv
 from backend.memory_plan import GIB, graph_batch_sizes
 from backend.worker.device import free_memory_bytes
 from backend.worker.input_builder import RowInputs, StepInputs
@@ -51,7 +51,7 @@ class DecodeGraph:
 class DecodeGraphs:
     """Captures the decode steps of every batch size, the largest first: the others then fit into its memory."""
 
-    def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[tuple[Tensor, Tensor]],
+    def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[LayerKv],
                  device: torch.device) -> None:
         self.model = model
         self.tables = tables
@@ -60,8 +60,7 @@ class DecodeGraphs:
         num_rows, width = tables.token_ids.shape
         self.session_len = width - 1
         self.dummy_row = num_rows - 1
-        num_blocks, block_size = kv_cache[0][0].shape[:2]
-        self.dummy_kv_slot = (num_blocks - 1) * block_size
+        self.dummy_kv_slot = (kv_cache[0].num_blocks - 1) * kv_cache[0].block_size
         self.sizes = graph_batch_sizes(num_rows - 1)
         free_bytes = free_memory_bytes(device)
         self.counts = torch.zeros((self.sizes[-1], tables.sampling.vocab_size), dtype=torch.int32, device=device)
@@ -115,7 +114,7 @@ class DecodeGraphs:
             slot_mapping=inputs.slot_mapping, block_tables=tables.block_tables.index_select(0, inputs.rows),
             context_lens=inputs.context_lens, query_start=self.query_start[: num_rows + 1],
             logits_indices=self.logits_indices[:num_rows], kv_cache=self.kv_cache, num_decodes=num_rows,
-            max_query_len=0, max_context_len=self.session_len)
+            max_query_len=0, max_context_len=self.session_len, sum_context_len=0)
         logits = self.model(batch)
         penalise(logits, inputs.penalties, tables.token_ids, self.counts)
         return logits, draw(logits, inputs.draw, tables.token_ids, inputs.sample_slots)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from backend.forward_batch import ForwardBatch
+from backend.forward_batch import ForwardBatch, LayerKv
 from backend.memory_plan import blocks_of
 from backend.steps import StepPlan
 from backend.worker.row_tables import RowTables
@@ -52,15 +51,16 @@ class StepInputs(RowInputs):
     num_decodes: int
     max_query_len: int
     max_context_len: int
+    sum_context_len: int
 
 
 class InputBuilder:
     """Turns plans into batches and keeps the row tables up to date on the way."""
 
-    def __init__(self, tables: RowTables, kv_cache: list[tuple[Tensor, Tensor]], device: torch.device) -> None:
+    def __init__(self, tables: RowTables, kv_cache: list[LayerKv], device: torch.device) -> None:
         self.tables = tables
         self.kv_cache = kv_cache
-        self.block_size = kv_cache[0][0].shape[1]
+        self.block_size = kv_cache[0].block_size
         self.device = device
 
     def build(self, plan: StepPlan) -> tuple[ForwardBatch, SamplingBatch | None]:
@@ -98,7 +98,8 @@ class InputBuilder:
             context_lens=context_lens.astype(np.int32), query_start=query_start.astype(np.int32),
             logits_indices=query_start[1:][sampling_rows] - 1,
             sampling=self._sampling(rows[sampling_rows], context_lens[sampling_rows]), num_decodes=num_decodes,
-            max_query_len=int(num_new[num_decodes:].max(initial=0)), max_context_len=max_context_len)
+            max_query_len=int(num_new[num_decodes:].max(initial=0)), max_context_len=max_context_len,
+            sum_context_len=int(context_lens[num_decodes:].sum()))
 
     def upload(self, inputs: StepInputs) -> tuple[ForwardBatch, SamplingBatch | None]:
         """The batch of a step, on the device; what it brings is in the device's tables from here on."""
@@ -115,7 +116,7 @@ class InputBuilder:
             block_tables=self.tables.block_tables[:, :num_blocks].index_select(0, inputs.rows),
             context_lens=inputs.context_lens, query_start=inputs.query_start, logits_indices=inputs.logits_indices,
             kv_cache=self.kv_cache, num_decodes=inputs.num_decodes, max_query_len=inputs.max_query_len,
-            max_context_len=inputs.max_context_len)
+            max_context_len=inputs.max_context_len, sum_context_len=inputs.sum_context_len)
         return batch, inputs.sampling
 
     def _sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingBatch | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backend.forward_batch import ForwardBatch
+from backend.forward_batch import ForwardBatch, LayerKv
 from backend.requests import TokenLogprobs
 from backend.steps import SampledToken, StepPlan, StepResult
 from backend.worker.cuda_graph import DecodeGraphs
@@ -24,7 +24,7 @@ class ModelRunner:
 
     use_graphs  captures CUDA graphs now, and replays them for the steps that they fit"""
 
-    def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[tuple[Tensor, Tensor]],
+    def __init__(self, model: nn.Module, tables: RowTables, kv_cache: list[LayerKv],
                  device: torch.device, use_graphs: bool) -> None:
         self.model = model
         self.tables = tables

@@ -9,11 +9,12 @@ import logging
 import time
 
 import torch
-from torch import Tensor
 
+from backend.accuracy_report import loss_warnings
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
+from backend.forward_batch import LayerKv
 from backend.memory_plan import GIB, MemoryPlan, plan_memory, uses_cuda_graphs
 from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
@@ -21,6 +22,7 @@ from backend.steps import StepPlan
 from backend.worker.device import device_name, free_memory_bytes, on_device, resolve_device, resolve_dtype, synchronize
 from backend.worker.kv_cache import allocate_kv_cache
 from backend.worker.model_runner import ModelRunner, RunningStep
+from backend.worker.past_kv_scale import read_past_kv_scale
 from backend.worker.row_tables import RowTables
 from backend.worker.start_log import StartLog
 from backend.worker.warm_up import counted_kernels, warm_up
@@ -35,7 +37,8 @@ class Worker:
     """Plans this rank's memory, then loads its part of the model.
 
     Raises CapacityError before anything is loaded where it would not fit, ConfigError or CheckpointError where the
-    model cannot be run like this."""
+    model cannot be run like this.
+    kv_scale  this rank's calibrated scales of the KV cache, where these are in use"""
 
     def __init__(self, source: ModelSource, engine: EngineConfig, tp: TensorParallel) -> None:
         self.model_config = source.model
@@ -46,10 +49,13 @@ class Worker:
             self.dtype = resolve_dtype(engine, source.model, self.device)
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
+            self.kv_scale = read_past_kv_scale(source, engine, tp)
             plan = self._plan_memory(weights_loaded=False)
             facts.append(device_name(self.device))
         if tp.rank == 0:
             logger.info("%s on %s%s: %s", source.model.model_name, self.device, f" x {tp.size}" * (tp.size > 1), plan)
+            for warning in loss_warnings(source.path, plan.kv_format.value):
+                logger.warning("%s", warning)
         with self.start.phase("weights") as facts:
             self.model = Decoder(source.model, engine, tp)
             num_bytes = load_weights(self.model, source, self.dtype, self.device, show_progress=tp.rank == 0)
@@ -66,7 +72,8 @@ class Worker:
         compiled when this returns. Without graphs, steps of many decode rows compile at their first use."""
         with on_device(self.device):
             with self.start.phase("KV cache"):
-                kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device)
+                kv_cache = allocate_kv_cache(self.model_config, self.engine, num_blocks, self.dtype, self.device,
+                                             self.kv_scale)
                 synchronize(self.device)
             if self.device.type == "cuda":
                 self._get_gpu_ready(kv_cache)
@@ -74,7 +81,7 @@ class Worker:
                 self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs=False)
         self.start.log_ready()
 
-    def _get_gpu_ready(self, kv_cache: list[tuple[Tensor, Tensor]]) -> None:
+    def _get_gpu_ready(self, kv_cache: list[LayerKv]) -> None:
         with counted_kernels() as kernels:
             with self.start.phase("graphs") as facts:
                 use_graphs = uses_cuda_graphs(self.engine)
@@ -95,7 +102,7 @@ class Worker:
         num_sharing = self.engine.tp if on_cpu else 1  # ranks on CPUs share the host's memory
         free_bytes = free_memory_bytes(self.device) // num_sharing
         return plan_memory(self.model_config, self.engine, str(self.dtype).removeprefix("torch."), free_bytes,
-                           weights_loaded=weights_loaded, on_cpu=on_cpu)
+                           has_kv_scales=self.kv_scale is not None, weights_loaded=weights_loaded, on_cpu=on_cpu)
 
 
 def rank_error(error: BaseException, rank: int) -> MillraceError:

@@ -67,6 +67,11 @@ def test_an_original_lmdeploy_workspace_has_to_be_converted_again(tmp_path, by):
         read_config(tmp_path / "config.ini")
 
 
+@pytest.mark.parametrize("policy", [0, 4, 8])
+def test_every_kv_cache_format_can_be_written_and_read(tmp_path, policy):
+    assert read_config(written(tmp_path, ("quant_policy = 0", f"quant_policy = {policy}")))[1].quant_policy == policy
+
+
 def test_tensor_para_size_is_tp(tmp_path):
     assert read_config(written(tmp_path, ("tp = 2", "tensor_para_size = 4")))[1].tp == 4
 
@@ -97,6 +102,7 @@ def test_integer_end_id_is_one_id(tmp_path):
     (("weight_type = \"bf16\"", "group_size = 32"), 'group_size is for weight_type = "int4"; remove it'),
     (("cache_block_seq_len = 64", "cache_block_seq_len = 63"), "use a power of two"),
     (("cache_max_entry_count = 0.5", "cache_max_entry_count = 1.5"), "use a share in"),
+    (("quant_policy = 0", "quant_policy = 2"), r"quant_policy=2 is no KV cache format; use 0 .*, 8 .* or 4"),
 ])
 def test_a_wrong_config_is_refused_with_its_file_and_key(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message) as error:

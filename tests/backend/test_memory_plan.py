@@ -32,6 +32,17 @@ def test_kv_cache_takes_its_share_of_what_the_weights_leave():
     assert result.kv_bytes == result.num_blocks * block
 
 
+@pytest.mark.parametrize(("quant_policy", "has_kv_scales", "token_bytes", "words"), [
+    (0, False, 524_288, "in the model's dtype"), (8, False, 270_336, r"int8 \(online\)"),
+    (4, False, 139_264, r"int4 \(online\)"), (4, True, 262_144, r"int8 \(calibrated\)")])
+def test_a_token_of_each_kv_format_takes_its_values_and_scales(quant_policy, has_kv_scales, token_bytes, words):
+    """512 KiB in bfloat16; online formats keep 8 bytes of scales for each of 32 layers' 32 heads."""
+    config = EngineConfig(session_len=4096, quant_policy=quant_policy, cache_max_entry_count=100)
+    result = plan_memory(LLAMA_7B, config, "bfloat16", 80 * GIB, has_kv_scales=has_kv_scales)
+    assert result.kv_bytes == 100 * 64 * token_bytes
+    assert re.search(rf"KV cache .* GiB: {words}, 100 blocks x 64 tokens", str(result))
+
+
 def test_whole_plan_never_exceeds_what_is_free():
     result = plan(24, cache_max_entry_count=0.999, session_len=1024)
     assert result.weights_bytes + result.kv_bytes + result.other_bytes <= 24 * GIB

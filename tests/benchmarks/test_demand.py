@@ -54,4 +54,4 @@ def test_flops_of_one_token_are_two_per_weight_and_attention_to_itself():
 
 
 def test_quantised_kv_takes_its_bits():
-    assert [Demand(TINY, policy).kv_token_bytes() for policy in (0, 8, 4)] == [256, 128, 64]
+    assert [Demand(TINY, policy).kv_token_bytes() for policy in (0, 8, 4)] == [256, 160, 96]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backend.kv_format import KvFormat
 from benchmarks import kernels
 from benchmarks.device_limits import DeviceLimits
 from benchmarks.graph_timing import L2_BYTES, MAX_COPIES, num_copies
@@ -32,8 +33,10 @@ def test_every_case_can_be_launched_on_each_of_its_buffers(group):
 
 
 def test_decode_attention_moves_the_kv_the_queries_and_the_output():
-    case = next(kernels.decode_attention_cases(TINY))
-    assert case.num_bytes == 64 * 2 * 2 * 16 * 2 + 2 * 4 * 16 * 2
+    queries_and_output = 2 * 4 * 16 * 2
+    for kv, bytes_per_value, scales in ((KvFormat.AS_MODEL, 2, 0), (KvFormat.INT8, 1, 8), (KvFormat.INT4, 0.5, 8)):
+        case = next(kernels.decode_attention_cases(TINY, kv))
+        assert case.num_bytes == 64 * 2 * (2 * 16 * bytes_per_value + scales) + queries_and_output
 
 
 def test_a_floor_is_the_larger_of_bytes_and_arithmetic():

@@ -163,7 +163,7 @@ def truncate(folder: Path) -> None:
     (None, ["awq"], "is no AWQ checkpoint, its weights are not quantised; use the format hf"),
     (None, ["llama"], "has no params.json"),
     (None, ["--tp", "3"], "tp=3 does not divide head_num=4 of llama; use tp in [1, 2]"),
-    (None, ["--quant_policy", "8"], "quant_policy=8 is not supported yet"),
+    (None, ["--quant_policy", "3"], "quant_policy=3 is no KV cache format; use 0"),
     (None, ["--tokenizer_path", __file__], "test_convert.py is no tokenizer's file by its name"),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(run_convert, llama, tmp_path, damage, options, message):

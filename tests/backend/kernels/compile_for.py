@@ -28,6 +28,8 @@ from backend.kernels import (
     w4_triton,
     w4_weight,
 )
+from backend.kv_format import KvFormat
+from tests.backend.kernels.paged_batch import poisoned_cache
 
 HEAD_SHAPES = ((128, 32, 8), (64, 8, 8), (256, 4, 1))  # head_dim, heads, KV heads
 ROWS, VOCAB_SIZE, HIDDEN = 3, 32000, 4096
@@ -63,20 +65,21 @@ def main(capability: int) -> None:
     JITFunction.__getitem__ = compiled
     with torch.inference_mode():
         for head_dim, num_heads, num_kv_heads in HEAD_SHAPES:
-            attend(head_dim, num_heads, num_kv_heads)
+            for kv in (KvFormat.AS_MODEL, KvFormat.INT4):
+                attend(head_dim, num_heads, num_kv_heads, kv)
         compute_rows()
     print(json.dumps(shared_bytes))
 
 
-def attend(head_dim: int, num_heads: int, num_kv_heads: int) -> None:
+def attend(head_dim: int, num_heads: int, num_kv_heads: int, kv: KvFormat) -> None:
     """Rows of one token, as a decode and as a prefill."""
     q, k = (torch.zeros(ROWS, heads, head_dim).bfloat16() for heads in (num_heads, num_kv_heads))
-    cache = torch.zeros(4, 64, num_kv_heads, head_dim).bfloat16()
+    cache = poisoned_cache(kv, 4, num_kv_heads, 64, head_dim, torch.bfloat16, torch.Generator())
     positions, cos_sin = torch.zeros(ROWS).long(), torch.zeros(16, 2, head_dim // 2)
     tables, lens = torch.zeros(ROWS, 4).int(), torch.ones(ROWS).int()
-    kv_store.rotary_and_store(q, k, k, positions, cos_sin, cache, cache, positions)
-    decode_attention.paged_decode(q, k, k, positions, cos_sin, cache, cache, positions, tables, lens, 1.0)
-    prefill_attention.paged_prefill(q, cache, cache, tables, lens, torch.arange(ROWS + 1).int(), 1.0, 1, 1)
+    kv_store.rotary_and_store(q, k, k, positions, cos_sin, cache, positions)
+    decode_attention.paged_decode(q, k, k, positions, cos_sin, cache, positions, tables, lens, 1.0)
+    prefill_attention.paged_prefill(q, cache, tables, lens, torch.arange(ROWS + 1).int(), 1.0, 1, 1, ROWS)
 
 
 def compute_rows() -> None:

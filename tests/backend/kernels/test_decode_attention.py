@@ -11,6 +11,7 @@ from backend.errors import ShapeError
 from backend.kernels import decode_attention, reference
 from tests.backend.kernels.comparison import TOLERANCE, assert_near
 from tests.backend.kernels.decode_batch import make_decode
+from tests.backend.kernels.paged_batch import as_model, wide
 
 
 def decode(batch):
@@ -93,13 +94,14 @@ def test_every_cut_covers_each_cached_token_once(device, tile, lens):
 
 def test_the_new_key_is_stored_rotated_the_new_value_as_it_is_and_nothing_else(device, dtype):
     batch = make_decode([33, 16, 1], 32, num_heads=6, dtype=dtype, device=device)
-    before = batch.k_cache.clone(), batch.v_cache.clone()
+    before = batch.cache.k.clone(), batch.cache.v.clone()
     decode(batch)
-    for cache, untouched, dense in ((batch.k_cache, before[0], batch.paged.keys),
-                                    (batch.v_cache, before[1], batch.paged.values)):
-        new = cache.flatten(0, 1)[batch.slot_mapping]
+    block, offset = batch.slot_mapping // 16, batch.slot_mapping % 16
+    for cache, untouched, dense in ((batch.cache.k, before[0], batch.paged.keys),
+                                    (batch.cache.v, before[1], batch.paged.values)):
+        new = cache[block, :, offset]
         assert_near(new, torch.stack([sequence[-1] for sequence in dense]))
-        untouched.flatten(0, 1)[batch.slot_mapping] = new
+        untouched[block, :, offset] = new
         assert torch.equal(cache.nan_to_num(7.0), untouched.nan_to_num(7.0))
 
 
@@ -112,10 +114,10 @@ def test_a_row_whose_query_and_key_are_tensors_of_their_own_gives_the_same(devic
 
 def test_padding_rows_do_no_harm(device):
     batch = make_decode([0, 20, 0], device=device)
-    before = batch.v_cache.clone().flatten(0, 1)
+    before, slot = batch.cache.v.clone(), batch.slot_mapping[1]
     assert_near(decode(batch)[1:2], batch.expected()[1:2])
-    before[batch.slot_mapping[1]] = batch.v[1]
-    assert torch.equal(batch.v_cache.flatten(0, 1).nan_to_num(7.0), before.nan_to_num(7.0))
+    before[slot // 16, :, slot % 16] = batch.v[1]
+    assert torch.equal(batch.cache.v.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
 def test_only_padding_rows_are_no_error(device):
@@ -126,15 +128,15 @@ def test_a_launch_leaves_the_counters_at_zero(device, tile):
     tile(num_shares=32, keys_tile=16, min_split=16)
     batch = make_decode([300, 40], device=device)
     first = decode(batch)
-    assert not decode_attention._counters(batch.q.device, 1 << 16).any()
+    assert not decode_attention.finished_splits(batch.q.device, 1).any()
     assert torch.equal(decode(batch), first)
 
 
 def test_a_head_count_that_is_not_a_multiple_is_refused(device):
     batch = make_decode([5], num_heads=5, num_kv_heads=1, device=device)
-    cache = torch.zeros(2, 16, 2, 64, device=device)
+    cache = torch.zeros(2, 2, 16, 64, device=device)
     with pytest.raises(ShapeError, match="5 query heads are not a multiple of 2 KV heads"):
-        decode(dataclasses.replace(batch, k_cache=cache, v_cache=cache))
+        decode(dataclasses.replace(batch, cache=as_model(cache, cache)))
 
 
 def test_rows_without_a_context_length_are_refused(device):
@@ -149,9 +151,9 @@ def test_a_large_batch_agrees_with_the_reference(dtype, num_kv_heads):
     lens = torch.randint(1, 2000, (32,), generator=torch.Generator().manual_seed(1)).tolist()
     batch = make_decode(lens, num_heads=32, num_kv_heads=num_kv_heads, head_dim=128, block_size=64, dtype=dtype,
                         device="cuda")
-    wide = dataclasses.replace(batch, **{name: getattr(batch, name).double()
-                                         for name in ("q", "k", "v", "k_cache", "v_cache")})
-    assert_near(decode(batch), reference.paged_decode(*wide.arguments))
+    precise = dataclasses.replace(batch, **{name: getattr(batch, name).double() for name in ("q", "k", "v")},
+                                  cache=wide(batch.cache))
+    assert_near(decode(batch), reference.paged_decode(*precise.arguments))
 
 
 @pytest.mark.gpu
@@ -168,16 +170,16 @@ def test_repeated_launches_agree_bit_for_bit(num_kv_heads):
 
 @pytest.mark.gpu
 def test_blocks_beyond_two_billion_values_are_read_and_stored():
-    k_cache, v_cache = (torch.zeros(33_000, 64, 8, 128, device="cuda", dtype=torch.float16) for _ in range(2))
-    v_cache[-1] = 1.0
+    cache = as_model(*(torch.zeros(33_000, 8, 64, 128, device="cuda", dtype=torch.float16) for _ in range(2)))
+    cache.v[-1] = 1.0
     tables, lens = (torch.tensor(value, device="cuda", dtype=torch.int32) for value in ([[32_999]], [64]))
     positions, slots = torch.tensor([63], device="cuda"), torch.tensor([33_000 * 64 - 1], device="cuda")
     q, k = torch.randn(2, 1, 8, 128, device="cuda", dtype=torch.float16)
     v, cos_sin = torch.ones_like(k), torch.zeros(64, 2, 64, device="cuda")
     cos_sin[:, 0] = 1.0
-    output = decode_attention.paged_decode(q, k, v, positions, cos_sin, k_cache, v_cache, slots, tables, lens, 1.0)
+    output = decode_attention.paged_decode(q, k, v, positions, cos_sin, cache, slots, tables, lens, 1.0)
     assert (output - 1).abs().max() < TOLERANCE[torch.float16]
-    assert torch.equal(k_cache[-1, -1], k[0])
+    assert torch.equal(cache.k[-1, :, -1], k[0])
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from backend.kernels import dispatch, reference, sampling_reference
-from tests.backend.kernels.paged_batch import make_batch
+from tests.backend.kernels.paged_batch import as_model, make_batch
 
 REFERENCES = {**dict.fromkeys(["rms_norm", "linear", "logits", "rotary_and_store", "paged_decode", "paged_prefill"],
                              reference), "penalise": sampling_reference, "draw": sampling_reference}
@@ -39,7 +39,7 @@ def test_a_layer_of_kernels_does_not_wait_for_the_device():
     weight, k = torch.ones(64, device="cuda", dtype=torch.float16), batch.q[:, :2]
     positions = torch.arange(5, device="cuda")
     cos_sin = torch.ones(5, 2, 32, device="cuda")
-    caches = torch.zeros_like(batch.k_cache), torch.zeros_like(batch.v_cache)
+    cache = as_model(torch.zeros_like(batch.cache.k), torch.zeros_like(batch.cache.v))
 
     def layer():
         flat = batch.q.flatten(1)
@@ -47,11 +47,10 @@ def test_a_layer_of_kernels_does_not_wait_for_the_device():
         dispatch.linear(flat, square, norm=(weight.repeat(4), 1e-6), is_gated=True)
         dispatch.linear(flat[:1], square, residual=flat[:1])
         dispatch.logits(flat, square, (weight.repeat(4), 1e-6))
-        dispatch.rotary_and_store(batch.q, k, k, positions, cos_sin, *caches, positions)
-        dispatch.paged_decode(batch.q[:2], k[:2], k[:2], positions[:2], cos_sin, *caches, positions[:2],
+        dispatch.rotary_and_store(batch.q, k, k, positions, cos_sin, cache, positions)
+        dispatch.paged_decode(batch.q[:2], k[:2], k[:2], positions[:2], cos_sin, cache, positions[:2],
                               batch.block_tables, batch.context_lens, 1.0)
-        dispatch.paged_prefill(batch.q, batch.k_cache, batch.v_cache, batch.block_tables, batch.context_lens,
-                               batch.query_start, 1.0, max_query_len=4, max_context_len=40)
+        dispatch.paged_prefill(*batch.prefill_arguments)
 
     layer()  # compiles
     torch.cuda.set_sync_debug_mode("error")

@@ -10,7 +10,7 @@ import torch
 from backend.errors import ShapeError
 from backend.kernels import prefill_attention, reference
 from tests.backend.kernels.comparison import assert_near
-from tests.backend.kernels.paged_batch import make_batch, naive_attention
+from tests.backend.kernels.paged_batch import make_batch, naive_attention, wide
 
 IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 
@@ -31,9 +31,7 @@ def test_the_kernel_for_hopper_computes_what_is_large_enough(monkeypatch):
 
 
 def prefill(batch):
-    return prefill_attention.paged_prefill(batch.q, batch.k_cache, batch.v_cache, batch.block_tables,
-                                           batch.context_lens, batch.query_start, batch.scale, batch.max_query_len,
-                                           batch.max_context_len)
+    return prefill_attention.paged_prefill(*batch.prefill_arguments)
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
@@ -58,8 +56,8 @@ def test_every_block_size_gives_the_formula(device, dtype, block_size):
 def test_a_chunk_after_cached_tokens_gives_the_same_as_the_whole_prompt(device, dtype):
     whole = make_batch([90], [90], num_heads=6, dtype=dtype, device=device)
     chunk = prefill_attention.paged_prefill(
-        whole.q[50:], whole.k_cache, whole.v_cache, whole.block_tables, whole.context_lens,
-        torch.tensor([0, 40], dtype=torch.int32, device=device), whole.scale, 40, 90)
+        whole.q[50:], whole.cache, whole.block_tables, whole.context_lens,
+        torch.tensor([0, 40], dtype=torch.int32, device=device), whole.scale, 40, 90, 90)
     assert_near(chunk, naive_attention(whole)[50:])
 
 
@@ -77,8 +75,8 @@ def test_rows_may_begin_after_tokens_that_belong_to_others(device):
     """A mixed step passes its prefill rows alone, whose queries lie behind the decodes' in the same tensor."""
     batch = make_batch([30, 8, 12], [1, 8, 5], device=device)
     output = prefill_attention.paged_prefill(
-        batch.q, batch.k_cache, batch.v_cache, batch.block_tables[1:], batch.context_lens[1:], batch.query_start[1:],
-        batch.scale, 8, 12)
+        batch.q, batch.cache, batch.block_tables[1:], batch.context_lens[1:], batch.query_start[1:], batch.scale, 8, 12,
+        20)
     assert_near(output[1:], naive_attention(batch)[1:])
     assert output[:1].isnan().all()
 
@@ -115,6 +113,4 @@ def test_many_rows_of_different_lengths_agree_with_the_reference(num_kv_heads, d
 
 
 def wide_reference(batch):
-    return reference.paged_prefill(
-        batch.q.double(), batch.k_cache.double(), batch.v_cache.double(), batch.block_tables, batch.context_lens,
-        batch.query_start, batch.scale, batch.max_query_len, batch.max_context_len)
+    return reference.paged_prefill(batch.q.double(), wide(batch.cache), *batch.prefill_arguments[2:])

@@ -12,7 +12,7 @@ from backend.errors import ShapeError
 from backend.kernels import reference
 from tests.backend.kernels.comparison import assert_near
 from tests.backend.kernels.decode_batch import make_decode
-from tests.backend.kernels.paged_batch import make_batch, naive_attention
+from tests.backend.kernels.paged_batch import as_model, make_batch, naive_attention
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 
@@ -22,8 +22,7 @@ def decode(batch):
 
 
 def prefill(batch):
-    return reference.paged_prefill(batch.q, batch.k_cache, batch.v_cache, batch.block_tables, batch.context_lens,
-                                   batch.query_start, batch.scale, batch.max_query_len, batch.max_context_len)
+    return reference.paged_prefill(*batch.prefill_arguments)
 
 
 @ALL_DTYPES
@@ -87,8 +86,8 @@ def test_rotary_turns_each_pair_of_values_by_its_angle(dtype, rotated):
     q, k, v = before.clone().split((heads, kv_heads, kv_heads), dim=1)
     angles = torch.rand(10, rotated // 2) * 6
     cos_sin, positions = torch.stack((angles.cos(), angles.sin()), dim=1), torch.tensor([0, 9, 3, 3])
-    caches = torch.zeros(2, 1, 16, kv_heads, head_dim, dtype=dtype)
-    reference.rotary_and_store(q, k, v, positions, cos_sin, caches[0], caches[1], torch.arange(tokens))
+    caches = torch.zeros(2, 1, kv_heads, 16, head_dim, dtype=dtype)
+    reference.rotary_and_store(q, k, v, positions, cos_sin, as_model(*caches), torch.arange(tokens))
 
     expected = before.double().clone()
     for token, position in enumerate(positions.tolist()):
@@ -99,19 +98,20 @@ def test_rotary_turns_each_pair_of_values_by_its_angle(dtype, rotated):
                 turned = point * complex(math.cos(angle), math.sin(angle))
                 expected[token, head, pair], expected[token, head, pair + rotated // 2] = turned.real, turned.imag
     assert_near(q, expected[:, :heads])
-    assert_near(caches[0, 0, :tokens], expected[:, heads:heads + kv_heads])
-    assert torch.equal(caches[1, 0, :tokens], before[:, heads + kv_heads:])
+    stored = caches[:, 0, :, :tokens].transpose(1, 2)
+    assert_near(stored[0], expected[:, heads:heads + kv_heads])
+    assert torch.equal(stored[1], before[:, heads + kv_heads:])
 
 
 def test_the_store_fills_the_named_slots_and_skips_padding():
     qkv = torch.randn(4, 6, 8)
-    caches, no_turn = torch.zeros(2, 3, 16, 2, 8), torch.tensor([[[1.0], [0.0]]])
+    caches, no_turn = torch.zeros(2, 3, 2, 16, 8), torch.tensor([[[1.0], [0.0]]])
     q, k, v = qkv.split(2, dim=1)
-    reference.rotary_and_store(q, k, v, torch.zeros(4).long(), no_turn, caches[0], caches[1],
+    reference.rotary_and_store(q, k, v, torch.zeros(4).long(), no_turn, as_model(*caches),
                                torch.tensor([40, -1, 3, 4]))
     expected = torch.zeros_like(caches)
     for dense, cache in ((k, expected[0]), (v, expected[1])):
-        cache[2, 8], cache[0, 3], cache[0, 4] = dense[0], dense[2], dense[3]
+        cache[2, :, 8], cache[0, :, 3], cache[0, :, 4] = dense[0], dense[2], dense[3]
     assert torch.equal(caches, expected)
 
 
@@ -156,21 +156,21 @@ def test_prefill_in_tiles_gives_the_same(monkeypatch, limit, value):
 
 
 def test_heads_that_do_not_share_evenly_are_refused():
-    batch, cache = make_decode([5], num_heads=5, num_kv_heads=1), torch.zeros(2, 16, 2, 64)
+    batch, cache = make_decode([5], num_heads=5, num_kv_heads=1), torch.zeros(2, 2, 16, 64)
     with pytest.raises(ShapeError, match="5 query heads are not a multiple of 2 KV heads"):
-        decode(dataclasses.replace(batch, k_cache=cache, v_cache=cache))
+        decode(dataclasses.replace(batch, cache=as_model(cache, cache)))
 
 
 def test_a_head_dim_above_the_limit_is_refused():
-    batch, cache = make_batch([5], [2]), torch.zeros(2, 16, 2, 512)
+    batch, cache = make_batch([5], [2]), torch.zeros(2, 2, 16, 512)
     with pytest.raises(ShapeError, match="at most 256"):
-        prefill(dataclasses.replace(batch, q=torch.zeros(2, 4, 512), k_cache=cache, v_cache=cache))
+        prefill(dataclasses.replace(batch, q=torch.zeros(2, 4, 512), cache=as_model(cache, cache)))
 
 
 def test_a_cache_of_another_dtype_is_refused():
     batch = make_decode([5])
     with pytest.raises(ShapeError, match=r"q is torch.float32, but the KV cache is torch.float16"):
-        decode(dataclasses.replace(batch, k_cache=batch.k_cache.half(), v_cache=batch.v_cache.half()))
+        decode(dataclasses.replace(batch, cache=as_model(batch.cache.k.half(), batch.cache.v.half())))
 
 
 def test_an_odd_gate_up_is_refused():

@@ -22,6 +22,7 @@ from tests.backend.tiny_model import TinySource, tiny_source
 
 PROMPT = tuple(range(3, 40))
 LOGPROB_TOLERANCE = 1e-4
+LEVEL_TOLERANCE = 0.05  # a sum in another order may round a value to the level beside it
 # An odd vocabulary, so that the ranks' parts of it differ, and every option that shards something.
 OPTIONS = {"vocab_size": 97, "attention_bias": True, "output_bias": True, "qk_norm": True}
 
@@ -45,14 +46,16 @@ def run(executor: Executor, count: int) -> list[StepResult]:
     return [executor.launch(plan).wait() for plan in plans(count)]
 
 
-def test_two_ranks_give_the_tokens_and_logprobs_of_one() -> None:
-    one, two = start(tiny_source(**OPTIONS)), start(tiny_source(tp=2, **OPTIONS))
+@pytest.mark.parametrize(("quant_policy", "tolerance"), [(0, LOGPROB_TOLERANCE), (4, LEVEL_TOLERANCE)])
+def test_two_ranks_give_the_tokens_and_logprobs_of_one(quant_policy: int, tolerance: float) -> None:
+    options = {"quant_policy": quant_policy, **OPTIONS}
+    one, two = start(tiny_source(**options)), start(tiny_source(tp=2, **options))
     try:
         assert one.num_blocks == two.num_blocks == 64
         for expected, found in zip(run(one, 12), run(two, 12), strict=True):
             assert [token.token_id for token in found.tokens] == [token.token_id for token in expected.tokens]
             for left, right in zip(found.tokens, expected.tokens, strict=True):  # all 97 logits, normalised
-                assert dict(left.logprobs.top) == pytest.approx(dict(right.logprobs.top), abs=LOGPROB_TOLERANCE)
+                assert dict(left.logprobs.top) == pytest.approx(dict(right.logprobs.top), abs=tolerance)
     finally:
         one.close()
         two.close()
