@@ -34,6 +34,10 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
         return w4_stream_k.w4_stream_k(x, weight, bias, is_gated=is_gated, residual=residual)
     if x.shape[0] <= MAX_TRITON_TOKENS:
         y = w4_triton.matmul(x, weight)
+    elif residual is not None and not is_gated:
+        for rows, dense in _dense_parts(weight, x.dtype):
+            residual[:, rows].addmm_(x, dense.t())
+        return residual if bias is None else residual.add_(bias)
     else:
         y = torch.empty((x.shape[0], weight.out_features), dtype=x.dtype, device=x.device)
         for rows, dense in _dense_parts(weight, x.dtype):
@@ -46,7 +50,9 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
 
 
 def _dense_parts(weight: W4Weight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the weight, and the matrix [rows, X] that they are, which the next part takes the place of."""
+    """Rows of the weight, and the matrix [rows, X] that they are, which the next part takes the place of.
+
+    For cuBLAS alone: our own kernels would read it before it is there, as they take weights for constants."""
     num_outputs, size = weight.out_features, weight.in_features
     most_rows = max(1, SCRATCH_BYTES // (dtype.itemsize * size))
     rows = -(-num_outputs // -(-num_outputs // most_rows))  # parts of equal size
