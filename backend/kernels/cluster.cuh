@@ -20,8 +20,8 @@ __device__ __forceinline__ void send(u32 address, float value, u32 barrier) {
                  :: "r"(address), "f"(value), "r"(barrier) : "memory");
 }
 
-__device__ __forceinline__ void make_barrier(u32 barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(barrier) : "memory");
+__device__ __forceinline__ void make_barrier(u32 barrier, int arrivals = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
 }
 
 __device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {

