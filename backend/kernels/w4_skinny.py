@@ -73,8 +73,9 @@ def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, 
     assert output.is_contiguous(), output.stride()
     norm_weight, eps = (None, 0.0) if norm is None else norm
     kernel, num_blocks = _kernel(layout, weight.in_features, num_outputs, weight.group_size, _tokens(num_tokens),
-                                 x.device, x.dtype == torch.float16, norm is not None, bias is not None,
-                                 residual is not None, is_gated)
+                                 x.device, (("NORM", norm is not None), ("BIAS", bias is not None),
+                                            ("RESIDUAL", residual is not None), ("GATED", is_gated),
+                                            ("IS_HALF", x.dtype == torch.float16)))
     kernel.launch(num_blocks, [
         *((0 if tensor is None else tensor.data_ptr(), ctypes.c_void_p) for tensor in (weight.packed, x, norm_weight,
                                                                                      bias, output)),
@@ -128,16 +129,30 @@ def _num_clusters(layout: Layout, num_outputs: int, device: torch.device) -> int
 
 @functools.cache
 def _kernel(layout: Layout, size: int, num_outputs: int, group_size: int, tokens: int, device: torch.device,
-            is_half: bool, has_norm: bool, has_bias: bool, has_residual: bool,
-            is_gated: bool) -> tuple[CudaKernel, int]:
+            flags: tuple[tuple[str, bool], ...]) -> tuple[CudaKernel, int]:
     """The kernel, and its number of blocks."""
+    _compile_all(size, num_outputs, group_size, device, flags)
     num_clusters = _num_clusters(layout, num_outputs, device)
-    macros = {"SIZE": size, "OUTPUTS": num_outputs, "GROUP": group_size, "TOKENS": tokens, "CLUSTER": layout.cluster,
-              "NUM_CLUSTERS": num_clusters, "UNIT": layout.unit, "STAGES": layout.stages, "NORM": has_norm,
-              "BIAS": has_bias, "RESIDUAL": has_residual, "GATED": is_gated, "IS_HALF": is_half}
-    kernel = cuda_source.load(SOURCE, "w4_skinny", {name: int(value) for name, value in macros.items()}, device,
-                              32 * WARPS, shared_bytes(layout, size, num_outputs, group_size, tokens, device))
+    kernel = cuda_source.load(
+        SOURCE, "w4_skinny", _macros(layout, size, num_outputs, group_size, tokens, device, flags), device, 32 * WARPS,
+        shared_bytes(layout, size, num_outputs, group_size, tokens, device))
     return kernel, layout.cluster * max(num_clusters, num_multiprocessors(device) // layout.cluster)
+
+
+@functools.cache
+def _compile_all(size: int, num_outputs: int, group_size: int, device: torch.device,
+                 flags: tuple[tuple[str, bool], ...]) -> None:
+    """For each number of tokens: a server meets them all at its start, and compiles them side by side."""
+    layouts = {tokens: _best_layout(size, num_outputs, group_size, tokens, device) for tokens in TOKENS}
+    cuda_source.compile_together(SOURCE, [_macros(layout, size, num_outputs, group_size, tokens, device, flags)
+                                          for tokens, layout in layouts.items() if layout], device)
+
+
+def _macros(layout: Layout, size: int, num_outputs: int, group_size: int, tokens: int, device: torch.device,
+            flags: tuple[tuple[str, bool], ...]) -> dict[str, int]:
+    return {"SIZE": size, "OUTPUTS": num_outputs, "GROUP": group_size, "TOKENS": tokens, "CLUSTER": layout.cluster,
+            "NUM_CLUSTERS": _num_clusters(layout, num_outputs, device), "UNIT": layout.unit, "STAGES": layout.stages,
+            **{name: int(value) for name, value in flags}}
 
 
 def _count(whole: int, part: int) -> int:

@@ -102,14 +102,34 @@ def whole_waves(tokens: int, rows: int, cluster: int, num_tokens: int, num_outpu
 def _kernel(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool,
             device: torch.device) -> tuple[CudaKernel, int]:
     """The kernel, and how many of its clusters run at the same time."""
-    stage_bytes = _count(2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size), 1024) * 1024
-    turned_bytes = 2 * rows * (32 if tokens % 64 else 64)
-    stages = min(MAX_STAGES, (SHARED_BYTES - 2048 - turned_bytes) // stage_bytes)
-    macros = {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size,
-              "GATED": is_gated, "IS_HALF": is_half}
-    kernel = cuda_source.load(SOURCE, "w4_stream_k", {name: int(value) for name, value in macros.items()}, device,
-                              2 * rows + 128, stages * stage_bytes + turned_bytes + 2048)
+    _compile_all(group_size, is_half, device)
+    macros = _macros(tokens, rows, cluster, group_size, is_gated, is_half)
+    shared_bytes = macros["STAGES"] * _stage_bytes(tokens, rows, group_size) + _other_bytes(tokens, rows)
+    kernel = cuda_source.load(SOURCE, "w4_stream_k", macros, device, 2 * rows + 128, shared_bytes)
     return kernel, num_multiprocessors(device) if cluster == 1 else kernel.max_clusters(cluster)
+
+
+@functools.cache
+def _compile_all(group_size: int, is_half: bool, device: torch.device) -> None:
+    """What best_layout chooses from. A server meets it at its start, and compiles it side by side."""
+    tiles = {(tokens, rows) for tokens, (rows, _) in TILES.items()} | {(32, 128)}
+    cuda_source.compile_together(SOURCE, [_macros(tokens, rows, 1, group_size, is_gated, is_half)
+                                          for tokens, rows in tiles for is_gated in (False, True)], device)
+
+
+def _macros(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool) -> dict[str, int]:
+    stages = min(MAX_STAGES, (SHARED_BYTES - _other_bytes(tokens, rows)) // _stage_bytes(tokens, rows, group_size))
+    return {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size,
+            "GATED": int(is_gated), "IS_HALF": int(is_half)}
+
+
+def _stage_bytes(tokens: int, rows: int, group_size: int) -> int:
+    return _count(2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size), 1024) * 1024
+
+
+def _other_bytes(tokens: int, rows: int) -> int:
+    """Results on their way out, barriers, and what it takes to begin at a multiple of 1,024."""
+    return 2 * rows * (32 if tokens % 64 else 64) + 2048
 
 
 def _count(whole: int, part: int) -> int:
