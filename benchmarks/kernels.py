@@ -24,6 +24,7 @@ from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import ModelConfig
 from backend.forward_batch import LayerKv
 from backend.kernels import dispatch as kernels
+from backend.kernels.w4_weight import W4Weight, packed_bytes
 from backend.kv_format import KvFormat
 from backend.layers.rotary import rotary_table
 from backend.requests import SamplingParams
@@ -40,7 +41,9 @@ from benchmarks.shapes import SHAPES
 BLOCK_SIZE = 64
 DTYPE = torch.bfloat16
 ITEM = 2  # bytes of a value
-LINEAR_TOKENS = (1, 2, 8, 16, 64, 256, 8192)
+LINEAR_TOKENS = (1, 2, 8, 16, 64, 256, 4096, 8192)
+W4_LINEAR_TOKENS = (1, 2, 8, 16, 64, 256, 4096)
+W4_GROUP_SIZE = 128
 DECODE_TOKENS = (1, 16, 64, 256, 8192)
 BATCHES = (1, 16, 64, 256)
 CONTEXTS = (512, 2048, 4096, 8192, 32768)
@@ -76,8 +79,43 @@ def linear_cases(model: ModelConfig) -> Iterator[Case]:
                 "w13": (2 * inner, hidden), "w2": (hidden, inner), "output": (model.vocab_size, hidden)}
     for name, shape in matrices.items():
         weights = [_normal(*shape, std=0.02) for _ in range(num_copies(ITEM * shape[0] * shape[1]))]
-        for tokens in LINEAR_TOKENS if name != "output" else LINEAR_TOKENS[:-1]:  # logits only of a step's last tokens
+        for tokens in LINEAR_TOKENS:
+            if name == "output" and tokens > max(BATCHES):  # logits only of a step's last tokens
+                continue
             yield _linear_case(name, tokens, weights)
+
+
+def w4_linear_cases(model: ModelConfig) -> Iterator[Case]:
+    """The linear layers of a decoder layer with weights of four bits, to stand beside `linear`."""
+    hidden, inner, q_size = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
+    matrices = {"w_qkv": (q_size + 2 * model.num_kv_heads * model.head_dim, hidden), "wo": (hidden, q_size),
+                "w13": (2 * inner, hidden), "w2": (hidden, inner)}
+    for name, (out_features, in_features) in matrices.items():
+        num_bytes = packed_bytes(in_features, out_features, W4_GROUP_SIZE)
+        weights = [_w4_weight(out_features, in_features) for _ in range(num_copies(num_bytes))]
+        for tokens in W4_LINEAR_TOKENS:
+            yield _w4_linear_case(name, tokens, weights)
+
+
+def _w4_linear_case(name: str, tokens: int, weights: list[W4Weight]) -> Case:
+    in_features, out_features = weights[0].in_features, weights[0].out_features
+    inputs = [_normal(tokens, in_features) for _ in weights]
+    norm = torch.ones(in_features, dtype=DTYPE), 1e-5
+    residuals = [_normal(tokens, out_features) for _ in weights] if name in ("wo", "w2") else []
+    launches: dict[str, Callable[[int], object]] = {
+        "w_qkv": lambda copy: kernels.linear_w4(inputs[copy], weights[copy], norm=norm),
+        "w13": lambda copy: kernels.linear_w4(inputs[copy], weights[copy], norm=norm, is_gated=True)}
+    for adds in ("wo", "w2"):
+        launches[adds] = lambda copy: kernels.linear_w4(inputs[copy], weights[copy], residual=residuals[copy])
+    return Case(name, str(tokens), weights[0].packed.nbytes + ITEM * tokens * (in_features + out_features),
+                2 * tokens * out_features * in_features, len(weights), launches[name])
+
+
+def _w4_weight(out_features: int, in_features: int) -> W4Weight:
+    shape = in_features // W4_GROUP_SIZE, out_features // 8
+    words = torch.randint(-2**31, 2**31, (in_features, shape[1]), dtype=torch.int32)
+    zeros = torch.randint(-2**31, 2**31, shape, dtype=torch.int32)
+    return kernels.pack_w4(words, zeros, torch.full((shape[0], out_features), 0.004, dtype=torch.float16))
 
 
 def _linear_case(name: str, tokens: int, weights: list[Tensor]) -> Case:
@@ -200,7 +238,8 @@ ATTENTION: dict[str, Callable[[ModelConfig], Iterator[Case]]] = {
     for name, cases in (("decode_attention", decode_attention_cases), ("prefill_attention", prefill_attention_cases))
     for suffix, kv in (("", KvFormat.AS_MODEL), ("_kv8", KvFormat.INT8), ("_kv4", KvFormat.INT4))}
 GROUPS: dict[str, Callable[[ModelConfig], Iterator[Case]]] = {
-    "linear": linear_cases, "elementwise": elementwise_cases, **ATTENTION, "sampling": sampling_cases}
+    "linear": linear_cases, "linear_w4": w4_linear_cases, "elementwise": elementwise_cases, **ATTENTION,
+    "sampling": sampling_cases}
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.kernels --only linear")

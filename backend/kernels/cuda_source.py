@@ -93,8 +93,12 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
         module = _check(driver.cuModuleLoadData(_machine_code(file, options)))
         function = _check(driver.cuModuleGetFunction(module, name.encode()))
         if shared_bytes:  # more than 48 KiB must be asked for
+            attributes = driver.CUfunction_attribute
             _check(driver.cuFuncSetAttribute(
-                function, driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes))
+                function, attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes))
+            # A multiprocessor that has divided its memory for one kernel cannot begin one that wants another division.
+            _check(driver.cuFuncSetAttribute(
+                function, attributes.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100))
         return CudaKernel(function, threads, shared_bytes)
 
 

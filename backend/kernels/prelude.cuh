@@ -1,4 +1,4 @@
-// What kernels in CUDA C++ share: 16-bit values as floats, and programmatic dependent launch as in pdl.py.
+// What kernels in CUDA C++ share: 16-bit values as floats, tensor cores, and programmatic dependent launch as in pdl.py.
 // IS_HALF is 1 for float16 and 0 for bfloat16.
 
 typedef unsigned int u32;
@@ -25,4 +25,17 @@ __device__ __forceinline__ u16 from_float(float value) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
 #endif
     return bits;
+}
+
+// Adds the product of 16 x 16 values of `left` and 16 x 8 of `right`, each lane's part as mma.m16n8k16 has it.
+__device__ __forceinline__ void multiply(float* sums, uint4 left, u32 right_0, u32 right_1) {
+#if IS_HALF
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+#endif
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(left.x), "r"(left.y), "r"(left.z), "r"(left.w), "r"(right_0), "r"(right_1));
 }

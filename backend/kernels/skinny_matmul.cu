@@ -16,6 +16,7 @@
 // (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
+#include "cluster.cuh"
 
 constexpr int WARPS = K_GROUPS * ROW_GROUPS, THREADS = 32 * WARPS;
 constexpr int ALL_CHUNKS = SIZE / 32;
@@ -27,19 +28,6 @@ constexpr int UNITS = TILE_STRIPS * TOKEN_TILES * 64;  // of four sums of one to
 constexpr int SHARE = UNITS / CLUSTER;                 // of them that this block finishes
 static_assert(SIZE % 32 == 0 && ALL_CHUNKS >= CLUSTER * K_GROUPS, "every warp has inputs");
 static_assert(UNITS % CLUSTER == 0 && SHARE <= THREADS, "no thread finishes two units");
-
-// Adds the product of 16 tokens x 16 inputs of x and 16 inputs x 8 rows of the weight.
-__device__ __forceinline__ void multiply(float* sums, uint4 x, u32 weight_0, u32 weight_1) {
-#if IS_HALF
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-#else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-#endif
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(weight_0), "r"(weight_1));
-}
 
 __device__ __forceinline__ void copy_constant(u32 shared, const void* address) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(shared), "l"(address) : "memory");
@@ -58,45 +46,6 @@ __device__ __forceinline__ u32 scaled(u32 values, u32 factors, float& squares) {
     return (u32)from_float(low * to_float((u16)factors))
         | (u32)from_float(high * to_float((u16)(factors >> 16))) << 16;
 }
-
-// Shared memory by its address, also another block's of the cluster. Values are sent together with the number of their
-// bytes to a barrier of the receiver: unlike a release, that does not wait for the weights that are under way.
-__device__ __forceinline__ u32 address_of(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
-
-__device__ __forceinline__ u32 in_block(u32 address, int rank) {
-    u32 mapped;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
-    return mapped;
-}
-
-__device__ __forceinline__ void send(u32 address, float4 values, u32 barrier) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
-                 :: "r"(address), "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void send(u32 address, float value, u32 barrier) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];"
-                 :: "r"(address), "f"(value), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void make_barrier(u32 barrier) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void wait_for_bytes(u32 barrier, int parity) {
-    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
-}
-
-// Says that this thread's reads are done; it publishes no writes, so it may be relaxed.
-__device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 struct Shared {
     uint4 ring[WARPS][STAGES][STRIPS][2][32];

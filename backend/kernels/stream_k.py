@@ -153,12 +153,12 @@ def stream_k(x: Tensor, weight: Tensor, bias: Tensor | None, *, is_gated: bool, 
     box_tokens = layout.tokens if layout.shares_weights else layout.tokens // layout.sharers
     pitch = 2 * size
     if is_gated:  # eight gates, and their ups, after one another
-        weight_map = _tensor_map(weight.data_ptr(), (size, 8, 2, num_results // 8),
+        weight_map = tensor_map(weight.data_ptr(), (size, 8, 2, num_results // 8),
                                  (pitch, num_results * pitch, 8 * pitch), (STEP, 8, 2, box_rows // 16), x.dtype)
     else:
-        weight_map = _tensor_map(weight.data_ptr(), (size, num_outputs, 1, 1),
+        weight_map = tensor_map(weight.data_ptr(), (size, num_outputs, 1, 1),
                                  (pitch, num_outputs * pitch, num_outputs * pitch), (STEP, box_rows, 1, 1), x.dtype)
-    x_map = _tensor_map(x.data_ptr(), (size, num_tokens), (pitch,), (STEP, box_tokens), x.dtype)
+    x_map = tensor_map(x.data_ptr(), (size, num_tokens), (pitch,), (STEP, box_tokens), x.dtype)
     kernel.launch(blocks, [
         (weight_map, None), (x_map, None), (0 if bias is None else bias.data_ptr(), ctypes.c_void_p),
         (output.data_ptr(), ctypes.c_void_p), (workspace.data_ptr(), ctypes.c_void_p),
@@ -169,14 +169,14 @@ def stream_k(x: Tensor, weight: Tensor, bias: Tensor | None, *, is_gated: bool, 
 
 
 @functools.lru_cache(maxsize=4096)
-def _tensor_map(address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...],
+def tensor_map(address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...],
                 dtype: torch.dtype) -> Any:
     """What the copy engine has to know of a tensor: its sizes, fastest first, the others' strides in bytes, and the
     box of it that is copied at a time."""
     from cuda.bindings import driver
 
     kind = driver.CUtensorMapDataType
-    status, tensor_map = driver.cuTensorMapEncodeTiled(
+    status, encoded = driver.cuTensorMapEncodeTiled(
         kind.CU_TENSOR_MAP_DATA_TYPE_FLOAT16 if dtype == torch.float16 else kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         len(sizes), address, [driver.cuuint64_t(size) for size in sizes],
         [driver.cuuint64_t(stride) for stride in strides], [driver.cuuint32_t(side) for side in box],
@@ -185,7 +185,7 @@ def _tensor_map(address: int, sizes: tuple[int, ...], strides: tuple[int, ...], 
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
     assert int(status) == 0, (status.name, sizes, strides, box)
-    return tensor_map
+    return encoded
 
 
 @functools.cache

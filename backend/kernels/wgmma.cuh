@@ -53,7 +53,10 @@ template <int N> __device__ __forceinline__ void wgmma_wait() {
 // Adds the product of 64 rows and TOKENS tokens to the sums, or with is_added false, makes it the sums.
 __device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], unsigned long long rows, unsigned long long tokens,
                                       bool is_added) {
-#if TOKENS == 64
+#if TOKENS == 32
+    WGMMA(32, NUMBERS_10() ", " NUMBERS_6(1), "%16", "%17", "%18",
+          SUMS_10(), SUMS_6(1));
+#elif TOKENS == 64
     WGMMA(64, NUMBERS_30 ", " NUMBERS_2(3), "%32", "%33", "%34",
           SUMS_30, SUMS_2(3));
 #elif TOKENS == 96

@@ -25,6 +25,8 @@ from backend.kernels import (
     prefill_attention,
     rms_norm,
     sampling,
+    w4_triton,
+    w4_weight,
 )
 from backend.kv_format import KvFormat
 from tests.backend.kernels.paged_batch import poisoned_cache
@@ -85,6 +87,10 @@ def compute_rows() -> None:
     x, weight = torch.zeros(1, HIDDEN).bfloat16(), torch.zeros(8, HIDDEN).bfloat16()
     matvec.matvec(x, weight, weight[:, 0].contiguous(), norm=(x[0], 1e-5), is_gated=True,
                   residual=torch.zeros(1, 4).bfloat16(), dtype=torch.bfloat16)
+    w4 = w4_weight.W4Weight(torch.zeros(1, HIDDEN // 128, w4_weight.piece_bytes(32)).byte(), HIDDEN, 16, 32)
+    for tokens in (x, x.expand(w4_triton.MAX_TOKENS, HIDDEN)):
+        w4_triton.matmul(tokens, w4)
+    w4_triton.dequantise(w4, 0, torch.zeros(16, HIDDEN).bfloat16())
     rms_norm.rms_norm(x, x[0], 1e-5)
     activation.silu_and_mul(x)
     logits, table = torch.zeros(ROWS, VOCAB_SIZE), torch.zeros(ROWS, 8).int()

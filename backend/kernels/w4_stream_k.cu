@@ -1,0 +1,469 @@
+// Matrix product with four-bit weights in CUDA C++ for Hopper: a linear layer of some dozens of tokens or more.
+//
+//   y = x W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where asked for
+//
+// Divided as in stream_k.cu. A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
+// the weight's pieces (w4_weight.py) and two boxes of x into a ring in shared memory; each of two to four groups of four
+// warps makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma). The scale,
+// exact, goes to a group's sums. Where multiplying takes longest, two groups of warps take turns, so that one makes
+// numbers while the other one's are multiplied.
+//
+// Where GATED, a warp's 16 rows are eight gates and their ups, so that a thread has both.
+// A cluster is CLUSTER blocks that work on neighbouring rows of the same tokens at the same pace: each copies its share
+// of the tokens, and sends it to all.
+// Compiled by w4_stream_k.py, which defines: TOKENS, ROWS, STAGES, CLUSTER (1 or 2), GROUP (inputs that share a scale), GATED,
+// IS_HALF.
+
+#include "prelude.cuh"
+#include "cluster.cuh"
+#include "w4.cuh"
+#include "wgmma.cuh"
+
+typedef unsigned long long u64;
+struct __align__(64) TensorMap { u64 words[16]; };
+
+constexpr int STEP = 128;  // inputs in a stage
+constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
+constexpr int GROUPS = ROWS / 64, GROUP_THREADS = 128, THREADS = (GROUPS + 1) * GROUP_THREADS;
+constexpr int GROUP_RESULTS = RESULTS / GROUPS;
+constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP);
+constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
+constexpr int STAGE_BYTES = (X_BYTES + STRIPS * PIECE_BYTES + 1023) / 1024 * 1024;
+// Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
+constexpr int GROUP_REGISTERS = GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 104, COPY_REGISTERS = GROUPS == 4 ? 40 : 56;
+static_assert(GROUPS * GROUP_REGISTERS + COPY_REGISTERS <= 65536 / THREADS / 8 * 8 * (GROUPS + 1), "there are as many");
+constexpr bool TAKES_TURNS = TOKENS > 64;  // with fewer, making the numbers takes longer than multiplying them
+constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
+constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
+
+struct Shared {
+    unsigned char ring[STAGES][STAGE_BYTES];
+    unsigned char turned[GROUPS][CHUNK * TURN_BYTES];
+    u64 ready[STAGES], empty[STAGES];  // barriers
+};
+
+// Says to the block of this rank in the cluster that this warp has done with a stage.
+__device__ __forceinline__ void arrive(u32 barrier, int rank) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(in_block(barrier, rank)) : "memory");
+}
+
+__device__ __forceinline__ void group_sync(int group) {
+    asm volatile("bar.sync %0, %1;" :: "r"(1 + group), "n"(GROUP_THREADS) : "memory");
+}
+
+// A box of x, into every block of the cluster.
+__device__ __forceinline__ void copy_x(u32 shared, const TensorMap& map, u32 barrier, int k, int token, u64 policy) {
+    if (CLUSTER > 1)
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+                     ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;"
+                     :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier),
+                        "h"((u16)((1 << CLUSTER) - 1)), "l"(policy) : "memory");
+    else
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                     "[%0], [%1, {%2, %3}], [%4], %5;"
+                     :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier), "l"(policy) : "memory");
+}
+
+__device__ __forceinline__ void copy_piece(u32 shared, const void* piece, u32 barrier, u64 policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], %4;"
+                 :: "r"(shared), "l"(piece), "n"(PIECE_BYTES), "r"(barrier), "l"(policy) : "memory");
+}
+
+// Adds the product of 64 rows, in registers, and TOKENS tokens to the sums, or with is_added false, makes it the sums.
+#define WGMMA_ROWS(N, NUMBERS, A0, A1, A2, A3, COLUMNS, IS_ADDED, ...) \
+    asm volatile("{\n.reg .pred added;\nsetp.ne.b32 added, " IS_ADDED ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16." WGMMA_TYPES " {" NUMBERS "}, " \
+                 "{" A0 ", " A1 ", " A2 ", " A3 "}, " COLUMNS ", added, 1, 1, 0;\n}" \
+                 : __VA_ARGS__ : "r"(rows.x), "r"(rows.y), "r"(rows.z), "r"(rows.w), "l"(tokens), "r"((int)is_added))
+
+__device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u64 tokens, bool is_added) {
+#if TOKENS == 32
+    WGMMA_ROWS(32, NUMBERS_10() ", " NUMBERS_6(1), "%16", "%17", "%18", "%19", "%20", "%21", SUMS_10(), SUMS_6(1));
+#elif TOKENS == 64
+    WGMMA_ROWS(64, NUMBERS_30 ", " NUMBERS_2(3), "%32", "%33", "%34", "%35", "%36", "%37", SUMS_30, SUMS_2(3));
+#elif TOKENS == 96
+    WGMMA_ROWS(96, NUMBERS_30 ", " NUMBERS_10(3) ", " NUMBERS_8(4), "%48", "%49", "%50", "%51", "%52", "%53",
+               SUMS_30, SUMS_10(3), SUMS_8(4));
+#elif TOKENS == 128
+    WGMMA_ROWS(128, NUMBERS_60 ", " NUMBERS_4(6), "%64", "%65", "%66", "%67", "%68", "%69", SUMS_60, SUMS_4(6));
+#endif
+}
+
+// Which steps of which tiles are whose. Tiles are counted for a cluster, row tiles first within GROUP token tiles.
+struct Division {
+    int num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles;
+
+    __device__ __forceinline__ int rest_begin(int cluster) const {  // of its run through the steps of the last tiles
+        const int rest = num_row_tiles * num_token_tiles - num_waves * num_clusters;
+        return (int)((long long)cluster * rest * num_steps / num_clusters);
+    }
+};
+
+struct Work {
+    int tile, begin, end;  // steps [begin, end) of a tile
+    int wave, rest;        // what comes next
+
+    __device__ __forceinline__ Work(const Division& all, int cluster) : wave(0), rest(all.rest_begin(cluster)) {}
+
+    __device__ __forceinline__ bool next(const Division& all, int cluster) {
+        if (wave < all.num_waves) {
+            tile = wave++ * all.num_clusters + cluster;
+            begin = 0;
+            end = all.num_steps;
+            return true;
+        }
+        const int left = all.rest_begin(cluster + 1) - rest;
+        if (left <= 0) return false;
+        tile = all.num_waves * all.num_clusters + rest / all.num_steps;
+        begin = rest % all.num_steps;
+        end = min(all.num_steps, begin + left);
+        rest += end - begin;
+        return true;
+    }
+};
+
+// The place of a cluster's tile: its rows, and its tokens.
+__device__ __forceinline__ void find_tile(const Division& all, int tile, int rank, int& row_tile, int& token_tile) {
+    const int group = tile / (all.group_tiles * all.num_row_tiles);
+    const int width = min(all.group_tiles, all.num_token_tiles - group * all.group_tiles);
+    const int within = tile - group * all.group_tiles * all.num_row_tiles;
+    row_tile = within / width * CLUSTER + rank;
+    token_tile = group * all.group_tiles + within % width;
+}
+
+__device__ __forceinline__ u32 pair_of(float low, float high) {
+    return (u32)from_float(low) | (u32)from_float(high) << 16;
+}
+
+__device__ __forceinline__ void store_turned(u32 address, const u32* values) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :: "r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
+}
+
+__device__ __forceinline__ void load_turned(u32 address, u32* values) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3]) : "r"(address) : "memory");
+}
+
+__device__ __forceinline__ float gated(float gate, float up) { return gate / (1 + __expf(-gate)) * up; }
+
+// Where 8 results of a token stand among those that leave together, so that no two of 8 threads meet in a bank.
+__device__ __forceinline__ u32 turned_place(int token, int part) {
+    return token * TURN_BYTES + ((GATED ? part ^ token / 2 % 4 : part ^ token % 8) * 16);
+}
+
+// A group's results go through shared memory, so that a token's leave in whole lines. With a residual, what they are
+// added to comes the same way.
+__device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* output, const u16* bias, bool is_added,
+                                              int first_result, int first_token, int num_results, int num_tokens,
+                                              unsigned char* turned, int group) {
+    constexpr int PARTS = GROUP_RESULTS / 8, LOADS = CHUNK * PARTS / GROUP_THREADS;
+    const int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
+    const int part = thread % PARTS, line = thread / PARTS;
+    const bool is_inside = first_result + part * 8 < num_results;
+    u16* const place = output + (size_t)first_token * num_results + first_result + part * 8;
+    uint4 old[LOADS];
+    auto is_wanted = [&](int chunk, int i) {
+        return is_inside && first_token + chunk * CHUNK + i * (GROUP_THREADS / PARTS) + line < num_tokens;
+    };
+    auto place_of = [&](int chunk, int i) {
+        return (uint4*)(place + (size_t)(chunk * CHUNK + i * (GROUP_THREADS / PARTS) + line) * num_results);
+    };
+    auto fetch = [&](int chunk) {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            old[i] = is_wanted(chunk, i) ? __ldcg(place_of(chunk, i)) : make_uint4(0, 0, 0, 0);
+    };
+    if (!GATED && is_added) fetch(0);
+    float more[2] = {};  // of this thread's two rows: results, or one's gate and up
+    if (bias) {
+        const int row = first_result + (GATED ? warp * 8 : warp * 16) + lane / 4;
+        const int other = GATED ? row + num_results : row + 8;
+        if (row < num_results) more[0] = to_float(bias[row]);
+        if (GATED ? row < num_results : other < num_results) more[1] = to_float(bias[other]);
+    }
+    const u32 base = address_of(turned);
+#pragma unroll
+    for (int chunk = 0; chunk < TOKENS / CHUNK; chunk++) {
+        if (!GATED && is_added) {
+#pragma unroll
+            for (int i = 0; i < LOADS; i++)
+                *(uint4*)(turned + turned_place(i * (GROUP_THREADS / PARTS) + line, part)) = old[i];
+            group_sync(group);
+            if (chunk + 1 < TOKENS / CHUNK) fetch(chunk + 1);
+        } else if (chunk) {
+            group_sync(group);  // the chunk before has left
+        }
+        float* const own = sums + chunk * CHUNK / 2;
+        u32 values[4];
+        if (GATED) {
+#pragma unroll
+            for (int i = 0; i < CHUNK / 32; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    const float* sum = own + (i * 4 + j) * 4;
+                    values[j] = pair_of(gated(sum[0] + more[0], sum[2] + more[1]),
+                                        gated(sum[1] + more[0], sum[3] + more[1]));
+                }
+                store_turned(base + turned_place(i * 32 + lane, warp), values);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < CHUNK / 16; i++) {
+                const u32 address = base + turned_place(i * 16 + lane / 16 * 8 + lane % 8, warp * 2 + lane / 8 % 2);
+                if (is_added) load_turned(address, values);
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    float low = own[i * 8 + j * 2] + more[j % 2], high = own[i * 8 + j * 2 + 1] + more[j % 2];
+                    if (is_added) {
+                        low += to_float((u16)values[j]);
+                        high += to_float((u16)(values[j] >> 16));
+                    }
+                    values[j] = pair_of(low, high);
+                }
+                store_turned(address, values);
+            }
+        }
+        group_sync(group);
+#pragma unroll
+        for (int i = 0; i < LOADS; i++)
+            if (is_wanted(chunk, i))
+                *place_of(chunk, i) = *(uint4*)(turned + turned_place(i * (GROUP_THREADS / PARTS) + line, part));
+    }
+    group_sync(group);
+}
+
+// `workspace`: [blocks][GROUPS][TOKENS / 8][128 threads] float4, then [blocks][GROUPS] flags, which hold `ticket`, a
+// number that no other launch has, while the block's sums stand there for their reader.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#if CLUSTER > 1
+    __cluster_dims__(CLUSTER, 1, 1)
+#endif
+w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ TensorMap x_map, const u16* bias,
+            u16* output, float4* workspace, u64 ticket, int is_added, int num_strips, int num_results, int num_tokens,
+            int num_steps, int num_row_tiles, int num_token_tiles, int num_waves, int group_tiles) {
+    extern __shared__ unsigned char memory[];
+    Shared& shared = *(Shared*)(memory + (1024 - address_of(memory) % 1024) % 1024);
+    const int group = threadIdx.x / GROUP_THREADS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int rank = blockIdx.x % CLUSTER, num_clusters = gridDim.x / CLUSTER;
+    const int cluster = num_clusters - 1 - blockIdx.x / CLUSTER;  // the last ones' sums are handed over to earlier ones
+    const Division all = {num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles};
+
+    let_next_begin();
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            make_barrier(address_of(&shared.ready[stage]), 1);
+            make_barrier(address_of(&shared.empty[stage]), CLUSTER * GROUPS * 4);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    if (CLUSTER > 1) cluster_sync();
+    else __syncthreads();
+
+    if (group == GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COPY_REGISTERS));
+        if (warp == GROUPS * 4) {
+            u64 read_once, read_often;
+            asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(read_once));
+            asm volatile("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(read_often));
+            const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
+            auto copy_weights = [&](int tile, int step, int stage) {  // a strip a lane
+                int row_tile, token_tile;
+                find_tile(all, tile, rank, row_tile, token_tile);
+                const u32 ready = address_of(&shared.ready[stage]);
+                if (lane == 0) expect_bytes(ready, X_BYTES + STRIPS * PIECE_BYTES);
+                __syncwarp();
+                const int strip = GATED ? row_tile * (STRIPS / 2) + lane % (STRIPS / 2) : row_tile * STRIPS + lane;
+                const int end = GATED ? num_strips / 2 : num_strips;  // what lies beyond is not written
+                const int wanted = min(strip, end - 1) + (GATED ? lane / (STRIPS / 2) * end : 0);
+                if (lane < STRIPS)
+                    copy_piece(address_of(shared.ring[stage]) + X_BYTES + lane * PIECE_BYTES,
+                               weight + ((size_t)wanted * num_steps + step) * PIECE_BYTES, ready, weight_policy);
+            };
+            auto copy_tokens = [&](int tile, int step, int stage) {  // a box a lane
+                int row_tile, token_tile;
+                find_tile(all, tile, rank, row_tile, token_tile);
+                if (lane < 2)
+                    copy_x(address_of(shared.ring[stage]) + lane * BOX_BYTES + rank * (BOX_BYTES / CLUSTER), x_map,
+                           address_of(&shared.ready[stage]), step * STEP + lane * 64,
+                           token_tile * TOKENS + rank * (TOKENS / CLUSTER), read_often);
+            };
+            int stage = 0;
+            {
+                Work work(all, cluster);
+                while (stage < STAGES && work.next(all, cluster))
+                    for (int step = work.begin; step < work.end && stage < STAGES; step++)
+                        copy_weights(work.tile, step, stage++);
+            }
+            const int num_early = stage;
+            wait_for_inputs();
+            int done = 0;
+            stage = 0;
+            u32 parity = 1;
+            Work work(all, cluster);
+            while (work.next(all, cluster)) {
+                for (int step = work.begin; step < work.end; step++) {
+                    if (done >= num_early) {
+                        wait_for_bytes(address_of(&shared.empty[stage]), parity);
+                        copy_weights(work.tile, step, stage);
+                    }
+                    copy_tokens(work.tile, step, stage);
+                    done++;
+                    if (++stage == STAGES) {
+                        stage = 0;
+                        parity ^= 1;
+                    }
+                }
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(GROUP_REGISTERS));
+        wait_for_inputs();
+        const int thread = threadIdx.x % GROUP_THREADS;
+        u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (TOKENS / 8) * GROUP_THREADS);
+        auto sums_of = [&](int block) {
+            return workspace + (size_t)(block * GROUPS + group) * (TOKENS / 8) * GROUP_THREADS + thread;
+        };
+        auto free_stage = [&](int stage) {
+            if (lane < CLUSTER) arrive(address_of(&shared.empty[stage]), lane);
+        };
+        // This thread's two rows of its warp's 16: of one strip, or of gates and of ups, where a warp has half a strip.
+        const int first_piece = X_BYTES + (GATED ? warp / 2 : warp) * PIECE_BYTES;
+        const int second_piece = first_piece + (GATED ? STRIPS / 2 * PIECE_BYTES : 0);
+        const int half = warp % 2;
+        uint4 words[2][2];  // of the two tiles of 64 inputs, and their two strips
+        u32 scales[128 / GROUP][2];
+        uint4 rows[8];      // q - zero of them
+        auto load_words = [&](int stage) {
+            const unsigned char* const first = shared.ring[stage] + first_piece;
+            const unsigned char* const second = shared.ring[stage] + second_piece;
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                words[tile][0] = *(const uint4*)(first + tile * 512 + lane * 16);
+                if (GATED) words[tile][1] = *(const uint4*)(second + tile * 512 + lane * 16);
+            }
+#pragma unroll
+            for (int g = 0; g < 128 / GROUP; g++) {
+                const int place = 1024 + (g * 8 + lane / 4) * 8;
+                scales[g][0] = *(const u32*)(first + place + (GATED ? half * 4 : 0));
+                scales[g][1] = *(const u32*)(second + place + (GATED ? half * 4 : 4));
+            }
+        };
+        // Returns zero in a way that makes who uses it wait for all of the numbers.
+        const u32 never = num_steps >> 31;
+        auto unpack = [&](float (&scale)[128 / GROUP][2]) {
+            u32 seen = 0;
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const u32* const own = scales[k * 16 / GROUP];
+                const u32 first = word_of(words[k / 4][0], k % 4);
+                const uint4 numbers = GATED ? unpacked_half(first, word_of(words[k / 4][1], k % 4), half)
+                                            : unpacked_quickly(first);
+                const u32 zeros[2] = {zero_pair(own[0], GATED ? half : 0), zero_pair(own[1], GATED ? half : 1)};
+                rows[k] = make_uint4(difference(numbers.x, zeros[0]), difference(numbers.y, zeros[1]),
+                                     difference(numbers.z, zeros[0]), difference(numbers.w, zeros[1]));
+                seen |= rows[k].x | rows[k].y | rows[k].z | rows[k].w;
+            }
+#pragma unroll
+            for (int g = 0; g < 128 / GROUP; g++) {
+                scale[g][0] = half_to_float(scales[g][0]);
+                scale[g][1] = half_to_float(scales[g][1]);
+            }
+            return seen & never;
+        };
+        auto wait_for_turn = [&](u32 zero) {
+            if (TAKES_TURNS)
+                asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group + zero), "n"(2 * GROUP_THREADS) : "memory");
+        };
+        auto pass_turn = [&]() {
+            if (TAKES_TURNS)
+                asm volatile("bar.arrive %0, %1;"
+                             :: "r"(1 + GROUPS + (group + 1) % GROUPS), "n"(2 * GROUP_THREADS) : "memory");
+        };
+        if (group == GROUPS - 1) pass_turn();
+        int stage = 0;
+        u32 parity = 0;
+        Work work(all, cluster);
+        while (work.next(all, cluster)) {
+            float sums[TOKENS / 2], products[TOKENS / 2];
+#pragma unroll
+            for (int i = 0; i < TOKENS / 2; i++) sums[i] = 0;
+            wait_for_bytes(address_of(&shared.ready[stage]), parity);
+            load_words(stage);
+            for (int step = work.begin; step < work.end; step++) {
+                const u64 tokens = wgmma_operand(address_of(shared.ring[stage]));
+                const int current = stage;
+                float scale[128 / GROUP][2];
+                const u32 zero = unpack(scale);  // before the turn comes, not in it
+                if (++stage == STAGES) {
+                    stage = 0;
+                    parity ^= 1;
+                }
+#pragma unroll
+                for (int g = 0; g < 128 / GROUP; g++) {
+                    wait_for_turn(zero);
+                    wgmma_fence();
+#pragma unroll
+                    for (int k = g * GROUP / 16; k < (g + 1) * GROUP / 16; k++)  // 16 inputs
+                        wgmma(products, rows[k], tokens + k / 4 * (BOX_BYTES / 16) + k % 4 * 2, k * 16 % GROUP != 0);
+                    wgmma_commit();
+                    pass_turn();
+                    if (g == 128 / GROUP - 1 && step + 1 < work.end) {
+                        wait_for_bytes(address_of(&shared.ready[stage]), parity);
+                        load_words(stage);
+                    }
+                    wgmma_wait<0>();
+                    wgmma_finish(products);
+                    if (g == 128 / GROUP - 1) free_stage(current);
+#pragma unroll
+                    for (int i = 0; i < TOKENS / 2; i++)
+                        sums[i] = fmaf(products[i], scale[g][i % 4 / 2], sums[i]);
+                }
+            }
+            if (work.begin != 0) {
+                float4* const place = sums_of(blockIdx.x);
+#pragma unroll
+                for (int i = 0; i < TOKENS / 8; i++)
+                    __stcg(place + i * GROUP_THREADS,
+                           make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
+                __threadfence();
+                group_sync(group);
+                if (thread == 0)
+                    asm volatile("st.release.gpu.global.u64 [%0], %1;"
+                                 :: "l"(flags + blockIdx.x * GROUPS + group), "l"(ticket) : "memory");
+                continue;
+            }
+            int covered = work.rest;  // where a tile ends before its last step, others have the steps from here on
+            const int end = covered + all.num_steps - work.end;
+            for (int other = cluster + 1; work.end < all.num_steps && covered < end; other++) {
+                const int other_end = min(all.rest_begin(other + 1), end);
+                if (other_end == covered) continue;
+                covered = other_end;
+                const int block = (num_clusters - 1 - other) * CLUSTER + rank;
+                if (thread == 0) {
+                    u64* const flag = flags + block * GROUPS + group;
+                    u64 value;
+                    do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+                    while (value != ticket);
+                    *flag = 0;
+                }
+                group_sync(group);
+                const float4* const place = sums_of(block);
+#pragma unroll
+                for (int i = 0; i < TOKENS / 8; i++) {
+                    const float4 more = __ldcg(place + i * GROUP_THREADS);
+                    sums[i * 4] += more.x, sums[i * 4 + 1] += more.y, sums[i * 4 + 2] += more.z, sums[i * 4 + 3] += more.w;
+                }
+            }
+            int row_tile, token_tile;
+            find_tile(all, work.tile, rank, row_tile, token_tile);
+            write_results(sums, output, bias, is_added, row_tile * RESULTS + group * GROUP_RESULTS,
+                          token_tile * TOKENS, num_results, num_tokens, shared.turned[group], group);
+        }
+    }
+    if (CLUSTER > 1) {
+        __syncwarp();
+        cluster_sync();  // a block whose partner may still send to it must not end
+    }
+}

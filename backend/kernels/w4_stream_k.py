@@ -1,0 +1,136 @@
+"""Matrix product with four-bit weights in CUDA C++ (w4_stream_k.cu): a linear layer of many tokens on Hopper.
+
+The four linear layers of a decoder layer of Llama-2-7B's shape take 107 us for 64 tokens, with cuBLAS and dense weights
+124 us (bfloat16, one H200, 2026-11-21). What each reaches alone: `python -m benchmarks.kernels --only linear_w4`. Used
+by w4_linear.py."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.kernels import cuda_source, stream_k
+from backend.kernels.capability import num_multiprocessors
+from backend.kernels.cuda_source import CudaKernel
+from backend.kernels.w4_weight import PIECE, STRIP, W4Weight, piece_bytes
+
+SOURCE = Path(__file__).with_suffix(".cu")
+# Tokens of a tile: the most rows of the weight that can be summed up beside them, and how long a tile then takes.
+TILES = {32: (256, 19.0), 64: (192, 20.8), 96: (128, 25.8), 128: (128, 28.6)}
+FEW_OUTPUTS = 8192  # with fewer, 256 rows are too many for a tile of 32 tokens
+SHARED_BYTES = 227 * 1024
+MAX_STAGES = 10
+GROUP_TILES = 8  # token tiles whose tokens stay in the L2 cache while all of the weight goes by
+
+_tickets = itertools.count(secrets.randbits(62))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the product is divided: tiles of so many `tokens` and `rows` of the weight, clusters of so many blocks, which
+    share tokens, and so many `waves` of whole tiles, before the others are divided by the sum's length too."""
+
+    tokens: int
+    rows: int
+    cluster: int
+    waves: int
+
+
+def fits(x: Tensor, weight: W4Weight, is_gated: bool, residual: Tensor | None) -> bool:
+    """Whether this kernel is made for such a product."""
+    num_results = weight.out_features // (2 if is_gated else 1)
+    return (x.shape[0] > 0 and x.dtype in (torch.float16, torch.bfloat16) and weight.in_features % 8 == 0
+            and num_results % STRIP == 0 and x.is_contiguous() and x.data_ptr() % 16 == 0
+            and (residual is None or (residual.is_contiguous() and not is_gated and residual.data_ptr() % 16 == 0))
+            and stream_k.runs_on(x.device))
+
+
+def w4_stream_k(x: Tensor, weight: W4Weight, bias: Tensor | None, *, is_gated: bool, residual: Tensor | None) -> Tensor:
+    """See reference.linear_w4, without a norm, for products that fit. Rounds once."""
+    layout = best_layout(x.shape[0], weight.out_features, x.device)
+    return launch(layout, x, weight, bias, is_gated=is_gated, residual=residual)
+
+
+def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, is_gated: bool,
+           residual: Tensor | None) -> Tensor:
+    """As w4_stream_k, laid out in this way."""
+    (num_tokens, size), num_outputs = x.shape, weight.out_features
+    num_results = num_outputs // 2 if is_gated else num_outputs
+    output = x.new_empty(num_tokens, num_results) if residual is None else residual
+    kernel, most_clusters = _kernel(layout.tokens, layout.rows, layout.cluster, weight.group_size, is_gated,
+                                    x.dtype == torch.float16, x.device)
+    row_tiles, token_tiles = _count(_count(num_outputs, layout.rows), layout.cluster), _count(num_tokens, layout.tokens)
+    steps = _count(size, PIECE)
+    clusters = min(most_clusters, row_tiles * token_tiles * steps)
+    blocks = clusters * layout.cluster
+    # A block of memory of the launch's own: so launches on other streams, and in other graphs, have others.
+    workspace = torch.empty(blocks * (layout.rows * layout.tokens * 4 + 32), dtype=torch.uint8, device=x.device)
+    x_map = stream_k.tensor_map(x.data_ptr(), (size, num_tokens), (2 * size,), (64, layout.tokens // layout.cluster),
+                                 x.dtype)
+    kernel.launch(blocks, [
+        (weight.packed.data_ptr(), ctypes.c_void_p), (x_map, None),
+        (0 if bias is None else bias.data_ptr(), ctypes.c_void_p), (output.data_ptr(), ctypes.c_void_p),
+        (workspace.data_ptr(), ctypes.c_void_p), (next(_tickets), ctypes.c_ulonglong),
+        *((int(value), ctypes.c_int) for value in (residual is not None, num_outputs // STRIP, num_results, num_tokens,
+                                                   steps, row_tiles, token_tiles, layout.waves, GROUP_TILES))])
+    return output
+
+
+@functools.cache
+def best_layout(num_tokens: int, num_outputs: int, device: torch.device) -> Layout:
+    """The best of those measured on an H200, by what they have in common."""
+    tokens = min(TILES, key=lambda tokens: _count(num_tokens, tokens) * TILES[tokens][1])
+    rows = 128 if tokens == 32 and num_outputs < FEW_OUTPUTS else TILES[tokens][0]
+    return Layout(tokens, rows, 1, whole_waves(tokens, rows, 1, num_tokens, num_outputs, device))
+
+
+def whole_waves(tokens: int, rows: int, cluster: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
+    """Waves of whole tiles, all but those that do not fill the device, and one before them, so that all get as much."""
+    tiles = _count(_count(num_outputs, rows), cluster) * _count(num_tokens, tokens)
+    waves, rest = divmod(tiles, num_multiprocessors(device) // cluster)
+    return waves if rest == 0 else max(0, waves - 1)
+
+
+@functools.cache
+def _kernel(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool,
+            device: torch.device) -> tuple[CudaKernel, int]:
+    """The kernel, and how many of its clusters run at the same time."""
+    _compile_all(group_size, is_half, device)
+    macros = _macros(tokens, rows, cluster, group_size, is_gated, is_half)
+    shared_bytes = macros["STAGES"] * _stage_bytes(tokens, rows, group_size) + _other_bytes(tokens, rows)
+    kernel = cuda_source.load(SOURCE, "w4_stream_k", macros, device, 2 * rows + 128, shared_bytes)
+    return kernel, num_multiprocessors(device) if cluster == 1 else kernel.max_clusters(cluster)
+
+
+@functools.cache
+def _compile_all(group_size: int, is_half: bool, device: torch.device) -> None:
+    """What best_layout chooses from. A server meets it at its start, and compiles it side by side."""
+    tiles = {(tokens, rows) for tokens, (rows, _) in TILES.items()} | {(32, 128)}
+    cuda_source.compile_together(SOURCE, [_macros(tokens, rows, 1, group_size, is_gated, is_half)
+                                          for tokens, rows in tiles for is_gated in (False, True)], device)
+
+
+def _macros(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool) -> dict[str, int]:
+    stages = min(MAX_STAGES, (SHARED_BYTES - _other_bytes(tokens, rows)) // _stage_bytes(tokens, rows, group_size))
+    return {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size,
+            "GATED": int(is_gated), "IS_HALF": int(is_half)}
+
+
+def _stage_bytes(tokens: int, rows: int, group_size: int) -> int:
+    return _count(2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size), 1024) * 1024
+
+
+def _other_bytes(tokens: int, rows: int) -> int:
+    """Results on their way out, barriers, and what it takes to begin at a multiple of 1,024."""
+    return 2 * rows * (32 if tokens % 64 else 64) + 2048
+
+
+def _count(whole: int, part: int) -> int:
+    return -(-whole // part)

@@ -1,0 +1,199 @@
+"""Linear layers with four-bit weights against the reference in float64, through each kernel that multiplies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.kernels import reference, w4_linear, w4_skinny, w4_stream_k, w4_triton, w4_weight
+from tests.backend.kernels.awq import published_weight
+from tests.backend.kernels.comparison import assert_near
+from tests.backend.kernels.test_linear import FUSIONS
+
+EPS = 1e-5
+HALF = [torch.float16, torch.bfloat16]
+GROUP_SIZES = [32, 64, 128]
+
+
+def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, group_size: int,
+          fusion: tuple[int, ...], device: str, dtype: torch.dtype, *, is_rounded: bool = False) -> None:
+    """The kernel's result equals the reference's in float64, and is in the residual where there is one.
+
+    is_rounded  the kernel is to round weights to `dtype` before it multiplies them"""
+    has_norm, has_bias, is_gated, has_residual = fusion
+    weight = w4_weight.pack_w4(*published_weight(size, num_outputs, group_size, device).tensors)
+    x = torch.randn(num_tokens, size).to(device, dtype)
+    bias = torch.randn(num_outputs).to(device, dtype) if has_bias else None
+    norm = (torch.rand(size).to(device, dtype) + 0.5, EPS) if has_norm else None
+    num_results = num_outputs // 2 if is_gated else num_outputs
+    residual = torch.randn(num_tokens, num_results).to(device, dtype) if has_residual else None
+    values = w4_weight.dequantise(weight, dtype if is_rounded else torch.float64).double()
+    expected = reference.linear(
+        x.double(), values, None if bias is None else bias.double(), is_gated=bool(is_gated),
+        norm=None if norm is None else (norm[0].double(), EPS),
+        residual=None if residual is None else residual.double())
+    result = kernel(x, weight, bias, norm=norm, is_gated=bool(is_gated), residual=residual)
+    if has_residual:
+        assert result.data_ptr() == residual.data_ptr()
+    assert_near(result, expected)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 3, 70])
+def test_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, device, dtype):
+    check(w4_linear.linear_w4, num_tokens, 128, 48, 64, fusion, device, dtype, is_rounded=True)
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("num_tokens", [2, 65])
+def test_groups_of_any_size_have_their_own_scales(num_tokens, group_size, device, dtype):
+    check(w4_linear.linear_w4, num_tokens, 256, 24, group_size, (0, 0, 0, 0), device, dtype, is_rounded=True)
+
+
+@pytest.mark.parametrize(("size", "num_outputs"), [(32, 8), (96, 40), (192, 56), (416, 136)])
+@pytest.mark.parametrize("num_tokens", [2, 65])
+def test_sizes_that_do_not_fill_a_piece_are_multiplied(num_tokens, size, num_outputs, device, dtype):
+    check(w4_linear.linear_w4, num_tokens, size, num_outputs, 32, (0, 1, 1, 0), device, dtype, is_rounded=True)
+
+
+def test_a_dense_part_is_no_larger_than_its_scratch(device, monkeypatch):
+    monkeypatch.setattr(w4_linear, "SCRATCH_BYTES", 7 * 2 * 128)
+    check(w4_linear.linear_w4, 65, 128, 40, 32, (0, 0, 0, 0), device, torch.float16, is_rounded=True)
+
+
+def test_a_dequantised_part_is_the_references(device, dtype):
+    weight = w4_weight.pack_w4(*published_weight(192, 40, 64, device).tensors)
+    part = torch.empty((19, 192), dtype=dtype, device=device)
+    w4_triton.dequantise(weight, 13, part)
+    assert torch.equal(part, w4_weight.dequantise(weight, dtype)[13:32])
+
+
+def test_no_tokens_give_no_results(device, dtype):
+    weight = w4_weight.pack_w4(*published_weight(128, 16, 32, device).tensors)
+    assert w4_linear.linear_w4(torch.zeros(0, 128, device=device, dtype=dtype), weight).shape == (0, 16)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("half", HALF, ids=str)
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 2, 8, 9, 16])
+def test_few_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, half, skinny):
+    check(w4_linear.linear_w4, num_tokens, 2048, 224, 128, fusion, "cuda", half)
+    assert len(skinny) == 1
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("size", [1024, 1120, 4096, 5504, 11008, 14336])
+@pytest.mark.parametrize("num_tokens", [1, 7, 13])
+def test_few_tokens_of_any_size_are_multiplied(num_tokens, size, group_size, skinny):
+    check(w4_linear.linear_w4, num_tokens, size // group_size * group_size, 96, group_size, (1, 0, 1, 0), "cuda",
+          torch.bfloat16)
+    assert len(skinny) == 1 or num_tokens > 8
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("num_outputs", [16, 48, 4112, 22016, 28672])
+@pytest.mark.parametrize("num_tokens", [1, 5, 16])
+def test_any_number_of_outputs_is_computed(num_tokens, num_outputs, skinny):
+    check(w4_linear.linear_w4, num_tokens, 1024, num_outputs, 128, (0, 1, 0, 1), "cuda", torch.bfloat16)
+    assert len(skinny) == 1 or num_tokens > 8
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("cluster", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_tokens", [1, 6, 12])
+def test_every_division_of_the_inputs_gives_the_same_sums(num_tokens, cluster):
+    def kernel(*operands, **options):
+        return w4_skinny.launch(w4_skinny.Layout(cluster, 3, 2), *operands, **options)
+
+    check(kernel, num_tokens, 1664, 1056, 64, (1, 1, 1, 1), "cuda", torch.float16)
+
+
+@pytest.mark.hopper
+def test_large_inputs_do_not_overflow_float16():
+    weight = w4_weight.pack_w4(*published_weight(1024, 64, 128, "cuda").tensors)
+    x = torch.full((3, 1024), 6e4, device="cuda", dtype=torch.float16)
+    norm = torch.full((1024,), 8.0, device="cuda", dtype=torch.float16), EPS
+    result = w4_linear.linear_w4(x, weight, norm=norm)
+    assert_near(result, reference.linear_w4(x.double(), weight, norm=(norm[0].double(), EPS)))
+
+
+@pytest.mark.hopper
+def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
+    size, layers = 2048, 24
+    weights = [w4_weight.pack_w4(*published_weight(size, size, 128, "cuda").tensors) for _ in range(4)]
+    norm = (torch.ones(size, device="cuda", dtype=torch.bfloat16), EPS)
+    for num_tokens in (1, 7, 16, 40):
+        start = torch.randn(num_tokens, size, device="cuda", dtype=torch.bfloat16)
+        hidden = start.clone()
+
+        def forward(hidden, between=lambda: None):
+            for layer in range(layers):
+                y = w4_linear.linear_w4(hidden, weights[layer % 4], norm=norm)
+                between()
+                w4_linear.linear_w4(y, weights[(layer + 1) % 4], residual=hidden)
+                between()
+
+        forward(hidden, torch.cuda.synchronize)
+        expected = hidden.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            forward(hidden)
+        for _ in range(10):
+            hidden.copy_(start)
+            graph.replay()
+            assert torch.equal(hidden, expected)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("half", HALF, ids=str)
+@pytest.mark.parametrize("fusion", FUSIONS, ids=str)
+@pytest.mark.parametrize("num_tokens", [17, 64, 129, 300])
+def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, half):
+    check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("is_gated", [0, 1])
+@pytest.mark.parametrize("num_tokens", [20, 50, 90, 200])
+def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated, group_size):
+    check(w4_linear.linear_w4, num_tokens, 992 // group_size * group_size, 192, group_size, (0, 0, is_gated, 0), "cuda",
+          torch.float16)
+
+
+@pytest.mark.hopper
+@pytest.mark.parametrize("is_gated", [0, 1])
+@pytest.mark.parametrize("layout", [(32, 256, 1), (32, 128, 2), (64, 192, 1), (64, 128, 2), (96, 128, 1), (128, 128, 1),
+                                    (128, 128, 2)], ids=str)
+@pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
+def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated):
+    def kernel(x, weight, bias, *, norm, is_gated, residual):
+        waves = w4_stream_k.whole_waves(*layout, len(x), weight.out_features, x.device)
+        return w4_stream_k.launch(w4_stream_k.Layout(*layout, waves), x, weight, bias, is_gated=is_gated,
+                                  residual=residual)
+
+    check(kernel, num_tokens, size // 32 * 32, num_outputs, 32 if size % 128 else 128, (0, 0, is_gated, not is_gated),
+          "cuda", torch.bfloat16)
+
+
+def test_there_is_no_such_kernel_on_a_cpu():
+    assert not w4_skinny.runs_on(torch.device("cpu"))
+
+
+@pytest.fixture
+def skinny(monkeypatch):
+    """The calls of the kernel for few tokens, which goes on computing."""
+    calls = []
+    original = w4_skinny.w4_skinny
+
+    def recorded(*operands, **options):
+        calls.append(operands)
+        return original(*operands, **options)
+
+    monkeypatch.setattr(w4_skinny, "w4_skinny", recorded)
+    return calls
