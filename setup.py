@@ -4,8 +4,9 @@ from setuptools import find_packages, setup
 
 # tritonclient carries the KServe v2 stubs. Its code refuses a protobuf older than 6.33.5, whatever its metadata says.
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "playwright>=1.50", "psutil", "ruff",
-       "transformers>=5.0", "tritonclient[http]>=2.73"]
+CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
+DEV = [*CALIBRATION, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "playwright>=1.50", "psutil",
+       "ruff", "transformers>=5.0", "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
@@ -15,7 +16,8 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["converter*", "backend*", "client*", "protocol", "terminal"]),
               "workspace_template"],
-    package_data={"backend.kernels": ["*.cu", "*.cuh"], "workspace_template": ["**/*"], "client.webui": ["style.css"]},
+    package_data={"backend.kernels": ["*.cu", "*.cuh"], "workspace_template": ["**/*"], "client.webui": ["style.css"],
+                  "converter": ["calibration_text.txt"]},
     install_requires=[
         "torch>=2.11",  # the first that asks for the Triton below
         "triton>=3.6; platform_system == 'Linux'",  # Gluon as the prefill kernel for Hopper is written in it
@@ -33,11 +35,13 @@ setup(
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
         "client": GRPC,
         "webui": ["gradio>=6.0,<7"],
+        "calibration": CALIBRATION,
         "bench": ["transformers>=5.0", "matplotlib>=3.9"],
         "dev": DEV,
     },
     entry_points={
         "console_scripts": ["convert = converter.__main__:main"],
         "millrace.model_sources": ["huggingface = converter.source:open_checkpoint"],
+        "millrace.model_outlines": ["huggingface = converter.source:read_outline"],
     },
 )

@@ -46,11 +46,16 @@ class MemoryPlan:
     def num_tokens(self) -> int:
         return self.num_blocks * self.block_size
 
+    @property
+    def num_sessions(self) -> int:
+        """Sessions of full length that fit at the same time."""
+        return self.num_blocks // blocks_of(self.session_len, self.block_size)
+
     def __str__(self) -> str:
-        sessions = self.num_blocks // blocks_of(self.session_len, self.block_size)
         return (f"weights {_gib(self.weights_bytes)} ({self.weight_format}), KV cache {_gib(self.kv_bytes)}: "
-                f"{self.kv_format.value}, {self.num_blocks:,} blocks x {self.block_size} tokens = {self.num_tokens:,} "
-                f"tokens or {sessions:,} full sessions of {self.session_len:,}, other {_gib(self.other_bytes)}")
+                f"{self.kv_format.value}, {self.num_blocks:,} blocks x {self.block_size} tokens = "
+                f"{self.num_tokens:,} tokens or {self.num_sessions:,} full sessions of {self.session_len:,}, "
+                f"other {_gib(self.other_bytes)}")
 
 
 def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes: int, *,

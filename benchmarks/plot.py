@@ -1,7 +1,7 @@
 """Plot: throughput against batch, all engines and the floor, as docs/throughput.svg. Needs matplotlib.
 
 The picture carries its points as its description, by which a test knows that it shows what the results say.
-Used by report.py."""
+Used by report.py; its style also by accuracy_table.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import re
 from html import unescape
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,15 +28,7 @@ def draw(points: dict[str, dict[str, list[list[float]]]], titles: dict[str, str]
     points   results_table.points
     titles   of each shape's column
     caption  the conditions, below everything"""
-    try:
-        import matplotlib
-    except ImportError:
-        raise click.ClickException("the plot needs matplotlib: pip install -e '.[bench]'") from None
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "millrace", "font.size": 10, "axes.spines.top": False,
-                                "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e7ec"})
-    from matplotlib import pyplot
-
+    pyplot = styled_pyplot()
     figure, axes = pyplot.subplots(2, len(points), figsize=(10, 7.2), sharex=True, sharey="row",
                                    gridspec_kw={"height_ratios": (3, 2)})
     for (shape, lines), rate, share in zip(points.items(), *axes, strict=True):
@@ -54,6 +47,20 @@ def draw(points: dict[str, dict[str, list[list[float]]]], titles: dict[str, str]
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(file, metadata={"Date": None, "Description": json.dumps(points)})
     pyplot.close(figure)
+
+
+def styled_pyplot() -> ModuleType:
+    """pyplot, set up for pictures of this project: SVG, the same bytes for the same points. Raises ClickException."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise click.ClickException("the plot needs matplotlib: pip install -e '.[bench]'") from None
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "millrace", "font.size": 10, "axes.spines.top": False,
+                                "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e7ec"})
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def drawn_points(svg: str) -> Any:

@@ -1,4 +1,4 @@
-"""Report: writes what benchmarks/results/ says into docs/performance.md and README.md, and draws docs/throughput.svg.
+"""Report: writes what benchmarks/results/ says into README.md and the pages of docs/, and draws their pictures.
 
     python -m benchmarks.report
 
@@ -13,18 +13,21 @@ from pathlib import Path
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
-from benchmarks import plot, results_table
+from benchmarks import accuracy_table, plot, results_table
 from benchmarks.record import RESULTS
-from benchmarks.results_table import Results
+from benchmarks.results_table import Json, Results
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "docs" / "quantisation.md")
 PICTURE = ROOT / "docs" / "throughput.svg"
+ACCURACY_PICTURE = ROOT / "docs" / "accuracy.svg"
+DRAWN_MODEL = "demo"  # whose accuracy the picture shows
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "throughput": results_table.throughput, "quantised": results_table.quantised,
     "headlines": results_table.headlines, "start": results_table.start,
     "steps": results_table.steps,
-    "taken_apart": results_table.taken_apart, "kernels": results_table.kernels}
+    "taken_apart": results_table.taken_apart, "kernels": results_table.kernels,
+    "accuracy": lambda results: accuracy_table.accuracy(results.accuracies), "plans": lambda _: accuracy_table.plans()}
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog="Example: python -m benchmarks.report")
@@ -36,6 +39,12 @@ def main() -> None:
         click.echo(f"wrote {page}")
     plot.draw(results_table.points(results), results_table.SHAPE_NAMES, results_table.caption(results), PICTURE)
     click.echo(f"wrote {PICTURE}")
+    accuracy_table.draw(drawn_accuracy(results), ACCURACY_PICTURE)
+    click.echo(f"wrote {ACCURACY_PICTURE}")
+
+
+def drawn_accuracy(results: Results) -> Json:
+    return next(document for document in results.accuracies if document["model"] == DRAWN_MODEL)
 
 
 def rewritten(page: str, results: Results) -> str:

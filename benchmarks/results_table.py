@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Results:
     runs     the documents that those figures are from
     peers    the other engines' figures
     starts, kernels, steps  shape → document, where measured
-    traces          decode steps taken apart"""
+    traces          decode steps taken apart
+    accuracies      what formats of weights and KV cost a model"""
 
     ours: dict[str, Json]
     runs: list[Json]
@@ -43,6 +44,7 @@ class Results:
     kernels: dict[str, Json]
     steps: dict[str, Json]
     traces: list[Json]
+    accuracies: list[Json] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Results:
@@ -62,7 +64,7 @@ class Results:
                    {document["shape"]: document for document in named("start_")},
                    {document["shape"]: document for document in named("kernels_")},
                    {document["shape"]: document for document in named("step_table_")},
-                   [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")])
+                   [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")], named("accuracy_"))
 
     def peer(self, engine: str, shape: str, test: str) -> float | None:
         return self.peers["bf16"].get(shape, {}).get(engine, {}).get(test)

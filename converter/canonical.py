@@ -38,20 +38,33 @@ def canonicalise(checkpoint: Checkpoint, model_name: str, dtype: str | None = No
 
     Raises CheckpointError for an unsupported architecture and for tensors that are missing, unknown or misshapen."""
     check_kinds(checkpoint)
-    family = _family(checkpoint)
-    quant = quant_config(checkpoint)
-    model = family.model_config(checkpoint, model_name, dtype or _stored_dtype(checkpoint, family))
-    try:
-        model = dataclasses.replace(model, quant=quant)
-    except ConfigError as error:
-        raise CheckpointError(f"{checkpoint.config_file}: {error}") from None
+    family = family_of(checkpoint)
+    model = _model(checkpoint, family, model_name, dtype or _stored_dtype(checkpoint, family))
     source = SourceTensors(checkpoint, model)
     tensors = dict(family.map_tensors(source, model))
     source.check_all_taken((*family.ignored_suffixes, family.output) if source.is_tied else family.ignored_suffixes)
     return CanonicalModel(model, tensors)
 
 
-def _family(checkpoint: Checkpoint) -> Family:
+def outline(checkpoint: Checkpoint, model_name: str) -> ModelConfig:
+    """The model that a Hugging Face configuration describes; none of its tensors need be there, so its dtype is the
+    one that it tells. Raises CheckpointError, or ConfigError for a dtype that there is not."""
+    check_kinds(checkpoint)
+    dtype = checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype") or "bfloat16"
+    return _model(checkpoint, family_of(checkpoint), model_name, dtype)
+
+
+def _model(checkpoint: Checkpoint, family: Family, model_name: str, dtype: str) -> ModelConfig:
+    quant = quant_config(checkpoint)
+    model = family.model_config(checkpoint, model_name, dtype)
+    try:
+        return dataclasses.replace(model, quant=quant)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.config_file}: {error}") from None
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Raises CheckpointError for an architecture that is not supported."""
     if checkpoint.is_meta:
         return META
     config = checkpoint.config

@@ -62,6 +62,11 @@ def open_hf(folder: Path) -> Checkpoint:
                           "download the checkpoint again")
 
 
+def open_config(file: Path) -> Checkpoint:
+    """A config.json by itself; there are no tensors."""
+    return _checkpoint(file, {})
+
+
 def open_meta(folder: Path) -> Checkpoint:
     """A folder as Meta publishes it: params.json and consolidated.NN.pth, whose model-parallel shards are joined."""
     config_file = folder / META_CONFIG

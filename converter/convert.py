@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from backend.accuracy_report import read_reports, store_report
 from backend.chat_templates import builtin_template
 from backend.config import EngineConfig, ModelConfig, check_engine, dtype_name
 from backend.errors import CheckpointError, ConfigError, TemplateError, TokenizerError
-from backend.workspace import TOKENIZER
+from backend.workspace import TOKENIZER, WEIGHTS
 from converter.canonical import canonicalise
 from converter.checkpoint import Checkpoint, open_folder
 from converter.quantization import check_format
@@ -71,6 +72,8 @@ def convert_checkpoint(model_name: str, model_path: Path, model_format: str = "h
         with tqdm(total=canonical.num_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc="weights",
                   disable=None if show_progress else True) as bar:  # None: only on a terminal
             write_weights(workspace, canonical, bar.update)
+        for report in read_reports(model_path):
+            store_report(workspace / WEIGHTS, report)
     return Conversion(dst_path, canonical.model, engine, canonical.num_bytes, time.perf_counter() - started)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from backend.config import EngineConfig, ModelConfig
 from backend.model_source import StoredTensor
-from converter.canonical import CanonicalModel, canonicalise
-from converter.checkpoint import HF_CONFIG, META_CONFIG, open_folder
+from converter.canonical import CanonicalModel, canonicalise, outline
+from converter.checkpoint import HF_CONFIG, META_CONFIG, open_config, open_folder
 from converter.convert import default_engine, tokenizer_folder
 from converter.quantization import check_format
 from converter.tokenizer_cache import cached_tokenizer
@@ -43,6 +43,14 @@ def open_checkpoint(folder: Path, model_name: str | None, model_format: str | No
     tokenizer_dir, info = cached_tokenizer(tokenizer_folder(folder), model_name)
     model = with_tokenizer_ids(canonical, info)
     return HuggingFaceSource(folder, model, default_engine(model), tokenizer_dir, model_format)
+
+
+def read_outline(path: Path) -> ModelConfig | None:
+    """The model of a Hugging Face folder or of its config.json, without its weights; None if there is no such file.
+
+    Registered in setup.py as the entry point `millrace.model_outlines`, which backend.model_outline loads."""
+    file = path if path.is_file() else path / HF_CONFIG
+    return outline(open_config(file), file.resolve().parent.name) if file.is_file() else None
 
 
 def _canonical(folder: Path, model_name: str, model_format: str | None) -> CanonicalModel:

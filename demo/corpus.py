@@ -5,7 +5,8 @@ sixteen. Training skips them, so no conversation is in both, whatever the seeds.
 Used by train.py (stream), tokenizer.py (text) and evaluate.py (held-out file).
 
     python -m demo.corpus                # writes demo/heldout.jsonl
-    python -m demo.corpus --show 5       # prints training conversations"""
+    python -m demo.corpus --show 5       # prints training conversations
+    python -m demo.corpus --sample 1000 conversations.jsonl     # writes them, to calibrate quantised formats on"""
 
 from __future__ import annotations
 
@@ -140,8 +141,14 @@ def _turns_before(rng: random.Random) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the held-out conversations, or show training conversations.")
     parser.add_argument("--show", type=int, metavar="N", help="print N training conversations and write nothing")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the conversations shown")
+    parser.add_argument("--sample", nargs=2, metavar=("N", "FILE"),
+                        help="write N training conversations to FILE instead")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the conversations shown or sampled")
     arguments = parser.parse_args()
+    if arguments.sample is not None:
+        count, file = arguments.sample
+        write_jsonl(Path(file), itertools.islice(training_conversations(arguments.seed), int(count)))
+        return
     if arguments.show is None:
         write_jsonl(HELDOUT_PATH, conversations := heldout_conversations())
         print(f"{len(conversations)} conversations in {HELDOUT_PATH}")

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 # Modules that everyone in backend may import; they import only one another.
 COMMON = {"backend.errors", "backend.config", "backend.config_faults", "backend.requests", "backend.steps",
           "backend.forward_batch", "backend.kv_format", "backend.distributed", "backend.workspace",
-          "backend.model_source", "backend.memory_plan", "backend.safetensors_file", "backend.tokenizer_files",
-          "backend.chat_templates", "backend.command_line", "backend.logs", "backend.processes"}
+          "backend.model_source", "backend.memory_plan", "backend.accuracy_report", "backend.safetensors_file",
+          "backend.tokenizer_files", "backend.chat_templates", "backend.command_line", "backend.logs",
+          "backend.processes"}
 # A module under the prefix may import, besides COMMON and its own prefix, only modules under these.
 ALLOWED = {
     "backend.kernels": set(),
@@ -26,9 +27,22 @@ ALLOWED = {
     "backend.serving": {"backend.engine", "backend.text", "protocol"},
     "backend.serve": {"backend.serving", "backend.engine", "backend.text", "protocol"},
     "backend": {"backend.engine", "backend.text", "terminal"},
-    "converter": {"backend.config", "backend.workspace", "backend.errors", "backend.model_source",
-                  "backend.safetensors_file", "backend.tokenizer_files", "backend.chat_templates",
-                  "backend.command_line", "backend.logs", "protocol.models"},
+    "converter": {"backend.accuracy_report", "backend.config", "backend.workspace", "backend.errors",
+                  "backend.model_source", "backend.safetensors_file", "backend.tokenizer_files",
+                  "backend.chat_templates", "backend.command_line", "backend.logs", "protocol.models"},
+    "converter.accuracy": {"backend.accuracy_report", "backend.config", "backend.distributed", "backend.errors",
+                           "backend.kv_format", "backend.workspace",
+                           "backend.memory_plan", "backend.model_source", "backend.requests", "backend.steps",
+                           "backend.text.tokenizer", "backend.worker"},
+    "converter.calibration_options": {"terminal"},
+    "converter.calibration_windows": {"converter", "backend.errors", "backend.model_source", "backend.text"},
+    "converter.layerwise": {"backend.config", "backend.distributed", "backend.errors", "backend.forward_batch",
+                            "backend.kv_format", "backend.layers", "backend.model_source", "backend.models",
+                            "backend.worker.device"},
+    "converter.input_statistics": {"backend.layers"},
+    "converter.awq_layer": {"converter", "backend.config", "backend.models"},
+    "converter.kv_calibration": {"converter", "backend.config", "backend.errors", "backend.forward_batch",
+                                 "backend.model_source", "backend.worker.past_kv_scale", "backend.workspace"},
     "client": {"protocol", "terminal"},
     "protocol": set(),
     "terminal": set(),
@@ -85,7 +99,7 @@ def test_engine_imports_no_torch_itself(module):
 
 
 @pytest.mark.parametrize("module", ["backend.engine.scheduler", "backend.requests", "backend.steps", "backend.config",
-                                    "backend.memory_plan", "backend.model_source", "backend.chat",
+                                    "backend.memory_plan", "backend.model_source", "backend.chat", "backend.plan",
                                     "converter.__main__"])
 def test_deciding_and_reading_a_command_line_need_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -35,12 +35,14 @@ class Decoder(nn.Module):
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Logits [R, vocab_size] float32 of the tokens at batch.logits_indices."""
+        return self.output(self.hidden(batch), self.norm)
+
+    def hidden(self, batch: ForwardBatch) -> Tensor:
+        """What the last norm and the output head are given of these tokens, [R, hidden_size]."""
         hidden = self.tok_embeddings(batch.token_ids)
         for layer in self.layers:
             hidden = layer(hidden, self.rotary, batch)
-        if len(batch.logits_indices) < len(hidden):  # else every token samples
-            hidden = hidden[batch.logits_indices]
-        return self.output(hidden, self.norm)
+        return hidden[batch.logits_indices] if len(batch.logits_indices) < len(hidden) else hidden  # else all sample
 
 
 class DecoderLayer(nn.Module):

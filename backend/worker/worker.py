@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from backend.accuracy_report import loss_warnings
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import EngineDeadError, MillraceError
@@ -53,6 +54,8 @@ class Worker:
             facts.append(device_name(self.device))
         if tp.rank == 0:
             logger.info("%s on %s%s: %s", source.model.model_name, self.device, f" x {tp.size}" * (tp.size > 1), plan)
+            for warning in loss_warnings(source.path, plan.kv_format.value):
+                logger.warning("%s", warning)
         with self.start.phase("weights") as facts:
             self.model = Decoder(source.model, engine, tp)
             num_bytes = load_weights(self.model, source, self.dtype, self.device, show_progress=tp.rank == 0)

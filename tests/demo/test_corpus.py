@@ -7,7 +7,14 @@ from collections import Counter
 
 from demo.checks import is_correct
 from demo.conversation import read_jsonl
-from demo.corpus import HELDOUT_PATH, HELDOUT_PER_SKILL, heldout_conversations, is_held_out, training_conversations
+from demo.corpus import (
+    HELDOUT_PATH,
+    HELDOUT_PER_SKILL,
+    heldout_conversations,
+    is_held_out,
+    main,
+    training_conversations,
+)
 
 NUM_CONVERSATIONS = 1500
 
@@ -45,3 +52,9 @@ def test_the_heldout_file_is_what_the_corpus_generates():
     assert heldout == heldout_conversations()
     assert Counter(conversation.skill for conversation in heldout) == HELDOUT_PER_SKILL
     assert all(is_held_out(conversation) for conversation in heldout)
+
+
+def test_training_conversations_can_be_written_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["corpus", "--seed", "5", "--sample", "20", str(tmp_path / "some.jsonl")])
+    main()
+    assert read_jsonl(tmp_path / "some.jsonl") == some_training_conversations(5)[:20]
