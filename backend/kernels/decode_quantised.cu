@@ -1,17 +1,15 @@
 // Decode attention over a quantised KV cache in CUDA C++: all that decode_attention.py does, for int8 and int4.
 //
-// A warp has 16 tokens times 8 query heads of a KV head in one product of the tensor cores (mma.m16n8k16), and keeps its
-// own running softmax: warps meet only at the end. Keys and values go from memory into registers and from there to the
+// A warp multiplies 16 tokens with 8 query heads of a KV head in one instruction of the tensor cores, and keeps its own
+// running softmax: warps meet only at the end. Keys and values go from memory into registers and from there to the
 // tensor cores as float16 of the levels, which are small whole numbers and so exact; scales and zeros join outside:
 //
 //   score = q . k  = k_scale (q . levels) + k_zero sum(q)
 //   sum of p v     = sum of (p v_scale) levels + sum of p v_zero
 //
 // p v_scale is rounded to float16 for the product. So that it neither overflows nor vanishes, log2(v_scale) is added to
-// the score and the running maximum is that of the sum; the softmax's weights are divided by v_scale again.
-// The order of dimensions in a product does not matter as long as both sides agree: a thread takes those whose bytes lie
-// together, so that a load has up to 16 of them. A pair of values of one token is a pair of bytes, or the halves of a
-// byte two apart; a pair of tokens needs one permutation more. The tile of the next round is loaded before this one's.
+// the score and the running maximum is that of the sum; the softmax's weights are divided by v_scale again. Keys and
+// values of the next tile are loaded as soon as this one's have been multiplied.
 //
 // Compiled by decode_quantised.py, which defines: HEAD_DIM (64 or 128), NUM_HEADS, NUM_KV_HEADS, BLOCK_SIZE, HALF (of
 // the rotated values), BITS (8 or 4), ONLINE (0 or 1), MAX_SPLITS, TILE, WARPS, BLOCKS_PER_SM, IS_HALF.
@@ -21,19 +19,40 @@
 constexpr int THREADS = 32 * WARPS;
 constexpr int NEW_WARPS = WARPS > 1 ? 2 : 1;  // that quantise the new token
 constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
-constexpr int HEADS = GROUP < 8 ? GROUP : 8;   // of a block, at most
-constexpr int GROUPS = TILE / 16;              // of 16 tokens in a tile, each within one block of the cache
-constexpr int ROW_BYTES = HEAD_DIM * BITS / 8;
-constexpr int K_WORDS = ROW_BYTES / 16;        // of a key that a thread has; four have all of it
-constexpr int K_CHUNK = K_WORDS < 4 ? K_WORDS : 4;  // of them that lie together
-constexpr int V_WORDS = ROW_BYTES / 32;        // of a value; eight have all of it
-constexpr int STEPS = HEAD_DIM / 16;           // products that 16 keys take, and 16 values; a query has 8 * STEPS pairs
-constexpr int EACH = HEAD_DIM / 64;            // dimensions of either half of a new key that a thread quantises
-constexpr float MIDDLE = BITS == 8 ? 128 : 8;  // which is taken from the levels
-constexpr float TOP = (1 << BITS) - 1;
-constexpr u32 ALL = 0xffffffff;                // threads of a warp
+constexpr int HEADS = GROUP < 8 ? GROUP : 8;  // of a block, at most
+constexpr int HEAD_TILES = NUM_KV_HEADS * ((GROUP + 7) / 8);
+constexpr int GROUPS = TILE / 16;             // of 16 tokens in a tile, each within one block of the cache
+constexpr u32 ALL = 0xffffffff;               // threads of a warp
 #define INFINITE __int_as_float(0x7f800000)
 static_assert(MAX_SPLITS <= 32 && BLOCK_SIZE % 16 == 0 && TILE % 16 == 0 && 2 * HALF <= HEAD_DIM, "");
+
+__device__ __forceinline__ float half_to_float(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ __forceinline__ u16 half_from_float(float value) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ u32 half_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+__device__ __forceinline__ float exp2_of(float value) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+
+#include "kv_levels.cuh"
+#include "new_token.cuh"
+#include "split_work.cuh"
 
 __device__ __forceinline__ void multiply(float* sums, const u32* a, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -65,230 +84,8 @@ __device__ __forceinline__ float load(const float* address) {
     return value;
 }
 
-__device__ __forceinline__ u32 permuted(u32 low, u32 high, u32 selector) { return __byte_perm(low, high, selector); }
-
-__device__ __forceinline__ u32 minus(u32 halves, u32 amounts) {
-    u32 result;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(result) : "r"(halves), "r"(amounts));
-    return result;
-}
-
-__device__ __forceinline__ u32 times_plus(u32 halves, u32 factors, u32 summands) {
-    u32 result;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(halves), "r"(factors), "r"(summands));
-    return result;
-}
-
-// Two levels of a word as float16, and 1024 more, since that is what 10 bits under 0x64 are: its first or last two bytes.
-__device__ __forceinline__ u32 lower_bytes(u32 word) { return permuted(word, 0x64646464, 0x4140); }
-__device__ __forceinline__ u32 upper_bytes(u32 word) { return permuted(word, 0x64646464, 0x4342); }
-
-// Likewise the first four bits of either half, or the next four, and these times 16. One instruction, (word & MASK) | c,
-// as the compiler does not see.
-template <u32 MASK> __device__ __forceinline__ u32 masked(u32 word) {
-    u32 result;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "n"(MASK), "r"(0x64006400));
-    return result;
-}
-
-// The pairs of a key's levels for the given product, of a thread's K_WORDS words; k_dimension says which they are.
-// 1024 more each, and the second of int4 times 16: `query` and its `offset` are made for that.
-__device__ __forceinline__ void k_pairs(const u32* words, int step, u32& first, u32& second) {
-    if constexpr (BITS == 8) {
-        first = lower_bytes(words[step]);
-        second = upper_bytes(words[step]);
-    } else {
-        const u32 word = step % 2 ? words[step / 2] >> 8 : words[step / 2];
-        first = masked<0x000f000f>(word);
-        second = masked<0x00f000f0>(word);
-    }
-}
-
-constexpr float SECOND_FACTOR = BITS == 8 ? 1 : 16;  // of the second pair
-
-// Dimension of element `element` (0, 1: first pair, 2, 3: second) of product `step` for the threads of this quarter.
-__device__ __forceinline__ int k_dimension(int step, int element, int quarter) {
-    const int word = BITS == 8 ? step : step / 2;
-    const int byte = (word / K_CHUNK * 4 + quarter) * 4 * K_CHUNK + word % K_CHUNK * 4;  // of the word's first
-    if constexpr (BITS == 8) return byte + element;
-    else return byte + step % 2 + element % 2 * 2 + element / 2 * (HEAD_DIM / 2);
-}
-
-// Two pairs, each of two tokens' values of one dimension; v_dimension says which. MIDDLE less, so that the sum over
-// many tokens loses nothing.
-__device__ __forceinline__ void v_pairs(u32 first, u32 second, u32* pairs, int half) {
-    if constexpr (BITS == 8) {
-        const u32 bytes = permuted(first, second, half ? 0x7362 : 0x5140);
-        pairs[0] = minus(lower_bytes(bytes), 0x64806480);
-        pairs[1] = minus(upper_bytes(bytes), 0x64806480);
-    } else {
-        const u32 bytes = permuted(first, second, half / 2 ? 0x7632 : 0x5410);
-        const u32 word = half % 2 ? bytes >> 8 : bytes;
-        pairs[0] = minus(masked<0x000f000f>(word), 0x64086408);
-        pairs[1] = times_plus(masked<0x00f000f0>(word), 0x2c002c00, 0xd480d480);  // / 16 - 72
-    }
-}
-
-constexpr int V_HALVES = BITS == 8 ? 2 : 4;  // pairs of dimensions in a word
-static_assert(V_WORDS * V_HALVES == STEPS, "");
-
-// Dimension of the first (row 0) or second (row 1) pair of product `step`, for the threads of this eighth.
-__device__ __forceinline__ int v_dimension(int step, int row, int eighth) {
-    const int word = step / V_HALVES, half = step % V_HALVES;
-    if constexpr (BITS == 8) return eighth * 4 * V_WORDS + 4 * word + 2 * half + row;
-    else return eighth * 4 * V_WORDS + 4 * word + half + row * (HEAD_DIM / 2);
-}
-
-struct Work { int row, context_len, num_splits, first_item; };
-
-__device__ __forceinline__ int ceil_div(int whole, int part) { return (whole + part - 1) / part; }
-__device__ __forceinline__ int round_up(int value, int unit) { return ceil_div(value, unit) * unit; }
-
-// See _row_of in decode_attention.py.
-__device__ Work find_work(const int* context_lens, int num_rows, int item, int num_shares, int min_split) {
-    __shared__ Work found;
-    __shared__ int of_warp[WARPS];
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    int total = 0;
-    for (int row = thread; row < num_rows; row += THREADS) total += max(context_lens[row] - 1, 0);
-    total = __reduce_add_sync(ALL, total);
-    if (lane == 0) of_warp[warp] = total;
-    if (thread == 0) found = {0, 0, 0, 0};
-    __syncthreads();
-    total = 0;
-    for (int each = 0; each < WARPS; ++each) total += of_warp[each];
-    const int share = ceil_div(total, num_shares);
-    int before = 0;
-    for (int start = 0; start < num_rows; start += THREADS) {
-        const int row = start + thread, context_len = row < num_rows ? context_lens[row] : 0;
-        const int cached_len = max(context_len - 1, 0);
-        const int split = max(round_up(max(share, ceil_div(cached_len, MAX_SPLITS)), TILE), min_split);
-        const int count = context_len > 0 ? max(ceil_div(cached_len, split), 1) : 0;
-        int end = count;
-        for (int distance = 1; distance < 32; distance *= 2) {
-            const int other = __shfl_up_sync(ALL, end, distance);
-            if (lane >= distance) end += other;
-        }
-        __syncthreads();
-        if (lane == 31) of_warp[warp] = end;
-        __syncthreads();
-        int all = 0;
-        for (int each = 0; each < WARPS; ++each) {
-            if (each < warp) end += of_warp[each];
-            all += of_warp[each];
-        }
-        end += before;
-        before += all;
-        if (end - count <= item && item < end) found = {row, context_len, count, end - count};
-    }
-    __syncthreads();
-    return found;
-}
-
-// Value `dimension` of a head at `position`, rotated (rotary.py) and rounded to the model's dtype.
-__device__ __forceinline__ float rotated(const u16* head, const float* angles, int dimension) {
-    const float value = to_float(head[dimension]);
-    if (2 * HALF < HEAD_DIM && dimension >= 2 * HALF) return value;
-    const float cosine = angles[dimension % HALF], sine = angles[HALF + dimension % HALF];
-    const float other = to_float(head[dimension < HALF ? dimension + HALF : dimension - HALF]);
-    return to_float(from_float(dimension < HALF ? value * cosine - other * sine : value * cosine + other * sine));
-}
-
-__device__ __forceinline__ float half_to_float(u16 bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-}
-
-__device__ __forceinline__ u16 half_from_float(float value) {
-    u16 bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-
-__device__ __forceinline__ u32 half_pair(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
-__device__ __forceinline__ float exp2_of(float value) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
-    return result;
-}
-
-// A new key or value that a warp has in registers: a thread the dimensions EACH * lane + e and HEAD_DIM / 2 more.
-struct NewHead { float values[2][EACH]; };
-
-__device__ __forceinline__ NewHead load_new(const u16* head, const float* angles, bool rotates) {
-    NewHead loaded;
-    #pragma unroll
-    for (int half = 0; half < 2; ++half)
-        #pragma unroll
-        for (int e = 0; e < EACH; ++e) {
-            const int dimension = half * (HEAD_DIM / 2) + EACH * (threadIdx.x % 32) + e;
-            loaded.values[half][e] = rotates ? rotated(head, angles, dimension) : to_float(head[dimension]);
-        }
-    return loaded;
-}
-
-// A warp quantises it (kv_quantisation.py), stores it, and leaves in `read` what will be read from there.
-__device__ __forceinline__ void quantise(const NewHead& loaded, unsigned char* stored, u16* own_scales,
-                                         const float* head_scales, bool stores, float* read) {
-    const int lane = threadIdx.x % 32;
-    float low = INFINITE, high = -INFINITE;
-    bool has_nan = false;
-    #pragma unroll
-    for (int half = 0; half < 2; ++half)
-        #pragma unroll
-        for (int e = 0; e < EACH; ++e) {
-            const float value = loaded.values[half][e];
-            has_nan |= value != value;
-            low = fminf(low, value);
-            high = fmaxf(high, value);
-        }
-    float scale, zero;
-    if constexpr (ONLINE) {
-        for (int distance = 16; distance; distance /= 2) {
-            low = fminf(low, __shfl_xor_sync(ALL, low, distance));
-            high = fmaxf(high, __shfl_xor_sync(ALL, high, distance));
-        }
-        u16 scale_bits = half_from_float(fminf((high - low) / TOP, 65504.0f));
-        const u16 zero_bits = half_from_float(fminf(fmaxf(low, -65504.0f), 65504.0f));
-        if (scale_bits == 0) scale_bits = 0x3c00;  // values that are all alike are the zero
-        if (__any_sync(ALL, has_nan)) scale_bits = 0x7e00;
-        scale = half_to_float(scale_bits);
-        zero = half_to_float(zero_bits);
-        if (stores && lane == 0) {
-            own_scales[0] = scale_bits;
-            own_scales[1] = zero_bits;
-        }
-    } else {
-        scale = head_scales[0];
-        zero = head_scales[1];
-    }
-    int levels[2][EACH];
-    #pragma unroll
-    for (int half = 0; half < 2; ++half)
-        #pragma unroll
-        for (int e = 0; e < EACH; ++e) {
-            const float level = fminf(fmaxf(floorf((loaded.values[half][e] - zero) / scale + 0.5f), 0.0f), TOP);
-            levels[half][e] = (int)level;
-            read[half * (HEAD_DIM / 2) + EACH * lane + e] = level * scale + zero;
-        }
-    if (!stores) return;
-    for (int e = 0; e < EACH; ++e)
-        if constexpr (BITS == 8) {
-            stored[EACH * lane + e] = (unsigned char)levels[0][e];
-            stored[HEAD_DIM / 2 + EACH * lane + e] = (unsigned char)levels[1][e];
-        } else {
-            stored[EACH * lane + e] = (unsigned char)(levels[0][e] | levels[1][e] << 4);
-        }
-}
-
 struct Shared {
-    u32 query[HEADS][4 * 2 * STEPS + 4];  // of each quarter and product both pairs: rotated, times the scale and log2(e)
+    u32 query[HEADS][4 * 2 * STEPS + 4];  // of each quarter and product two pairs: rotated, times the scale and log2(e)
     float query_sum[HEADS], offset[HEADS];
     float new_key[HEAD_DIM], new_value[HEAD_DIM];
     float best[WARPS + 1][HEADS], weight[WARPS][HEADS];  // of each warp's tokens, and of the new one
@@ -297,6 +94,73 @@ struct Shared {
     bool is_last;
 };
 
+// A warp rotates a query and leaves it as the products with keys need it: see k_pairs.
+__device__ __forceinline__ void stage_query(Shared& shared, int head, const u16* values, const float* angles,
+                                            float scale_log2) {
+    const int lane = threadIdx.x % 32;
+    float sum = 0, offset = 0;
+    #pragma unroll
+    for (int place = lane; place < 8 * STEPS; place += 32) {
+        const int pair = place % 2, step = place / 2 % STEPS, quarter = place / 2 / STEPS;
+        const float factor = pair ? 1 / SECOND_FACTOR : 1;
+        const float first = rotated(values, angles, k_dimension(step, 2 * pair, quarter));
+        const float second = rotated(values, angles, k_dimension(step, 2 * pair + 1, quarter));
+        const u32 both = half_pair(factor * scale_log2 * first, factor * scale_log2 * second);
+        shared.query[head][place] = both;
+        const float found = half_to_float((u16)both) + half_to_float((u16)(both >> 16));
+        sum += found / factor;
+        offset += 1024 * found;
+    }
+    for (int distance = 16; distance; distance /= 2) {
+        sum += __shfl_xor_sync(ALL, sum, distance);
+        offset += __shfl_xor_sync(ALL, offset, distance);
+    }
+    if (lane == 0) {
+        shared.query_sum[head] = sum;
+        shared.offset[head] = offset;
+    }
+}
+
+// By a warp: a query, as stage_query has left it, times the new key.
+__device__ __forceinline__ float score_of_new(const Shared& shared, int head) {
+    float score = 0;
+    #pragma unroll
+    for (int place = threadIdx.x % 32; place < 8 * STEPS; place += 32) {
+        const int pair = place % 2, step = place / 2 % STEPS, quarter = place / 2 / STEPS;
+        const u32 both = shared.query[head][place];
+        const float sum = half_to_float((u16)both) * shared.new_key[k_dimension(step, 2 * pair, quarter)]
+            + half_to_float((u16)(both >> 16)) * shared.new_key[k_dimension(step, 2 * pair + 1, quarter)];
+        score += pair ? SECOND_FACTOR * sum : sum;
+    }
+    for (int distance = 16; distance; distance /= 2) score += __shfl_xor_sync(ALL, score, distance);
+    return score;
+}
+
+// Adds up a row's splits, each with its weight; `first` is the first one's first head in partial and log_weights. From
+// L2: other multiprocessors have written them.
+__device__ __forceinline__ void merge_splits(Shared& shared, u16* output, const float* partial,
+                                             const float* log_weights, long long first, int num_splits, int num_heads) {
+    const int thread = threadIdx.x, lane = thread % 32;
+    for (int head = thread / 32; head < num_heads; head += WARPS) {
+        const float mine = lane < num_splits ? load(log_weights + first + head + lane * NUM_HEADS) : -INFINITE;
+        float top = mine;
+        for (int distance = 16; distance; distance /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, distance));
+        const float factor = exp2_of(mine - top);
+        float all = factor;
+        for (int distance = 16; distance; distance /= 2) all += __shfl_xor_sync(ALL, all, distance);
+        shared.share[head][lane] = factor / all;
+    }
+    __syncthreads();
+    for (int place = thread; place < num_heads * HEAD_DIM; place += THREADS) {
+        const float* values = partial + first * HEAD_DIM + place;
+        float sum = 0;
+        #pragma unroll 8
+        for (int each = 0; each < num_splits; ++each)
+            sum += shared.share[place / HEAD_DIM][each] * load(values + (long long)each * NUM_HEADS * HEAD_DIM);
+        output[place] = from_float(sum);
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quantised(
         const u16* q, const u16* k, const u16* v, const long long* positions, const float* cos_sin,
         unsigned char* k_cache, unsigned char* v_cache, void* scales, const long long* slot_mapping,
@@ -304,7 +168,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
         int* counters, long long q_row_stride, long long q_head_stride, long long k_row_stride,
         long long k_head_stride, long long v_row_stride, long long v_head_stride, long long table_stride, int num_rows,
         int num_items, int num_shares, int min_split, int heads_first, float scale_log2) {
-    constexpr int HEAD_TILES = NUM_KV_HEADS * ((GROUP + 7) / 8);
     __shared__ Shared shared;
     const int item = heads_first ? blockIdx.x / HEAD_TILES : blockIdx.x % num_items;
     const int head_tile = heads_first ? blockIdx.x % HEAD_TILES : blockIdx.x / num_items;
@@ -349,9 +212,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
         #pragma unroll
         for (int group = 0; group < GROUPS; ++group)
             #pragma unroll
-            for (int each = 0; each < 4; ++each)
-                load<V_WORDS>(value[group][each], v_cache + (rows[group] + 2 * quarter + each % 2 + each / 2 * 8) * ROW_BYTES
-                                                  + eighth * 4 * V_WORDS);
+            for (int each = 0; each < 4; ++each) {
+                const long long token = rows[group] + 2 * quarter + each % 2 + each / 2 * 8;
+                load<V_WORDS>(value[group][each], v_cache + token * ROW_BYTES + eighth * 4 * V_WORDS);
+            }
     };
     const int num_tiles = max(ceil_div(last_token - first_token, TILE), 0);
     int start = first_token + warp * TILE;
@@ -375,33 +239,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
     #pragma unroll
     for (int each = 0; each < 2 / NEW_WARPS; ++each)
         if (has_new && new_warp >= 0) {
-            const int which = new_warp + each;
-            new_heads[each] = load_new(which == 0 ? k + row * k_row_stride + kv_head * k_head_stride
-                                                  : v + row * v_row_stride + kv_head * v_head_stride, angles, which == 0);
+            const bool is_key = new_warp + each == 0;
+            new_heads[each] = load_new(is_key ? k + row * k_row_stride + kv_head * k_head_stride
+                                              : v + row * v_row_stride + kv_head * v_head_stride, angles, is_key);
         }
-    for (int head = warp; head < num_heads; head += WARPS) {
-        float sum = 0, offset = 0;
-        #pragma unroll
-        for (int place = lane; place < 8 * STEPS; place += 32) {
-            const int pair = place % 2, step = place / 2 % STEPS, of = place / 2 / STEPS;
-            const float factor = pair ? 1 / SECOND_FACTOR : 1;
-            const u16* values = q + row * q_row_stride + (first_head + head) * q_head_stride;
-            const u32 both = half_pair(factor * scale_log2 * rotated(values, angles, k_dimension(step, 2 * pair, of)),
-                                       factor * scale_log2 * rotated(values, angles, k_dimension(step, 2 * pair + 1, of)));
-            shared.query[head][place] = both;
-            const float found = half_to_float((u16)both) + half_to_float((u16)(both >> 16));
-            sum += found / factor;
-            offset += 1024 * found;
-        }
-        for (int distance = 16; distance; distance /= 2) {
-            sum += __shfl_xor_sync(ALL, sum, distance);
-            offset += __shfl_xor_sync(ALL, offset, distance);
-        }
-        if (lane == 0) {
-            shared.query_sum[head] = sum;
-            shared.offset[head] = offset;
-        }
-    }
+    #pragma unroll 1
+    for (int head = warp; head < num_heads; head += WARPS)
+        stage_query(shared, head, q + row * q_row_stride + (first_head + head) * q_head_stride, angles, scale_log2);
     float head_scales[4] = {1, 0, 1, 0};
     if constexpr (!ONLINE)
         for (int each = 0; each < 4; ++each) head_scales[each] = ((const float*)scales)[kv_head * 4 + each];
@@ -450,7 +294,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
         for (int group = 0; group < GROUPS; ++group)
             #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                float k_scale = head_scales[0], k_zero = head_scales[1], v_scale = head_scales[2], v_zero = head_scales[3];
+                float k_scale = head_scales[0], k_zero = head_scales[1];
+                float v_scale = head_scales[2], v_zero = head_scales[3];
                 if constexpr (ONLINE) {
                     k_scale = half_to_float((u16)own[group][half].x);
                     k_zero = half_to_float((u16)(own[group][half].x >> 16));
@@ -548,17 +393,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
                     attended[step][2 * half + head] + zeros[head];
     }
     if (has_new)
+        #pragma unroll 1
         for (int head = warp; head < num_heads; head += WARPS) {
-            float score = 0;
-            #pragma unroll
-            for (int place = lane; place < 8 * STEPS; place += 32) {
-                const int pair = place % 2, step = place / 2 % STEPS, of = place / 2 / STEPS;
-                const u32 both = shared.query[head][place];
-                const float sum = half_to_float((u16)both) * shared.new_key[k_dimension(step, 2 * pair, of)]
-                    + half_to_float((u16)(both >> 16)) * shared.new_key[k_dimension(step, 2 * pair + 1, of)];
-                score += pair ? SECOND_FACTOR * sum : sum;
-            }
-            for (int distance = 16; distance; distance /= 2) score += __shfl_xor_sync(ALL, score, distance);
+            const float score = score_of_new(shared, head);
             if (lane == 0) shared.best[WARPS][head] = score;
         }
     __syncthreads();
@@ -599,23 +436,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
     __syncthreads();
     if (!shared.is_last) return;
     __threadfence();
-    const long long first = (long long)work.first_item * NUM_HEADS + first_head;
-    for (int head = warp; head < num_heads; head += WARPS) {
-        const float mine = lane < work.num_splits ? load(log_weights + first + head + lane * NUM_HEADS) : -INFINITE;
-        float top = mine;
-        for (int distance = 16; distance; distance /= 2) top = fmaxf(top, __shfl_xor_sync(ALL, top, distance));
-        const float factor = exp2_of(mine - top);
-        float all = factor;
-        for (int distance = 16; distance; distance /= 2) all += __shfl_xor_sync(ALL, all, distance);
-        shared.share[head][lane] = factor / all;
-    }
-    __syncthreads();
-    for (int place = thread; place < num_heads * HEAD_DIM; place += THREADS) {
-        const float* values = partial + first * HEAD_DIM + place;
-        float sum = 0;
-        #pragma unroll 8
-        for (int each = 0; each < work.num_splits; ++each)
-            sum += shared.share[place / HEAD_DIM][each] * load(values + (long long)each * NUM_HEADS * HEAD_DIM);
-        output[(row * NUM_HEADS + first_head) * HEAD_DIM + place] = from_float(sum);
-    }
+    merge_splits(shared, output + (row * NUM_HEADS + first_head) * HEAD_DIM, partial, log_weights,
+                 (long long)work.first_item * NUM_HEADS + first_head, work.num_splits, num_heads);
 }

@@ -88,13 +88,13 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
     if slot_mapping.numel() and int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
-    rows = _rows(cache, slot_mapping)
+    block, offset = slot_mapping // cache.block_size, slot_mapping % cache.block_size
     for heads, stored, which in ((k, cache.k, 0), (v, cache.v, 1)):
         if cache.format.num_bits:
             heads, scales = kv_quantisation.quantise(heads, cache, which)
             if cache.format.is_online:
-                cache.scales.view(-1, 2, 2)[:, which].index_copy_(0, rows, scales.flatten(0, 1))
-        stored.view(-1, stored.shape[-1]).index_copy_(0, rows, heads.flatten(0, 1))
+                cache.scales[block, :, offset, which] = scales
+        stored[block, :, offset] = heads
 
 
 def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
@@ -122,14 +122,14 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
         longest = max(lens[rows])
         if longest == 0:
             continue
-        index, unit, mask = block_tables[rows, : -(-longest // block_size)], block_size, None
+        places, unit, mask = _head_blocks(cache, block_tables[rows, : -(-longest // block_size)]), block_size, None
         if min(lens[rows]) < longest:  # gather single tokens
-            valid = torch.arange(longest, device=q.device) < context_lens[rows, None]
-            slots = (index[..., None] * block_size + torch.arange(block_size, device=q.device)).flatten(1)[:, :longest]
-            # Shorter rows repeat their first token, so that what is masked is finite; padding rows repeat slot 0.
-            index, unit = slots.where(valid, slots[:, :1] * valid[:, :1]), 1
-            mask = valid[:, None, None, :]
-        keys, values = _gather(cache, index, unit, longest, q.dtype)
+            tokens = places[..., None] * block_size + torch.arange(block_size, device=q.device)
+            tokens, valid = tokens.flatten(2)[..., :longest], torch.arange(longest, device=q.device)
+            valid = (valid < context_lens[rows, None])[:, None]
+            # Shorter rows repeat their first token, so that what is masked is finite; padding rows repeat the cache's.
+            places, unit, mask = tokens.where(valid, tokens[..., :1] * valid[..., :1]), 1, valid[:, :, None]
+        keys, values = _gather(cache, places, unit, longest, q.dtype)
         output[rows] = F.scaled_dot_product_attention(grouped[rows], keys, values, attn_mask=mask, scale=scale)
     return output.view(q.shape)
 
@@ -156,7 +156,7 @@ def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens:
         num_queries = bounds[row + 1] - bounds[row]
         if num_queries == 0:
             continue
-        blocks = block_tables[row, None, : -(-context_len // cache.block_size)]
+        blocks = _head_blocks(cache, block_tables[row, None, : -(-context_len // cache.block_size)])
         keys, values = _gather(cache, blocks, cache.block_size, context_len, dtype)
         keys, values = keys[0].transpose(1, 2), values[0]  # [K, D, context], [K, context, D]
         first_position = context_len - num_queries
@@ -174,23 +174,17 @@ def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens:
     return output
 
 
-def _rows(cache: LayerKv, slots: Tensor) -> Tensor:
-    """Where the heads [T · K] of slots [T] lie, in rows of the cache seen as [N · K · S, ·]."""
-    head = torch.arange(cache.num_kv_heads, device=slots.device)
-    block, offset = slots // cache.block_size, slots % cache.block_size
-    return ((block[:, None] * cache.num_kv_heads + head) * cache.block_size + offset[:, None]).flatten()
+def _head_blocks(cache: LayerKv, blocks: Tensor) -> Tensor:
+    """Where the heads of blocks [b, m] lie, in the cache seen as [N · K, S, ·]: [b, K, m]."""
+    return blocks[:, None] * cache.num_kv_heads + torch.arange(cache.num_kv_heads, device=blocks.device)[:, None]
 
 
-def _gather(cache: LayerKv, index: Tensor, unit: int, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The first num_tokens keys and values, each [b, K, num_tokens, D] in dtype, of index [b, m]: numbers of blocks
-    where unit is their size, of slots where it is 1."""
-    head = torch.arange(cache.num_kv_heads, device=index.device)[:, None]
-    per_block = cache.block_size // unit
-    place = ((index // per_block)[:, None] * cache.num_kv_heads + head) * per_block + (index % per_block)[:, None]
-
+def _gather(cache: LayerKv, places: Tensor, unit: int, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The first num_tokens keys and values, each [b, K, num_tokens, D] in dtype, of places [b, K, m] of the cache seen
+    as [·, unit, ·]."""
     def gather(stored: Tensor) -> Tensor:
-        units = stored.view(-1, unit, *stored.shape[3:]).index_select(0, place.flatten())
-        return units.view(*place.shape[:2], -1, *stored.shape[3:])[:, :, :num_tokens]
+        units = stored.view(-1, unit, *stored.shape[3:]).index_select(0, places.flatten())
+        return units.view(*places.shape[:2], -1, *stored.shape[3:])[:, :, :num_tokens]
 
     keys, values = gather(cache.k), gather(cache.v)
     if not cache.format.num_bits:

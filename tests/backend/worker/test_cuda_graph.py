@@ -32,10 +32,10 @@ def prefill(driver: StepDriver, rows: range, *requests: SamplingParams) -> None:
     driver.run([(row, 0, len(prompt(row))) for row in sorted(rows, key=lambda row: len(prompt(row)) > 1)], setups)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "quant_policy"), [("float32", 0), ("bfloat16", 0), ("bfloat16", 8)])
 @pytest.mark.parametrize("num_rows", [1, 3, 8, 9, 20])
-def test_a_graph_gives_the_logits_of_the_launched_step(num_rows: int, dtype: str) -> None:
-    driver = make_driver(dtype)
+def test_a_graph_gives_the_logits_of_the_launched_step(num_rows: int, dtype: str, quant_policy: int) -> None:
+    driver = make_driver(dtype, quant_policy=quant_policy)
     runner = driver.worker.runner
     prefill(driver, range(num_rows), SamplingParams(temperature=0.0))
     inputs = runner.inputs.arrange(driver.plan([(row, len(prompt(row)), 1) for row in range(num_rows)]))
