@@ -224,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode_quan
         #pragma unroll
         for (int group = 0; group < GROUPS; ++group) rows[group] = row_of(start + 16 * group);
 
-    // Of earlier steps, or of a store in front of this kernel, which lets nothing begin before it ends.
+    // Of earlier steps, or stored in this one before the kernel in front of this one began: see layers/attention.py.
     if (start < last_token) {
         load_keys(rows);
         load_values(rows);

@@ -58,22 +58,22 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention over each row's whole context: q [T, H, D], k and v [T, K, D] → [T, H, D].
 
-        Prefill rows are stored first: decode rows and other prefill rows may share the blocks that they fill."""
+        Prefill rows are stored first: decode rows and other prefill rows may share the blocks that they fill. They attend
+        first as well: on Hopper decode reads the cache before the kernel in front of it has ended, which must not be the
+        one that stores."""
         cache = batch.kv_cache[self.layer]
         num_decodes = batch.num_decodes
         decodes, prefills = slice(num_decodes), slice(num_decodes, None)
-        has_prefills = num_decodes < batch.context_lens.shape[0]
         outputs = []
-        if has_prefills:
+        if num_decodes < batch.context_lens.shape[0]:
             kernels.rotary_and_store(q[prefills], k[prefills], v[prefills], batch.positions[prefills], rotary, cache,
                                      batch.slot_mapping[prefills])
-        if num_decodes:
-            outputs.append(kernels.paged_decode(
-                q[decodes], k[decodes], v[decodes], batch.positions[decodes], rotary, cache,
-                batch.slot_mapping[decodes], batch.block_tables[decodes], batch.context_lens[decodes], self.scale))
-        if has_prefills:
             outputs.append(self.paged_prefill(
                 q[prefills], cache, batch.block_tables[prefills], batch.context_lens[prefills],
                 batch.query_start[num_decodes:] - num_decodes, self.scale, batch.max_query_len, batch.max_context_len,
                 batch.sum_context_len))
+        if num_decodes:
+            outputs.insert(0, kernels.paged_decode(
+                q[decodes], k[decodes], v[decodes], batch.positions[decodes], rotary, cache,
+                batch.slot_mapping[decodes], batch.block_tables[decodes], batch.context_lens[decodes], self.scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -1,4 +1,4 @@
-"""Calibrated scales: what a file holds is what a rank's cache is read with; a wrong file is one line with its cure."""
+"""Calibrated scales: what a file holds is what a rank's cache is read with; a wrong file is a line with its cure."""
 
 from __future__ import annotations
 
