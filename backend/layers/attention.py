@@ -58,9 +58,9 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor, batch: ForwardBatch) -> Tensor:
         """Causal attention over each row's whole context: q [T, H, D], k and v [T, K, D] → [T, H, D].
 
-        Prefill rows are stored first: decode rows and other prefill rows may share the blocks that they fill. They attend
-        first as well: on Hopper decode reads the cache before the kernel in front of it has ended, which must not be the
-        one that stores."""
+        Prefill rows are stored first: decode rows and other prefill rows may share the blocks that they fill. They
+        attend first as well: on Hopper decode reads the cache before the kernel in front of it has ended, which must
+        not be the one that stores."""
         cache = batch.kv_cache[self.layer]
         num_decodes = batch.num_decodes
         decodes, prefills = slice(num_decodes), slice(num_decodes, None)
