@@ -9,6 +9,7 @@ of its held-out questions that are answered correctly. Bytes are those of a GPU,
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from converter.accuracy import EvaluationText, evaluation_text, kv_format_of, me
 from converter.calibration_text import read_calibration_text
 
 POLICIES = (0, 8, 4)
+MOST_CHARACTERS = 32  # of a token, on average over a text
 KV_TOKENS = 1000  # of which the cache's bytes are given
 SKILLS = {"tool call": "tools", "recall": "recall", "all": "all"}  # in the printed table; the JSON has every skill
 
@@ -88,12 +90,23 @@ def _text(base: ModelSource, dataset: str | None, max_tokens: int, limit: int | 
     if dataset is None and is_demo(base.model):
         return heldout_text(limit)
     text = read_calibration_text(dataset)
-    documents = "\n".join(document if isinstance(document, str) else _contents(document) for document in text.documents)
-    return evaluation_text(text.name, documents, base, max_tokens=max_tokens)
+    documents = (document if isinstance(document, str) else _contents(document) for document in text.documents)
+    return evaluation_text(text.name, _first(documents, max_tokens * MOST_CHARACTERS), base, max_tokens=max_tokens)
+
+
+def _first(documents: Iterator[str], num_characters: int) -> str:
+    """Documents until there are so many characters: a dataset may have a thousand times as many."""
+    taken: list[str] = []
+    for document in documents:
+        taken.append(document)
+        num_characters -= len(document)
+        if num_characters <= 0:
+            break
+    return "\n".join(taken)
 
 
 def _contents(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(str(message.get("content", "")) for message in messages)
+    return "\n".join(str(message.get("content") or "") for message in messages)
 
 
 def _formats(sources: Sequence[ModelSource], policies: Sequence[int],
@@ -128,4 +141,5 @@ def _mib(num_bytes: int) -> str:
 
 
 if __name__ == "__main__":
+    logging.getLogger("backend").setLevel(logging.WARNING)  # how a dozen models start is not the matter here
     run(main)

@@ -5,8 +5,11 @@ what they hold; a run with the same fingerprint goes on after the last of them. 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,24 +40,35 @@ class AwqCheckpoint:
     def __init__(self, destination: Path, source: Checkpoint, num_layers: int, fingerprint: Mapping[str, Any]) -> None:
         """fingerprint: JSON values; what an earlier run with another one has left is deleted.
 
-        Raises CheckpointError for a destination that is in the way or cannot be written."""
+        Raises CheckpointError for a destination that is in the way, cannot be written, or is being written by another
+        run."""
         self.destination = destination.resolve()
         self.partial = self.destination.parent / f".{self.destination.name}.partial"
         self.num_layers = num_layers
         self._source = source
         _check_destination(self.destination, source.folder.resolve())
         with self._file_system():
-            if _read(self.partial / FINGERPRINT) != fingerprint:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.partial)
+            try:
+                if _read(self.partial / FINGERPRINT) != fingerprint:
+                    for file in self.partial.iterdir():  # not the folder, whose lock is ours
+                        file.unlink()
+                    _write_json(self.partial / FINGERPRINT, fingerprint)
+            except BaseException:
                 shutil.rmtree(self.partial, ignore_errors=True)
-                self.partial.mkdir(parents=True)
-                _write_json(self.partial / FINGERPRINT, fingerprint)
+                os.close(self._lock)
+                raise
 
     def __enter__(self) -> AwqCheckpoint:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None:
-            return
+        if error is not None:
+            self._keep_or_remove()
+        os.close(self._lock)
+
+    def _keep_or_remove(self) -> None:
         if self.num_finished:
             logger.warning("%s of %s layers are kept in %s; the same command goes on from there", self.num_finished,
                            self.num_layers, self.partial)
@@ -120,8 +134,10 @@ class AwqCheckpoint:
         try:
             yield
         except OSError as error:
-            raise CheckpointError(f"{self.partial} cannot be written: {error.strerror or error}; make room, then run "
-                                  "the same command again, which goes on where this one stopped") from error
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            cure = ("make room, then run the same command again, which goes on where this one stopped" if is_full
+                    else "choose another --work-dir")
+            raise CheckpointError(f"{self.partial} cannot be written: {error.strerror or error}; {cure}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,22 @@ class _Loaded(LazyTensor):
 
     def read_rows(self, start: int, stop: int, out: Tensor) -> None:
         out.copy_(self.tensor[start:stop])
+
+
+def _lock(folder: Path) -> int:
+    """A file descriptor that holds the folder for this process, which may end in any way, until it is closed.
+
+    Raises CheckpointError where another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CheckpointError(f"{folder} is being written by another run; wait until that has ended, or choose another "
+                              "--work-dir") from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
 
 
 def _check_destination(destination: Path, source: Path) -> None:

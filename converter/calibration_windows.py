@@ -38,6 +38,13 @@ class Calibration:
     samples: int = 128
     seqlen: int = 2048
 
+    def check_length(self, source: ModelSource) -> None:
+        """Raises ConfigError for windows that are longer than the model knows."""
+        limit = source.model.max_position_embeddings
+        if self.seqlen > limit:
+            raise ConfigError(f"windows of {self.seqlen} tokens exceed the {limit} positions that "
+                              f"{source.model.model_name} knows; use --calib_seqlen {limit}")
+
     def draw(self, source: ModelSource) -> CalibrationWindows:
         """Of the built-in text as many windows, and as long, as it has.
 
@@ -87,7 +94,12 @@ def _fitting(num_tokens: int, samples: int, seqlen: int) -> tuple[int, int]:
 def _tokens(text: CalibrationText, front_end: TextFrontEnd, enough: int) -> list[int]:
     stream: list[int] = []
     for document in text.documents:
-        stream += front_end.prompt_ids(document) if isinstance(document, str) else _conversation(front_end, document)
+        try:
+            stream += (front_end.prompt_ids(document) if isinstance(document, str)
+                       else _conversation(front_end, document))
+        except TemplateError as error:
+            raise ConfigError(f"{text.name} has a conversation that the model's chat template refuses: {error}; "
+                              "correct it, or give plain text") from None
         if len(stream) >= enough:
             break
     return stream

@@ -20,6 +20,7 @@ from backend.model_source import ModelSource, open_model
 from backend.worker.past_kv_scale import FORMAT
 from backend.workspace import CONFIG, PAST_KV_SCALE, Workspace
 from converter.calibration_windows import Calibration
+from converter.checkpoint import HF_CONFIG
 from converter.layerwise import LayerwiseModel, keys_and_values
 from converter.loss_report import report_loss
 
@@ -36,9 +37,10 @@ def calibrate_kv(folder: Path, output_dir: Path, calibration: Calibration, *, is
     is_symmetric  scale = max |x| / 127, zero = 0; else (max - min) / 255 and (max + min) / 2
     offload       hidden states between layers wait in the host's memory, else on the device
     num_tp        ranks that will share the model, checked only
-    Raises MillraceError; output_dir is then as it was."""
+    Raises MillraceError; output_dir is then as it was, but where only the loss could not be measured or stored."""
     source = open_model(folder)
-    check_engine(source.model, EngineConfig(session_len=calibration.seqlen, tp=num_tp))
+    check_engine(source.model, EngineConfig(session_len=1, tp=num_tp))  # that of windows is checked next
+    calibration.check_length(source)
     workspace = _workspace(output_dir)
     if workspace is not None:
         _check_same_model(source, workspace)
@@ -94,7 +96,15 @@ def scales_of(ranges: Tensor, is_symmetric: bool) -> Tensor:
 
 
 def _workspace(output_dir: Path) -> Workspace | None:
-    """The workspace whose weights folder output_dir is; None for a folder without a config.ini."""
+    """The workspace whose weights folder output_dir is; None for a folder of neither a workspace nor a checkpoint.
+
+    Raises WorkspaceError for a folder in which the engine would not look for scales."""
+    if Workspace.looks_like(output_dir):
+        raise WorkspaceError(f"{output_dir} is a workspace, which keeps its scales with its weights; "
+                             f"use --output_dir {output_dir / CONFIG.parent}")
+    if (output_dir / HF_CONFIG).is_file():
+        raise WorkspaceError(f"{output_dir} is a checkpoint, but scales are read from a workspace only; "
+                             "convert it first, then give the workspace's triton_models/weights")
     folder = output_dir.resolve().parents[1] if len(output_dir.resolve().parents) > 1 else output_dir
     if (folder / CONFIG).is_file() and (folder / CONFIG).parent == output_dir.resolve():
         return Workspace(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
+from backend.workspace import CONFIG
 from converter.calibration_options import calibration_options
 
 EXAMPLES = """
@@ -46,7 +47,10 @@ def command(model: Path, output_dir: Path, symmetry: bool, offload: bool, num_tp
 
     file = calibrate_kv(model, output_dir, Calibration(calib_dataset, calib_samples, calib_seqlen),
                         is_symmetric=symmetry, offload=offload, num_tp=num_tp, device=device, show_progress=True)
-    click.echo(f"{file}: written\nnext: set quant_policy = 4 in the config.ini beside it, or give --quant_policy 4")
+    is_in_workspace = file.with_name(CONFIG.name).is_file()
+    click.echo(f"{file}: written\nnext: " + (
+        "set quant_policy = 4 in the config.ini beside it, or give --quant_policy 4" if is_in_workspace else
+        f"run it again with a workspace's {CONFIG.parent} as --output_dir, where scales are read from"))
 
 
 def main() -> None:

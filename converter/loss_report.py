@@ -7,6 +7,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from backend.accuracy_report import store_report
 from backend.config import EngineConfig
 from backend.errors import CapacityError
@@ -23,8 +25,8 @@ def report_loss(base: ModelSource, quantised: ModelSource, engine: EngineConfig,
     Where a whole model does not fit the device, which quantising it layer by layer did not need, says that instead."""
     try:
         report = measure_accuracy(base, quantised, engine, text)
-    except CapacityError as error:
-        logger.warning("the loss was not measured: %s", error)
+    except (CapacityError, torch.OutOfMemoryError) as error:
+        logger.warning("the loss was not measured: %s", str(error).partition("\n")[0])
         return
     store_report(folder, report)
     logger.info("%s", report.short())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
     checkpoint, source = _open(folder)
     stored = torch.bfloat16 if source.model.dtype == "float32" else getattr(torch, source.model.dtype)
     model = dataclasses.replace(source.model, quant=QuantConfig(recipe.group_size))  # checks the shapes
+    calibration.check_length(source)
     windows = calibration.draw(source)
     layers = LayerwiseModel(source, windows.drawn.shape[1], device)
     family = family_of(checkpoint)
@@ -93,8 +95,19 @@ def _quantise_layers(layers: LayerwiseModel, token_ids: Tensor, recipe: Recipe, 
                 statistics = observe(layer, recipe.group_size)
                 layers.advance(layer, index, hidden, batch_size, bar.update)
                 quantised = quantise_layer(layer, layers.model, statistics, recipe, stored)
-                output.write_layer(index, published_layer(quantised, index, names))
-                del layer, statistics, quantised  # before the next layer's weights come
+                tensors = published_layer(quantised, index, names)
+                _check_finite(tensors)
+                output.write_layer(index, tensors)
+                del layer, statistics, quantised, tensors  # before the next layer's weights come
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where weights are so large that AWQ's float16 scales cannot hold them."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{name} would hold values beyond {torch.finfo(tensor.dtype).max:g}, the greatest in "
+                                  "AWQ's layout: the weights are too large, or the checkpoint is damaged; use it "
+                                  "unquantised, or download it again")
 
 
 def _files(folder: Path) -> dict[str, list[int]]:

@@ -90,6 +90,13 @@ def test_conversations_are_rendered_as_the_model_reads_them(source, tmp_path):
     assert "[/INST] Hi" in source_text(source, found.drawn[0])
 
 
+def test_a_conversation_that_the_template_refuses_names_the_file(source, tmp_path):
+    file = tmp_path / "chat.jsonl"
+    file.write_text(json.dumps({"messages": [{"from": "human", "value": "Hello"}]}))
+    with pytest.raises(ConfigError, match=rf"{file} has a conversation .* refuses: messages\[0\].role is None"):
+        Calibration(str(file), 1, 16).draw(source)
+
+
 def test_conversations_are_plain_text_to_a_model_without_a_template(pristine_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = open_checkpoint(pristine_llama, None)

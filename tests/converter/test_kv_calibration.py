@@ -21,7 +21,7 @@ from backend.errors import CheckpointError, ConfigError, WorkspaceError
 from backend.models.decoder import DecoderLayer
 from backend.worker.past_kv_scale import read_past_kv_scale
 from backend.workspace import WEIGHTS, Workspace
-from converter import calibration_windows
+from converter import calibration_windows, loss_report
 from converter.calibration_windows import Calibration
 from converter.convert import convert_checkpoint
 from converter.kv_calibration import calibrate_kv, measure_ranges, scales_of
@@ -107,6 +107,24 @@ def test_a_folder_of_no_workspace_gets_the_file_alone(pristine_llama, tmp_path):
     file = calibrate_kv(pristine_llama, tmp_path / "new" / "folder", CALIBRATION, is_symmetric=True, device="cpu")
     assert [each.name for each in file.parent.iterdir()] == ["past_kv_scale.safetensors"]
     assert all((tensor[..., 1] == 0).all() for tensor in load_file(file).values())
+
+
+def test_folders_where_no_engine_looks_for_scales_are_refused(pristine_llama, workspace):
+    root = workspace.parents[1]
+    with pytest.raises(WorkspaceError, match=rf"keeps its scales with its weights; use --output_dir {workspace}$"):
+        calibrate_kv(pristine_llama, root, CALIBRATION, device="cpu")
+    with pytest.raises(WorkspaceError, match="is a checkpoint, but scales are read from a workspace only"):
+        calibrate_kv(pristine_llama, pristine_llama, CALIBRATION, device="cpu")
+    assert not [*root.glob("*.safetensors"), *pristine_llama.glob("past_kv*"), *workspace.glob("past_kv*")]
+
+
+def test_a_device_that_runs_out_of_memory_leaves_the_scales(pristine_llama, workspace, monkeypatch, caplog):
+    def out_of_memory(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+    monkeypatch.setattr(loss_report, "measure_accuracy", out_of_memory)
+    assert calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu").is_file()
+    assert caplog.messages[-1] == "the loss was not measured: CUDA out of memory."
 
 
 def test_one_layer_is_in_memory_at_a_time(tmp_path, monkeypatch):

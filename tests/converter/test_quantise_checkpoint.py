@@ -25,6 +25,7 @@ from converter import quantise_checkpoint as module
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import Recipe
 from converter.calibration_windows import Calibration
+from converter.checkpoint import open_hf
 from converter.layerwise import LayerwiseModel
 from converter.quantise_checkpoint import quantise_checkpoint
 from tests.awq_checkpoints import dequantise
@@ -227,6 +228,36 @@ def test_too_little_space_is_said_before_anything_is_computed(pristine, tmp_path
     assert not calls and not list(tmp_path.glob("*awq*")) and not list(tmp_path.glob(".awq*"))
 
 
+def test_second_run_into_the_same_folder_is_refused_while_the_first_one_runs(pristine, tmp_path, monkeypatch):
+    write, refusals = AwqCheckpoint.write_layer, []
+
+    def start_another(self: AwqCheckpoint, index: int, tensors: dict[str, Tensor]) -> None:
+        write(self, index, tensors)
+        if not refusals:
+            with pytest.raises(CheckpointError, match="is being written by another run; wait") as refused:
+                AwqCheckpoint(tmp_path / "awq", open_hf(pristine), 3, {"other": "arguments"})
+            refusals.append(refused)
+
+    monkeypatch.setattr(AwqCheckpoint, "write_layer", start_another)
+    quantise(pristine, tmp_path / "awq")
+    assert refusals and open_model(tmp_path / "awq", "llama").model.quant == QuantConfig(64)
+
+
+def test_destination_that_cannot_be_written_is_no_full_disk(pristine):
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*; choose another --work-dir$"):
+        quantise(pristine, Path("/dev/null/awq"))
+
+
+def test_weights_whose_scales_have_no_float16_are_refused_by_name(pristine, tmp_path):
+    huge = Path(shutil.copytree(pristine, tmp_path / "huge"))
+    tensors = load_file(huge / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = 2e6
+    save_file(tensors, huge / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.scales .* beyond 65504"):
+        quantise(huge, tmp_path / "awq")
+    assert not (tmp_path / "awq").exists()
+
+
 def test_activations_that_are_not_finite_name_the_layer(pristine, tmp_path):
     broken = Path(shutil.copytree(pristine, tmp_path / "broken"))
     tensors = load_file(broken / "model.safetensors")
@@ -270,5 +301,5 @@ def test_missing_folder_is_refused(tmp_path):
 
 
 def test_windows_longer_than_the_model_knows_are_refused(pristine, tmp_path):
-    with pytest.raises(ConfigError, match="session_len=600 exceeds the 512 positions"):
+    with pytest.raises(ConfigError, match=r"600 tokens exceed the 512 positions .* use --calib_seqlen 512"):
         quantise_checkpoint(pristine, tmp_path / "awq", RECIPE, Calibration(samples=1, seqlen=600), device="cpu")
