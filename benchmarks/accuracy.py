@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from backend.accuracy_report import AccuracyReport
 from backend.command_line import CONTEXT_SETTINGS, run
@@ -61,10 +62,12 @@ def main(models: tuple[str, ...], against: str | None, text: str | None, max_tok
     sources = [base, *(open_model(model) for model in models)]
     options = {"device": device, "dtype": dtype}
     formats = list(_formats(sources, [int(policy) for policy in policies] or list(POLICIES), options))
-    baseline = measure_baseline(base, formats[0][1], predicted)
+    with _bar(base, predicted) as bar:
+        baseline = measure_baseline(base, formats[0][1], predicted, bar.update)
     rows = []
     for source, engine in formats:
-        report = baseline.compare(source, engine)
+        with _bar(source, predicted) as bar:
+            report = baseline.compare(source, engine, bar.update)
         correct = skills(source, engine, limit) if asks and is_demo(source.model) else {}
         rows.append(_row(source, engine, report, correct))
         click.echo(table(rows[-1:], has_titles=len(rows) == 1))
@@ -84,6 +87,11 @@ def table(rows: Sequence[dict[str, Any]], has_titles: bool = True) -> str:
                  f"{row['skills'][skill]['correct']:>7.1%}" if skill in row["skills"] else f"{'–':>7}"
                  for skill in SKILLS) for row in rows]
     return "\n".join([titles] * has_titles + lines)
+
+
+def _bar(source: ModelSource, text: EvaluationText) -> tqdm:
+    """On a terminal only, and gone when it is full."""
+    return tqdm(total=text.num_tokens, unit=" tokens", desc=source.path.name, leave=False, disable=None)
 
 
 def _text(base: ModelSource, dataset: str | None, max_tokens: int, limit: int | None) -> EvaluationText:

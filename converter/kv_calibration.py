@@ -51,7 +51,8 @@ def calibrate_kv(folder: Path, output_dir: Path, calibration: Calibration, *, is
     file = _write(output_dir, scales_of(ranges, is_symmetric), source.model, model_name)
     if workspace is not None:
         engine = EngineConfig(session_len=windows.drawn.shape[1], quant_policy=4, device=device)
-        report_loss(source, workspace, engine, windows.evaluation_text(), output_dir)
+        report_loss(source, workspace, engine, windows.evaluation_text(), output_dir,
+                    show_progress=show_progress)
     return file
 
 

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from backend.accuracy_report import store_report
 from backend.config import EngineConfig
@@ -18,13 +19,15 @@ from converter.accuracy import EvaluationText, measure_accuracy
 logger = logging.getLogger(__name__)
 
 
-def report_loss(base: ModelSource, quantised: ModelSource, engine: EngineConfig, text: EvaluationText, folder: Path
-                ) -> None:
+def report_loss(base: ModelSource, quantised: ModelSource, engine: EngineConfig, text: EvaluationText, folder: Path, *,
+                show_progress: bool) -> None:
     """Measures `quantised` as the engine runs it, stores the report in the folder of its weights, and logs it.
 
     Where a whole model does not fit the device, which quantising it layer by layer did not need, says that instead."""
     try:
-        report = measure_accuracy(base, quantised, engine, text)
+        with tqdm(total=2 * text.num_tokens, unit=" tokens", desc="measuring the loss",
+                  disable=None if show_progress else True) as bar:  # None: only on a terminal
+            report = measure_accuracy(base, quantised, engine, text, bar.update)
     except (CapacityError, torch.OutOfMemoryError) as error:
         logger.warning("the loss was not measured: %s", str(error).partition("\n")[0])
         return

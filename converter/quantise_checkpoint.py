@@ -62,7 +62,8 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
     quantised = open_checkpoint(destination, None)
     assert quantised is not None, "it has just been written"
     engine = EngineConfig(session_len=windows.drawn.shape[1], device=device)
-    report_loss(source, quantised, engine, windows.evaluation_text(), destination)
+    report_loss(source, quantised, engine, windows.evaluation_text(), destination,
+                show_progress=show_progress)
 
 
 def _open(folder: Path) -> tuple[Checkpoint, HuggingFaceSource]:
