@@ -106,7 +106,13 @@ def test_both_commands_do_their_work(pristine_llama, tmp_path, monkeypatch):
     done = command("converter.kv_qparams", "--model", pristine_llama, "--output_dir", workspace / WEIGHTS, *calibration)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{workspace / WEIGHTS}/past_kv_scale.safetensors: written\n")
-    assert "KV cache int8 (calibrated)" in done.stderr
+    assert "KV cache int8 (calibrated)" in done.stderr and "set quant_policy = 4" in done.stdout
+
+
+def test_scales_outside_of_a_workspace_come_with_the_way_to_where_they_are_read(run, called):
+    code, output, _ = run(kv_qparams, "--model", "m", "--output_dir", "o")
+    assert not code and "a workspace's triton_models/weights as --output_dir" in output
+    assert "quant_policy" not in output
 
 
 def test_a_missing_model_is_one_line(run, tmp_path):
