@@ -33,14 +33,15 @@ class Results:
     ours     shape, or name in QUANTISED → test → its figure, of the newest run that has it
     runs     the documents that those figures are from
     peers    the other engines' figures
-    starts, kernels, steps  shape → document, where measured
+    kernels, steps  shape → document, where measured
+    starts          the documents, one for each run
     traces          decode steps taken apart
     accuracies      what formats of weights and KV cost a model"""
 
     ours: dict[str, Json]
     runs: list[Json]
     peers: Json
-    starts: dict[str, Json]
+    starts: list[Json]
     kernels: dict[str, Json]
     steps: dict[str, Json]
     traces: list[Json]
@@ -61,7 +62,7 @@ class Results:
             ours[variant(run)] |= run["tests"]
             source |= dict.fromkeys(((variant(run), test) for test in run["tests"]), run)
         return cls(ours, [run for run in runs if run in source.values()], documents["peers_h200.json"],
-                   {document["shape"]: document for document in named("start_")},
+                   named("start_"),
                    {document["shape"]: document for document in named("kernels_")},
                    {document["shape"]: document for document in named("step_table_")},
                    [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")], named("accuracy_"))
@@ -144,7 +145,8 @@ def headlines(results: Results) -> str:
 def start(results: Results) -> str:
     """Seconds to the first token, and the phases of a warm start."""
     parts = []
-    for shape, document in results.starts.items():
+    for document in results.starts:
+        shape = document["shape"]
         rows = [[name, f"{figures['warm_s']:.1f}", f"{figures['cold_s']:.1f}",
                  ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in figures["warm_phases_s"].items())]
                 for name, figures in document["starts"].items()]

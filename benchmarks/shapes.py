@@ -24,8 +24,9 @@ MAX_POSITIONS = 131_072  # more than the published models know: random weights k
 WEIGHTS = ("bf16", "awq")
 GROUP_SIZE = 128  # what nearly all AWQ checkpoints have
 ZERO_POINTS = 0x8888_8888 - (1 << 32)  # eight of 8, as an int32
-# Nibbles are uniform: (q - 8) has this root mean square.
-INT4_RMS = math.sqrt(sum((q - 8) ** 2 for q in range(16)) / 16)
+# The root mean square of (q - 8), where nibbles q are uniform but that 0 becomes 8: with -8 among them weights would
+# not be 0 on average, and the activations of g8 would grow from layer to layer beyond float16.
+INT4_RMS = math.sqrt(sum((q - 8) ** 2 for q in range(1, 16)) / 16)
 
 
 def _shape(name: str, vocab_size: int, intermediate_size: int, num_kv_heads: int) -> ModelConfig:
@@ -85,7 +86,9 @@ class RandomTensor:
         generator = torch.Generator(device).manual_seed(self.seed)
         if self.kind == "qweight":
             words = torch.empty(self.shape, dtype=torch.int32, device=device)
-            return words.random_(-(1 << 31), 1 << 31, generator=generator)[index]
+            words.random_(-(1 << 31), 1 << 31, generator=generator)
+            is_zero = ~(words | words >> 1 | words >> 2 | words >> 3) & 0x1111_1111  # of each nibble, its lowest bit
+            return (words | is_zero << 3)[index]
         if self.kind == "qzeros":
             return torch.full(self.shape, ZERO_POINTS, dtype=torch.int32, device=device)[index]
         if self.kind == "scales":

