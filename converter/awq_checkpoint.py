@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from backend import safetensors_file
+from backend.accuracy_report import ACCURACY_FILE
 from backend.errors import CheckpointError
 from converter.checkpoint import HF_CONFIG, Checkpoint
 from converter.lazy_tensor import Cast, LazyTensor
@@ -188,7 +189,8 @@ def _check_destination(destination: Path, source: Path) -> None:
 
 def _is_copied(file: Path) -> bool:
     is_weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
-    return (file.is_file() and not is_weights and not file.name.startswith(".") and file.name != HF_CONFIG
+    is_ours = file.name in (HF_CONFIG, ACCURACY_FILE)  # that one is written anew, this one is of the source's weights
+    return (file.is_file() and not is_weights and not file.name.startswith(".") and not is_ours
             and file.stat().st_size <= _SMALL_BYTES)
 
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.quantizers import AutoQuantizationConfig
 
-from backend.accuracy_report import read_reports
+from backend.accuracy_report import ACCURACY_FILE, read_reports
 from backend.config import QuantConfig
 from backend.errors import CheckpointError, ConfigError, MillraceError
 from backend.model_source import ModelSource, open_model
 from backend.models.decoder import DecoderLayer
-from converter import calibration_windows, safetensors_file
+from converter import calibration_windows, loss_report, safetensors_file
 from converter import quantise_checkpoint as module
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import Recipe
@@ -126,6 +126,17 @@ def test_its_loss_is_stored_beside_it(pristine, tmp_path):
     quantise(pristine, tmp_path / "awq")
     (report,) = read_reports(tmp_path / "awq")
     assert "int4" in report.weights and report.num_tokens > 0 and report.top1_agreement > 0.5
+
+
+def test_a_loss_that_is_not_measured_leaves_no_report_of_the_source(pristine, tmp_path, monkeypatch):
+    def out_of_memory(*_given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    source = Path(shutil.copytree(pristine, tmp_path / "hf"))
+    (source / ACCURACY_FILE).write_text('{"reports": []}')
+    monkeypatch.setattr(loss_report, "measure_accuracy", out_of_memory)
+    quantise(source, tmp_path / "awq")
+    assert not (tmp_path / "awq" / ACCURACY_FILE).exists()
 
 
 def test_float32_becomes_bfloat16_and_bin_files_are_read(tmp_path):
