@@ -188,19 +188,22 @@ def count_quantised(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
-def test_interrupted_run_goes_on_at_the_layer_it_had_reached(interrupted, pristine, tmp_path, monkeypatch):
+def test_interrupted_run_goes_on_at_the_layer_it_had_reached(interrupted, pristine, tmp_path, monkeypatch, caplog):
     calls = count_quantised(monkeypatch)
     quantise(pristine, interrupted)
-    assert len(calls) == 1
+    assert len(calls) == 1 and "deleted" not in caplog.text
     quantise(pristine, tmp_path / "at_once")
     found, expected = tensors_of(interrupted), tensors_of(tmp_path / "at_once")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_run_with_other_arguments_starts_anew(interrupted, pristine, monkeypatch):
+def test_run_with_other_arguments_starts_anew_and_says_what_it_deletes(interrupted, pristine, monkeypatch, caplog):
     calls = count_quantised(monkeypatch)
+    caplog.clear()
     quantise(pristine, interrupted, Recipe(group_size=32, is_searched=True))
     assert len(calls) == 3
+    (warning,) = [message for message in caplog.messages if "deleted" in message]
+    assert "awq.partial holds 2 finished layers of a run with other arguments" in warning and "--work-dir" in warning
 
 
 def test_run_of_a_changed_checkpoint_starts_anew(interrupted, pristine, tmp_path, monkeypatch):
