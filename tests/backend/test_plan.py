@@ -75,7 +75,8 @@ def test_the_command_prints_a_table_for_each_card() -> None:
 def test_policy_4_is_what_it_means_in_the_workspace(has_scales: bool, kv: str, tmp_path: Path) -> None:
     weights = tmp_path / WEIGHTS
     weights.mkdir(parents=True)
-    (weights / "config.ini").write_text(render_config(MODEL, ENGINE))
+    model = dataclasses.replace(MODEL, bos_token_id=1, eos_token_ids=(2,))
+    (weights / "config.ini").write_text(render_config(model, ENGINE))
     if has_scales:
         (tmp_path / PAST_KV_SCALE).touch()
     found = rows(run(str(tmp_path), "--gpu-memory", "80"))[4]
