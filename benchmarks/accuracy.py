@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,9 @@ from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
 from benchmarks.record import RESULTS, save
 from converter.accuracy import EvaluationText, evaluation_text, kv_format_of, measure_baseline
-from converter.calibration_text import read_calibration_text
+from converter.calibration_text import contents, read_calibration_text
 
 POLICIES = (0, 8, 4)
-MOST_CHARACTERS = 32  # of a token, on average over a text
 KV_TOKENS = 1000  # of which the cache's bytes are given
 SKILLS = {"tool call": "tools", "recall": "recall", "all": "all"}  # in the printed table; the JSON has every skill
 
@@ -98,24 +97,9 @@ def _bar(source: ModelSource, text: EvaluationText) -> tqdm:
 def _text(base: ModelSource, dataset: str | None, max_tokens: int, limit: int | None) -> EvaluationText:
     if dataset is None and is_demo(base.model):
         return heldout_text(limit)
-    text = read_calibration_text(dataset)
-    documents = (document if isinstance(document, str) else _contents(document) for document in text.documents)
-    return evaluation_text(text.name, _first(documents, max_tokens * MOST_CHARACTERS), base, max_tokens=max_tokens)
-
-
-def _first(documents: Iterator[str], num_characters: int) -> str:
-    """Documents until there are so many characters: a dataset may have a thousand times as many."""
-    taken: list[str] = []
-    for document in documents:
-        taken.append(document)
-        num_characters -= len(document)
-        if num_characters <= 0:
-            break
-    return "\n".join(taken)
-
-
-def _contents(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(str(message.get("content") or "") for message in messages)
+    text = read_calibration_text(dataset, max_tokens)
+    documents = (document if isinstance(document, str) else contents(document) for document in text.documents)
+    return evaluation_text(text.name, "\n".join(documents), base, max_tokens=max_tokens)
 
 
 def _distinct(sources: Sequence[ModelSource]) -> list[tuple[ModelSource, ModelSource]]:

@@ -66,13 +66,6 @@ def test_another_model_that_is_not_quantised_has_its_rows(tmp_path, text):
     assert len(output.splitlines()) == 3  # nothing is left out
 
 
-def test_of_a_large_dataset_no_more_is_read_than_is_measured():
-    documents = (letter * 10 for letter in "abcdefgh")
-    assert accuracy._first(documents, 25) == "a" * 10 + "\n" + "b" * 10 + "\n" + "c" * 10
-    assert next(documents) == "d" * 10
-    assert accuracy._first(iter(["abc"]), 25) == "abc"
-
-
 def test_quantised_weights_are_compared_with_the_model_that_is_named(tmp_path, text):
     quantised, dense = make_awq_pair("llama", tmp_path, 32)
     with pytest.raises(ConfigError, match=r"are quantised; name the model as it was with --against"):
