@@ -26,10 +26,10 @@ PLAIN_KV = KvFormat.AS_MODEL.value  # AccuracyReport.kv of a cache that is not q
 
 @dataclass(frozen=True, slots=True)
 class AccuracyReport:
-    """A format of a model against the same model without quantisation, on the same tokens.
+    """A format of a model against the same model as it was before, on the same tokens.
 
     weights, kv      how each is stored, in words
-    base             what it is compared with, in words
+    base             what it is compared with, in words: unquantised, but where KV was calibrated on 4-bit weights
     text             name of the text;  num_tokens  of it that were predicted, each from all those before it
     base_perplexity, perplexity   exp of the mean negative log-likelihood of the text's own next tokens
     kl_divergence    mean over tokens of KL(base's distribution || this one's), nats
@@ -69,15 +69,15 @@ class AccuracyReport:
 def store_report(folder: Path, report: AccuracyReport) -> None:
     """Writes the report into the folder of the weights, in the place of an earlier one of the same format."""
     kept = [other for other in read_reports(folder) if (other.weights, other.kv) != (report.weights, report.kv)]
-    document = {"reports": [dataclasses.asdict(one) for one in (*kept, report)]}
-    partial = folder / f".{ACCURACY_FILE}.partial"
-    try:
-        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(folder / ACCURACY_FILE)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{folder / ACCURACY_FILE} cannot be written: {error.strerror}; make room or choose "
-                              "another folder") from None
+    _write(folder, [*kept, report])
+
+
+def drop_reports(folder: Path, kv: str) -> None:
+    """Removes what is stored of a KV format, whatever the weights: called before its scales become others."""
+    reports = read_reports(folder)
+    kept = [report for report in reports if report.kv != kv]
+    if len(kept) < len(reports):
+        _write(folder, kept)
 
 
 def read_reports(folder: Path) -> list[AccuracyReport]:
@@ -103,10 +103,26 @@ def loss_warnings(model_path: Path, kv: str) -> list[str]:
         reports = read_reports(folder)
     except CheckpointError as error:  # the model itself may be as good as ever
         return [str(error)]
-    return [f"{folder / ACCURACY_FILE}: perplexity is {report.perplexity_increase:+.1%} against unquantised, KL "
-            f"divergence {report.kl_divergence:.2g}, past the bounds of {MAX_PERPLEXITY_INCREASE:+.0%} and "
+    return [f"{folder / ACCURACY_FILE}: perplexity is {report.perplexity_increase:+.1%} against {report.base}, "
+            f"KL divergence {report.kl_divergence:.2g}, past the bounds of {MAX_PERPLEXITY_INCREASE:+.0%} and "
             f"{MAX_KL_DIVERGENCE}; {_cure(report)} ({report.short()})"
             for report in reports if report.kv in (PLAIN_KV, kv) and report.is_past_bound]
+
+
+def _write(folder: Path, reports: list[AccuracyReport]) -> None:
+    """All at once; no reports, no file."""
+    file, partial = folder / ACCURACY_FILE, folder / f".{ACCURACY_FILE}.partial"
+    document = {"reports": [dataclasses.asdict(report) for report in reports]}
+    try:
+        if not reports:
+            file.unlink()
+            return
+        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{file} cannot be written: {error.strerror}; make room or choose another folder"
+                              ) from None
 
 
 def _cure(report: AccuracyReport) -> str:

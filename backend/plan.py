@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import GROUP_SIZES, EngineConfig, ModelConfig, QuantConfig, check_engine
 from backend.errors import CapacityError, ConfigError
+from backend.kv_format import KvFormat, kv_format
 from backend.memory_plan import GIB, MemoryPlan, plan_memory
 from backend.model_outline import KNOWN_MODELS, read_outline
+from backend.workspace import PAST_KV_SCALE
 
-QUANT_POLICIES = {0: "as the model", 8: "int8", 4: "int4"}
+QUANT_POLICIES = (0, 8, 4)  # the rows, from most to fewest bytes
+KV_NAMES = {KvFormat.INT8: "int8", KvFormat.INT4: "int4", KvFormat.CALIBRATED_INT8: "int8, calibrated"}
 CACHE_SHARES = (0.8, 0.4)
 DEFAULT_SESSION_LEN = 8192  # of a model that knows more, where nothing else is said
 # A card has a little less than it is sold as: an RTX 4090 of "24 GB" shows 23.6 GiB, an A100 of "80 GB" 79.2 GiB. CUDA
@@ -58,17 +62,20 @@ def main(model: str, sizes: tuple[float, ...], tp: int | None, session_len: int 
     engine = (engine or EngineConfig(session_len)).with_options(
         {"session_len": session_len, "tp": tp, "max_batch_size": max_batch_size})
     check_engine(shape, engine)
+    has_kv_scales = (Path(model).expanduser() / PAST_KV_SCALE).is_file()
     for size in sizes:
-        click.echo(card_table(shape, engine, size) + "\n")
+        click.echo(card_table(shape, engine, size, has_kv_scales) + "\n")
 
 
-def card_table(model: ModelConfig, engine: EngineConfig, size_gb: float) -> str:
-    """The choices on a card of so many GB, as it is sold: a heading and a Markdown table."""
+def card_table(model: ModelConfig, engine: EngineConfig, size_gb: float, has_kv_scales: bool = False) -> str:
+    """The choices on a card of so many GB, as it is sold: a heading and a Markdown table.
+
+    has_kv_scales  the workspace brings calibrated scales, see kv_format"""
     cards = f"a card of {size_gb:g} GB" if engine.tp == 1 else f"each of {engine.tp} cards of {size_gb:g} GB"
     heading = (f"{model.model_name} on {cards}: {free_bytes(size_gb) / GIB:.1f} GiB are free, it is assumed, when the "
                f"engine starts. Conversations of {engine.session_len:,} tokens, at most {engine.max_batch_size:,} at a "
                "time.")
-    rows = [_row(*choice, plan) for choice, plan in plans(model, engine, free_bytes(size_gb))]
+    rows = [_row(*choice, plan) for choice, plan in plans(model, engine, free_bytes(size_gb), has_kv_scales)]
     return f"{heading}\n\n{_markdown([TITLES, *rows])}"
 
 
@@ -77,17 +84,19 @@ def free_bytes(size_gb: float) -> int:
     return int((SHARE_THERE * size_gb - CUDA_GIB) * GIB)
 
 
-def plans(model: ModelConfig, engine: EngineConfig,
-          free: int) -> Iterator[tuple[tuple[str, str, float], MemoryPlan | str]]:
+def plans(model: ModelConfig, engine: EngineConfig, free: int,
+          has_kv_scales: bool = False) -> Iterator[tuple[tuple[str, str, float], MemoryPlan | str]]:
     """((weights, KV, cache_max_entry_count), the plan of one card, or why there is none) of every choice."""
     for weights in (_dense, _four_bits):
-        for policy, kv in QUANT_POLICIES.items():
+        for policy in QUANT_POLICIES:
             for share in CACHE_SHARES:
                 dtype = SHORT[model.dtype]
-                choice = (dtype if weights is _dense else "W4A16", dtype if policy == 0 else kv, share)
+                kv = KV_NAMES.get(kv_format(policy, has_kv_scales), dtype)
+                choice = (dtype if weights is _dense else "W4A16", kv, share)
                 try:
                     options = {"quant_policy": policy, "cache_max_entry_count": share}
-                    yield choice, plan_memory(weights(model), engine.with_options(options), model.dtype, free)
+                    yield choice, plan_memory(weights(model), engine.with_options(options), model.dtype, free,
+                                              has_kv_scales=has_kv_scales)
                 except (CapacityError, ConfigError) as error:
                     yield choice, str(error)
 

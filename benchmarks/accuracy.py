@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from tqdm import tqdm
 
 from backend.accuracy_report import AccuracyReport
@@ -28,10 +29,9 @@ from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
 from benchmarks.record import RESULTS, save
 from converter.accuracy import EvaluationText, evaluation_text, kv_format_of, measure_baseline
-from converter.calibration_text import read_calibration_text
+from converter.calibration_text import contents, read_calibration_text
 
 POLICIES = (0, 8, 4)
-MOST_CHARACTERS = 32  # of a token, on average over a text
 KV_TOKENS = 1000  # of which the cache's bytes are given
 SKILLS = {"tool call": "tools", "recall": "recall", "all": "all"}  # in the printed table; the JSON has every skill
 
@@ -61,7 +61,7 @@ def main(models: tuple[str, ...], against: str | None, text: str | None, max_tok
     predicted = _text(base, text, max_tokens, limit)
     sources = [base, *(open_model(model) for model in models)]
     options = {"device": device, "dtype": dtype}
-    formats = list(_formats(sources, [int(policy) for policy in policies] or list(POLICIES), options))
+    formats = list(_formats(_distinct(sources), [int(policy) for policy in policies] or list(POLICIES), options))
     with _bar(base, predicted) as bar:
         baseline = measure_baseline(base, formats[0][1], predicted, bar.update)
     rows = []
@@ -97,39 +97,51 @@ def _bar(source: ModelSource, text: EvaluationText) -> tqdm:
 def _text(base: ModelSource, dataset: str | None, max_tokens: int, limit: int | None) -> EvaluationText:
     if dataset is None and is_demo(base.model):
         return heldout_text(limit)
-    text = read_calibration_text(dataset)
-    documents = (document if isinstance(document, str) else _contents(document) for document in text.documents)
-    return evaluation_text(text.name, _first(documents, max_tokens * MOST_CHARACTERS), base, max_tokens=max_tokens)
+    text = read_calibration_text(dataset, max_tokens)
+    documents = (document if isinstance(document, str) else contents(document) for document in text.documents)
+    return evaluation_text(text.name, "\n".join(documents), base, max_tokens=max_tokens)
 
 
-def _first(documents: Iterator[str], num_characters: int) -> str:
-    """Documents until there are so many characters: a dataset may have a thousand times as many."""
-    taken: list[str] = []
-    for document in documents:
-        taken.append(document)
-        num_characters -= len(document)
-        if num_characters <= 0:
-            break
-    return "\n".join(taken)
-
-
-def _contents(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n".join(str(message.get("content") or "") for message in messages)
-
-
-def _formats(sources: Sequence[ModelSource], policies: Sequence[int],
-             options: dict[str, Any]) -> Iterator[tuple[ModelSource, EngineConfig]]:
-    """Each source's weights with each kind of KV, the unquantised base first; what is the base's own comes once."""
-    seen = set()
+def _distinct(sources: Sequence[ModelSource]) -> list[tuple[ModelSource, ModelSource]]:
+    """Each source with the first that has its weights, which may be itself; a folder that is named twice comes once."""
+    found: dict[Path, tuple[ModelSource, ModelSource]] = {}
     for source in sources:
-        for policy in dict.fromkeys((0, *policies)) if source is sources[0] else policies:
+        path = source.path.resolve()
+        if path not in found:
+            firsts = [first for other, first in found.values() if other is first]
+            found[path] = source, next((first for first in firsts if _has_same_weights(first, source)), source)
+    return list(found.values())
+
+
+def _has_same_weights(one: ModelSource, other: ModelSource) -> bool:
+    """Whether two folders compute the same, called what they may be. Reads all weights where they do."""
+    shapes = [dataclasses.replace(source.model, model_name="", bos_token_id=None, eos_token_ids=())
+              for source in (one, other)]
+    if shapes[0] != shapes[1]:
+        return False
+    ours, theirs = dict(one.tensors()), dict(other.tensors())
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name][:], theirs[name][:]) for name in ours)
+
+
+def _formats(sources: Sequence[tuple[ModelSource, ModelSource]], policies: Sequence[int],
+             options: dict[str, Any]) -> Iterator[tuple[ModelSource, EngineConfig]]:
+    """Each source's weights with each kind of KV, the unquantised base first. The same weights come once with each, but
+    with calibrated scales, which are a source's own; what is left out is said."""
+    seen = set()
+    for source, first in sources:
+        left_out = []
+        for policy in dict.fromkeys((0, *policies) if source is sources[0][0] else policies):
             engine = source.engine.with_options({**options, "quant_policy": policy})
             kv = kv_format_of(source, engine)
-            is_own = source.model.quant is not None or kv is KvFormat.CALIBRATED_INT8
-            key = (source.path if is_own else source.model.dtype, kv)
-            if key not in seen:
+            key = (source if kv is KvFormat.CALIBRATED_INT8 else first).path, kv
+            if key in seen:
+                left_out.append(kv.value)
+            else:
                 seen.add(key)
                 yield source, engine
+        if left_out:
+            click.echo(f"{source.path} has the weights of {first.path}; not measured again with KV "
+                       f"{', '.join(left_out)}", err=True)
 
 
 def _row(source: ModelSource, engine: EngineConfig, report: AccuracyReport,

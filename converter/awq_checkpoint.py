@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from backend import safetensors_file
+from backend.accuracy_report import ACCURACY_FILE
 from backend.errors import CheckpointError
 from converter.checkpoint import HF_CONFIG, Checkpoint
 from converter.lazy_tensor import Cast, LazyTensor
@@ -38,7 +40,7 @@ class AwqCheckpoint:
     """The folder `destination`, in the making; a context in which an error leaves finished layers, and nothing else."""
 
     def __init__(self, destination: Path, source: Checkpoint, num_layers: int, fingerprint: Mapping[str, Any]) -> None:
-        """fingerprint: JSON values; what an earlier run with another one has left is deleted.
+        """fingerprint: JSON values; what an earlier run with another one has left is deleted, which is said.
 
         Raises CheckpointError for a destination that is in the way, cannot be written, or is being written by another
         run."""
@@ -52,6 +54,11 @@ class AwqCheckpoint:
             self._lock = _lock(self.partial)
             try:
                 if _read(self.partial / FINGERPRINT) != fingerprint:
+                    num_layers_left = sum(map(_is_layer, self.partial.iterdir()))
+                    if num_layers_left:
+                        logger.warning("%s holds %s finished layers of a run with other arguments, another model or "
+                                       "text, and these are deleted; to keep such, give each run its own --work-dir",
+                                       self.partial, num_layers_left)
                     for file in self.partial.iterdir():  # not the folder, whose lock is ours
                         file.unlink()
                     _write_json(self.partial / FINGERPRINT, fingerprint)
@@ -186,9 +193,16 @@ def _check_destination(destination: Path, source: Path) -> None:
         raise CheckpointError(f"{destination} exists and is not empty; choose another --work-dir, or remove it")
 
 
+def _is_layer(file: Path) -> bool:
+    """Whether a file is a shard of _shard, and not the last, which holds what is outside of layers."""
+    shard = re.fullmatch(r"model-(\d+)-of-(\d+)\.safetensors", file.name)
+    return shard is not None and shard[1] != shard[2]
+
+
 def _is_copied(file: Path) -> bool:
     is_weights = file.suffix in _WEIGHTS or file.name.endswith(".index.json")
-    return (file.is_file() and not is_weights and not file.name.startswith(".") and file.name != HF_CONFIG
+    is_ours = file.name in (HF_CONFIG, ACCURACY_FILE)  # that one is written anew, this one is of the source's weights
+    return (file.is_file() and not is_weights and not file.name.startswith(".") and not is_ours
             and file.stat().st_size <= _SMALL_BYTES)
 
 

@@ -1,15 +1,18 @@
 """Calibration text: the documents that a model is observed on, from a file, a dataset of the local cache, or built in.
 
 Files: .txt, .jsonl or .json (a record a line), .parquet, .arrow; .gz and .zst of these. Nothing is ever downloaded.
-Used by calibration_windows.py."""
+Of a large one a random sample is held in memory, and no more. Used by calibration_windows.py and
+benchmarks/accuracy.py."""
 
 from __future__ import annotations
 
 import gzip
+import heapq
 import importlib
+import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +25,8 @@ BUILT_IN = Path(__file__).with_name("calibration_text.txt")
 FIELDS = ("text", "content", "sentence", "messages")  # of a record; the first that it has is its text
 SUFFIXES = (".txt", ".jsonl", ".json", ".parquet", ".arrow")
 PIECE_CHARACTERS = 1 << 16  # of a .txt: what is chosen as one document
+TOKEN_CHARACTERS = 32  # of a token, on average over a text, at most: so many are read for each that is wanted
+_BATCH_ROWS = 1024  # of a .parquet file, in memory at a time
 _READ_RECORDS = 1 << 20  # of one file; the first million are sample enough
 
 Messages = Sequence[dict[str, Any]]
@@ -36,12 +41,13 @@ class CalibrationText:
     is_built_in: bool = False
 
 
-def read_calibration_text(dataset: str | None, seed: int = 0) -> CalibrationText:
-    """dataset: a file, one of DATASETS, or None for the built-in text.
+def read_calibration_text(dataset: str | None, num_tokens: int, seed: int = 0) -> CalibrationText:
+    """dataset     a file, one of DATASETS, or None for the built-in text, which is short
+    num_tokens  that the caller has use for: of a larger text as many documents are taken, at random
 
     Raises ConfigError for a file that cannot be read or holds no text, and for a dataset that is not in the cache."""
     if dataset is None:
-        return CalibrationText("the built-in text", _pieces(BUILT_IN.read_text(encoding="utf-8")), is_built_in=True)
+        return CalibrationText("the built-in text", list(_read(BUILT_IN)), is_built_in=True)
     if Path(dataset).is_file():
         files = [Path(dataset)]
     elif dataset in DATASETS:
@@ -49,14 +55,37 @@ def read_calibration_text(dataset: str | None, seed: int = 0) -> CalibrationText
     else:
         raise ConfigError(f"{dataset} is neither a file nor a dataset that is known; give a {', '.join(SUFFIXES)} file,"
                           f" or one of {', '.join(DATASETS)}")
-    documents = [document for file in files for document in _read(file)]
+    documents = _sample((document for file in files for document in _read(file)), num_tokens * TOKEN_CHARACTERS, seed)
     if not documents:
         raise ConfigError(f"{files[0]} holds no text; a record needs one of the fields {', '.join(FIELDS)}")
-    random.Random(seed).shuffle(documents)
     return CalibrationText(dataset, documents)
 
 
-def _read(file: Path) -> list[str | Messages]:
+def contents(messages: Messages) -> str:
+    """A conversation as plain text."""
+    return "\n\n".join(str(message.get("content") or "") for message in messages)
+
+
+def _sample(documents: Iterable[str | Messages], num_characters: int, seed: int) -> list[str | Messages]:
+    """As many documents as make up num_characters, or all, in random order; each is as likely to be among them.
+
+    A random number is drawn for each, and those with the smallest stay: no more is in memory than is returned, and a
+    document. A short one counts as a token, so that there are not too many."""
+    chance = random.Random(seed)
+    kept: list[tuple[float, int, int, str | Messages]] = []  # a heap: the largest number, negated, is first
+    total = 0
+    for index, document in enumerate(documents):
+        size = max(TOKEN_CHARACTERS, len(document if isinstance(document, str) else contents(document)))
+        heapq.heappush(kept, (-chance.random(), index, size, document))
+        total += size
+        while total - kept[0][2] >= num_characters:
+            total -= heapq.heappop(kept)[2]
+    found = [document for _, _, _, document in sorted(kept, key=lambda entry: entry[1])]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def _read(file: Path) -> Iterator[str | Messages]:
     suffixes = [suffix.lower() for suffix in file.suffixes]
     packing = suffixes.pop() if suffixes and suffixes[-1] in (".gz", ".zst") else ""
     kind = suffixes[-1] if suffixes else ""
@@ -66,23 +95,26 @@ def _read(file: Path) -> list[str | Messages]:
     try:
         if kind == ".txt":
             with _open(file, packing) as stream:
-                return _pieces(stream.read())
+                yield from _pieces(stream)
+            return
         records = _json_lines(file, packing) if kind in (".jsonl", ".json") else _table_rows(file, kind)
-        return [text for record, _ in zip(records, range(_READ_RECORDS), strict=False) if (text := _text_of(record))]
+        yield from (text for record in itertools.islice(records, _READ_RECORDS) if (text := _text_of(record)))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from None
     except (OSError, EOFError) as error:
         raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _pieces(text: str) -> list[str]:
+def _pieces(stream: TextIO) -> Iterator[str]:
     """A text cut at line ends into pieces of PIECE_CHARACTERS or a little less."""
-    pieces = []
-    while len(text) > PIECE_CHARACTERS:
-        end = text.rfind("\n", 1, PIECE_CHARACTERS) + 1 or PIECE_CHARACTERS
-        pieces.append(text[:end])
+    text = stream.read(PIECE_CHARACTERS + 1)
+    while text:
+        is_last = len(text) <= PIECE_CHARACTERS
+        end = len(text) if is_last else text.rfind("\n", 1, PIECE_CHARACTERS) + 1 or PIECE_CHARACTERS
+        if text[:end].strip():
+            yield text[:end]
         text = text[end:]
-    return [piece for piece in (*pieces, text) if piece.strip()]
+        text += stream.read(PIECE_CHARACTERS + 1 - len(text))
 
 
 def _text_of(record: Any) -> str | Messages | None:
@@ -114,7 +146,7 @@ def _table_rows(file: Path, kind: str) -> Iterator[dict[str, Any]]:
         if kind == ".parquet":
             table = _library("pyarrow.parquet", file)
             columns = [name for name in table.read_schema(file).names if name in FIELDS]
-            batches = table.ParquetFile(file).iter_batches(columns=columns)
+            batches = table.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns)
         else:
             batches = _library("pyarrow.ipc", file).open_stream(arrow.memory_map(str(file)))
         for batch in batches:

@@ -19,7 +19,7 @@ from backend.model_source import ModelSource
 from backend.text.front_end import TextFrontEnd
 from converter.accuracy import EvaluationText
 from converter.calibration_options import SHORTEST_SEQLEN
-from converter.calibration_text import CalibrationText, read_calibration_text
+from converter.calibration_text import CalibrationText, contents, read_calibration_text
 
 logger = logging.getLogger(__name__)
 SEED = 0
@@ -49,8 +49,9 @@ class Calibration:
         """Of the built-in text as many windows, and as long, as it has.
 
         Raises ConfigError for a text that cannot be read, or is too short, with what would work."""
-        text = read_calibration_text(self.dataset, SEED)
-        stream = _tokens(text, TextFrontEnd(source), _SPARE * self.samples * self.seqlen)
+        enough = _SPARE * self.samples * self.seqlen
+        text = read_calibration_text(self.dataset, enough, SEED)
+        stream = _tokens(text, TextFrontEnd(source), enough)
         samples, seqlen = self.samples, self.seqlen
         if text.is_built_in:
             samples, seqlen = _fitting(len(stream), samples, seqlen)
@@ -110,7 +111,7 @@ def _conversation(front_end: TextFrontEnd, messages: Sequence[dict]) -> list[int
     try:
         template = front_end.template
     except TemplateError:
-        return front_end.prompt_ids("\n\n".join(str(message.get("content") or "") for message in messages))
+        return front_end.prompt_ids(contents(messages))
     return front_end.tokenizer.encode(template.render(messages, add_generation_prompt=False))
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from backend.accuracy_report import drop_reports, read_reports
 from backend.config import EngineConfig, ModelConfig, check_engine
 from backend.errors import CheckpointError, WorkspaceError
 from backend.forward_batch import ForwardBatch
+from backend.kv_format import KvFormat
 from backend.model_source import ModelSource, open_model
 from backend.worker.past_kv_scale import FORMAT
 from backend.workspace import CONFIG, PAST_KV_SCALE, Workspace
@@ -44,6 +46,7 @@ def calibrate_kv(folder: Path, output_dir: Path, calibration: Calibration, *, is
     workspace = _workspace(output_dir)
     if workspace is not None:
         _check_same_model(source, workspace)
+        read_reports(output_dir)  # a damaged file is an error now, not after the work
     windows = calibration.draw(source)
     layers = LayerwiseModel(source, windows.drawn.shape[1], device)
     ranges = measure_ranges(layers, windows.drawn, offload, show_progress)
@@ -141,6 +144,7 @@ def _write(output_dir: Path, scales: Tensor, model: ModelConfig, model_name: str
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
             unfinished.write_bytes(safetensors.torch.save(tensors, metadata))
+            drop_reports(output_dir, KvFormat.CALIBRATED_INT8.value)  # first: at no time is it beside other scales
             unfinished.replace(file)
         finally:
             unfinished.unlink(missing_ok=True)

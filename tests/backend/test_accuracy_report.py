@@ -13,6 +13,7 @@ from backend.accuracy_report import (
     ACCURACY_FILE,
     PLAIN_KV,
     AccuracyReport,
+    drop_reports,
     loss_warnings,
     read_reports,
     store_report,
@@ -42,6 +43,16 @@ def test_a_second_measurement_takes_the_place_of_the_first(tmp_path: Path) -> No
     assert read_reports(tmp_path) == [GOOD, better]
 
 
+def test_what_is_dropped_is_a_kv_format_with_all_weights(tmp_path: Path) -> None:
+    for report in (GOOD, BAD, dataclasses.replace(BAD, weights="bfloat16")):
+        store_report(tmp_path, report)
+    drop_reports(tmp_path, BAD.kv)
+    assert read_reports(tmp_path) == [GOOD]
+    drop_reports(tmp_path, GOOD.kv)
+    drop_reports(tmp_path, GOOD.kv)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_report_has_none(tmp_path: Path) -> None:
     assert read_reports(tmp_path) == []
 
@@ -69,6 +80,13 @@ def test_a_loss_of_a_kv_format_concerns_that_format_and_one_of_weights_all(tmp_p
     store_report(tmp_path, dataclasses.replace(GOOD, perplexity=20.0))
     (warning,) = loss_warnings(tmp_path, "int8 (online)")
     assert "+100.0%" in warning and "quantise in smaller groups" in warning
+
+
+def test_a_warning_names_what_was_compared_with(tmp_path: Path) -> None:
+    store_report(tmp_path, dataclasses.replace(BAD, base="tiny, weights int4, groups of 64"))
+    (warning,) = loss_warnings(tmp_path, BAD.kv)
+    assert "perplexity is +10.0% against tiny, weights int4, groups of 64, KL" in warning
+    assert "unquantised" not in warning
 
 
 def test_a_damaged_report_is_a_warning_not_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from backend.config import EngineConfig
+from backend.config import EngineConfig, render_config
 from backend.errors import MillraceError
 from backend.memory_plan import GIB, plan_memory
 from backend.model_outline import KNOWN_MODELS
 from backend.plan import card_table, free_bytes, main, plans
+from backend.workspace import PAST_KV_SCALE, WEIGHTS
 
 MODEL = KNOWN_MODELS["internlm2.5-7b"]
 ENGINE = EngineConfig(session_len=8192)
@@ -67,6 +69,20 @@ def test_the_command_prints_a_table_for_each_card() -> None:
     output = run("internlm2.5-7b", "--gpu-memory", "24", "--gpu_memory", "80")
     assert "a card of 24 GB" in output and "a card of 80 GB" in output
     assert len(re.findall("^[|] bf16 .* conversations of 8,192 [|]$", output, re.MULTILINE)) == 12
+
+
+@pytest.mark.parametrize(("has_scales", "kv"), [(False, "int4"), (True, "int8, calibrated")])
+def test_policy_4_is_what_it_means_in_the_workspace(has_scales: bool, kv: str, tmp_path: Path) -> None:
+    weights = tmp_path / WEIGHTS
+    weights.mkdir(parents=True)
+    model = dataclasses.replace(MODEL, bos_token_id=1, eos_token_ids=(2,))
+    (weights / "config.ini").write_text(render_config(model, ENGINE))
+    if has_scales:
+        (tmp_path / PAST_KV_SCALE).touch()
+    found = rows(run(str(tmp_path), "--gpu-memory", "80"))[4]
+    plan = plan_memory(MODEL, ENGINE.with_options({"quant_policy": 4, "cache_max_entry_count": 0.8}), "bfloat16",
+                       free_bytes(80), has_kv_scales=has_scales)
+    assert found[1] == kv and found[6] == f"{plan.num_tokens:,}"
 
 
 def test_options_count() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,20 @@ def test_each_kind_of_weights_meets_each_kind_of_kv_once(tmp_path, text):
     assert 0 < int8["kl_divergence"] < int4["kl_divergence"]
     assert base["kv_bytes"] > int8["kv_bytes"] > int4["kv_bytes"]
     assert document["num_tokens"] == 40 and document["text"].endswith("text.txt") and document["device"]
-    assert len(output.splitlines()) == 4 and base["skills"] == {}
+    said, *table = output.splitlines()
+    assert len(table) == 4 and base["skills"] == {}
+    assert re.search(r"workspace has the weights of .*hf; not measured again with KV in the model's dtype, int8", said)
 
 
-def test_of_a_large_dataset_no_more_is_read_than_is_measured():
-    documents = (letter * 10 for letter in "abcdefgh")
-    assert accuracy._first(documents, 25) == "a" * 10 + "\n" + "b" * 10 + "\n" + "c" * 10
-    assert next(documents) == "d" * 10
-    assert accuracy._first(iter(["abc"]), 25) == "abc"
+def test_another_model_that_is_not_quantised_has_its_rows(tmp_path, text):
+    for seed, name in enumerate(("one", "two")):
+        make_checkpoint("llama", tmp_path / name, seed=seed)
+    file = tmp_path / "result.json"
+    output = measure(tmp_path / "one", tmp_path / "two", tmp_path / "one", "--text", text, "--max_tokens", 40,
+                     "--device", "cpu", "--quant_policy", 0, "--json", file)
+    one, two = json.loads(file.read_text())["formats"]
+    assert (one["model"], two["model"]) == ("one", "two") and one["kl_divergence"] == 0 < two["kl_divergence"]
+    assert len(output.splitlines()) == 3  # nothing is left out
 
 
 def test_quantised_weights_are_compared_with_the_model_that_is_named(tmp_path, text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import weakref
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from backend.accuracy_report import read_reports
+from backend.accuracy_report import AccuracyReport, read_reports, store_report
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError, ConfigError, WorkspaceError
@@ -118,13 +119,44 @@ def test_folders_where_no_engine_looks_for_scales_are_refused(pristine_llama, wo
     assert not [*root.glob("*.safetensors"), *pristine_llama.glob("past_kv*"), *workspace.glob("past_kv*")]
 
 
+OLD = AccuracyReport("llama", "float32", "int8 (calibrated)", "llama", "a text", 10, 2.0, 2.1, 0.0, 1.0, "2026-01-01",
+                     {})
+
+
 def test_a_device_that_runs_out_of_memory_leaves_the_scales(pristine_llama, workspace, monkeypatch, caplog):
     def out_of_memory(*_given):
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
 
+    online = dataclasses.replace(OLD, kv="int8 (online)")
+    for report in (OLD, online):
+        store_report(workspace, report)
     monkeypatch.setattr(loss_report, "measure_accuracy", out_of_memory)
     assert calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu").is_file()
     assert caplog.messages[-1] == "the loss was not measured: CUDA out of memory."
+    assert read_reports(workspace) == [online]  # that of other scales is gone
+
+
+@pytest.mark.parametrize("stops_at", ["write_bytes", "replace"])
+def test_new_scales_are_at_no_time_beside_the_report_of_old_ones(stops_at, pristine_llama, workspace, monkeypatch):
+    def stop(self: Path, *_given: object) -> None:
+        if self.suffix == ".unfinished":
+            raise KeyboardInterrupt
+        original(self, *_given)
+
+    store_report(workspace, OLD)
+    original = getattr(Path, stops_at)
+    monkeypatch.setattr(Path, stops_at, stop)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu")
+    assert not list(workspace.glob("past_kv*"))
+    assert read_reports(workspace) == ([OLD] if stops_at == "write_bytes" else [])
+
+
+def test_a_damaged_report_is_an_error_before_the_work(pristine_llama, workspace):
+    (workspace / "accuracy.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"accuracy\.json is no accuracy report"):
+        calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu")
+    assert not list(workspace.glob("past_kv*"))
 
 
 def test_one_layer_is_in_memory_at_a_time(tmp_path, monkeypatch):

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.quantizers import AutoQuantizationConfig
 
-from backend.accuracy_report import read_reports
+from backend.accuracy_report import ACCURACY_FILE, read_reports
 from backend.config import QuantConfig
 from backend.errors import CheckpointError, ConfigError, MillraceError
 from backend.model_source import ModelSource, open_model
 from backend.models.decoder import DecoderLayer
-from converter import calibration_windows, safetensors_file
+from converter import calibration_windows, loss_report, safetensors_file
 from converter import quantise_checkpoint as module
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import Recipe
@@ -128,6 +128,17 @@ def test_its_loss_is_stored_beside_it(pristine, tmp_path):
     assert "int4" in report.weights and report.num_tokens > 0 and report.top1_agreement > 0.5
 
 
+def test_a_loss_that_is_not_measured_leaves_no_report_of_the_source(pristine, tmp_path, monkeypatch):
+    def out_of_memory(*_given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    source = Path(shutil.copytree(pristine, tmp_path / "hf"))
+    (source / ACCURACY_FILE).write_text('{"reports": []}')
+    monkeypatch.setattr(loss_report, "measure_accuracy", out_of_memory)
+    quantise(source, tmp_path / "awq")
+    assert not (tmp_path / "awq" / ACCURACY_FILE).exists()
+
+
 def test_float32_becomes_bfloat16_and_bin_files_are_read(tmp_path):
     make_checkpoint("qwen2", tmp_path / "hf", tie_word_embeddings=True)
     to_bin_shards(tmp_path / "hf")
@@ -177,19 +188,22 @@ def count_quantised(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return calls
 
 
-def test_interrupted_run_goes_on_at_the_layer_it_had_reached(interrupted, pristine, tmp_path, monkeypatch):
+def test_interrupted_run_goes_on_at_the_layer_it_had_reached(interrupted, pristine, tmp_path, monkeypatch, caplog):
     calls = count_quantised(monkeypatch)
     quantise(pristine, interrupted)
-    assert len(calls) == 1
+    assert len(calls) == 1 and "deleted" not in caplog.text
     quantise(pristine, tmp_path / "at_once")
     found, expected = tensors_of(interrupted), tensors_of(tmp_path / "at_once")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
-def test_run_with_other_arguments_starts_anew(interrupted, pristine, monkeypatch):
+def test_run_with_other_arguments_starts_anew_and_says_what_it_deletes(interrupted, pristine, monkeypatch, caplog):
     calls = count_quantised(monkeypatch)
+    caplog.clear()
     quantise(pristine, interrupted, Recipe(group_size=32, is_searched=True))
     assert len(calls) == 3
+    (warning,) = [message for message in caplog.messages if "deleted" in message]
+    assert "awq.partial holds 2 finished layers of a run with other arguments" in warning and "--work-dir" in warning
 
 
 def test_run_of_a_changed_checkpoint_starts_anew(interrupted, pristine, tmp_path, monkeypatch):
