@@ -9,7 +9,6 @@ of its held-out questions that are answered correctly. Bytes are those of a GPU,
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import DTYPE_SPELLINGS, EngineConfig
 from backend.errors import ConfigError
 from backend.kv_format import KvFormat
+from backend.logs import warnings_only
 from backend.memory_plan import kv_block_bytes, weights_bytes
 from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
@@ -161,5 +161,5 @@ def _mib(num_bytes: int) -> str:
 
 
 if __name__ == "__main__":
-    logging.getLogger("backend").setLevel(logging.WARNING)  # how a dozen models start is not the matter here
-    run(main)
+    with warnings_only():
+        run(main)

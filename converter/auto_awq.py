@@ -4,7 +4,6 @@ The work is quantise_checkpoint.py's."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from backend.command_line import CONTEXT_SETTINGS, run
 from backend.config import GROUP_SIZES
 from backend.errors import ConfigError
+from backend.logs import warnings_only
 from converter.calibration_options import calibration_options
 
 EXAMPLES = """
@@ -58,8 +58,8 @@ def command(model: Path, work_dir: Path, calib_dataset: str | None, calib_sample
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends like Ctrl-C
-    logging.getLogger("backend").setLevel(logging.WARNING)  # how a model starts is not the matter here
-    run(command)
+    with warnings_only():
+        run(command)
 
 
 if __name__ == "__main__":

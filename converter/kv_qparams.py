@@ -4,7 +4,6 @@ The work is kv_calibration.py's."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 
 from backend.command_line import CONTEXT_SETTINGS, run
+from backend.logs import warnings_only
 from backend.workspace import CONFIG
 from converter.calibration_options import calibration_options
 
@@ -55,8 +55,8 @@ def command(model: Path, output_dir: Path, symmetry: bool, offload: bool, num_tp
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends like Ctrl-C
-    logging.getLogger("backend").setLevel(logging.WARNING)  # how a model starts is not the matter here
-    run(command)
+    with warnings_only():
+        run(command)
 
 
 if __name__ == "__main__":
