@@ -33,6 +33,11 @@ __device__ __forceinline__ void wait_for_bytes(u32 barrier, int parity) {
                  "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
 }
 
+// At a barrier, also another block's.
+__device__ __forceinline__ void arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
+}
+
 // Says that this thread's reads are done; it publishes no writes, so it may be relaxed.
 __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");

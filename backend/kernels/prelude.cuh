@@ -1,6 +1,7 @@
 // What kernels in CUDA C++ share: 16-bit values as floats, tensor cores, and programmatic dependent launch as in pdl.py.
 // IS_HALF is 1 for float16 and 0 for bfloat16.
 
+typedef unsigned long long u64;
 typedef unsigned int u32;
 typedef unsigned short u16;
 

@@ -5,11 +5,7 @@
 // A tile is 128 rows of the weight times TOKENS tokens. One warp copies boxes of 64 inputs of both into a ring in
 // shared memory (TMA), two groups of four warps multiply 64 of the rows each (wgmma). There are rarely as many tiles
 // as multiprocessors, so tiles are divided by the sum's length too, in two ways:
-// * Stream-K (Osama et al., 2023). All steps of the tiles that do not fill whole waves stand in one row, of which each
-//   cluster gets an equal run. Whoever has a tile's first inputs finishes it; the others hand it their sums through
-//   `workspace`. A cluster does that for the tile in which its run begins, so first of all, and finishes the tile in
-//   which its run ends, so last of all: nobody waits long. Runs are given out from the last cluster of the grid to the
-//   first, so that clusters wait only for those in front of them in the grid, which were started before them.
+// * Stream-K, in stream_k_runs.cuh: sums are handed over through `workspace`.
 // * PARTS > 1, where tiles are so few that a run is a half of a tile or less: its inputs are divided once more over the
 //   blocks of the cluster, which send each other their sums through distributed shared memory, so that each holds some
 //   of the tokens' before anything is handed over.
@@ -23,14 +19,13 @@
 // 0 or 1), IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
+#include "cluster.cuh"
+#include "tensor_map.cuh"
 #include "wgmma.cuh"
-
-typedef unsigned long long u64;
-struct __align__(64) TensorMap { u64 words[16]; };
 
 constexpr int ROWS = 128, STEP = 64;  // of a tile; inputs in a stage
 constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
-constexpr int GROUPS = 2, GROUP_THREADS = 128, THREADS = (GROUPS + 1) * GROUP_THREADS;
+constexpr int GROUPS = 2, THREADS = (GROUPS + 1) * GROUP_THREADS;
 constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int WEIGHT_BYTES = ROWS * STEP * 2, X_BYTES = TOKENS * STEP * 2, STAGE_BYTES = WEIGHT_BYTES + X_BYTES;
 constexpr int CLUSTER = SHARERS * PARTS;
@@ -43,50 +38,13 @@ static_assert(SHARERS > 1 || !SHARES_WEIGHTS, "a block alone shares nothing");
 static_assert(PARTS == 1 || !GATED, "gated tiles are many");
 static_assert(TOKENS % (8 * PARTS) == 0, "a block finishes whole columns of the tensor cores' results");
 
+#include "stream_k_runs.cuh"
+
 struct Shared {
     unsigned char ring[STAGES][STAGE_BYTES];
     unsigned char turned[GROUPS][CHUNK * TURNED_BYTES];
     u64 ready[STAGES], empty[STAGES], sums_came;  // barriers
 };
-
-__device__ __forceinline__ u32 address_of(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
-
-__device__ __forceinline__ void make_barrier(u32 barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void wait_for(u32 barrier, int parity) {
-    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}" :: "r"(barrier), "r"(parity) : "memory");
-}
-
-__device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-}
-
-// Another block's shared memory, by its rank in the cluster.
-__device__ __forceinline__ u32 in_block(u32 address, int rank) {
-    u32 mapped;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
-    return mapped;
-}
-
-__device__ __forceinline__ void arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void send(u32 address, float4 values, u32 barrier) {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
-                 :: "r"(address), "f"(values.x), "f"(values.y), "f"(values.z), "f"(values.w), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void group_sync(int group) {
-    asm volatile("bar.sync %0, %1;" :: "r"(1 + group), "n"(GROUP_THREADS) : "memory");
-}
 
 // A group tells a warp of the copying ones that its sums stand in the workspace, so that only that warp has to wait
 // until all the device sees them.
@@ -97,7 +55,7 @@ __device__ __forceinline__ void wait_for_sums(int group) {
     asm volatile("bar.sync %0, %1;" :: "r"(3 + group), "n"(GROUP_THREADS + 32) : "memory");
 }
 
-// A box of the weight, or of x, into this block, or with TO_ALL into those of `sharers`, one bit a rank.
+// A box of the weight, as copy_x's.
 template <bool TO_ALL>
 __device__ __forceinline__ void copy_weight(u32 shared, const TensorMap& map, u32 barrier, int k, int row, int group,
                                             u16 sharers, u64 policy) {
@@ -111,67 +69,6 @@ __device__ __forceinline__ void copy_weight(u32 shared, const TensorMap& map, u3
                      "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
                      :: "r"(shared), "l"(&map), "r"(k), "r"(row), "r"(0), "r"(group), "r"(barrier), "l"(policy)
                      : "memory");
-}
-
-template <bool TO_ALL>
-__device__ __forceinline__ void copy_x(u32 shared, const TensorMap& map, u32 barrier, int k, int token, u16 sharers,
-                                       u64 policy) {
-    if (TO_ALL)
-        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-                     ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;"
-                     :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier),
-                        "h"(sharers), "l"(policy) : "memory");
-    else
-        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                     "[%0], [%1, {%2, %3}], [%4], %5;"
-                     :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier), "l"(policy) : "memory");
-}
-
-// Which steps of which tiles are whose. A tile is that of all sharers, of which each has its own rows or tokens.
-struct Division {
-    int num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles;
-
-    __device__ __forceinline__ int rest_begin(int cluster) const {  // of its run through the steps of the last tiles
-        const int rest = num_row_tiles * num_token_tiles - num_waves * num_clusters;
-        return (int)((long long)cluster * rest * num_steps / num_clusters);
-    }
-};
-
-struct Work {
-    int tile, begin, end;  // a cluster's steps [begin, end) of a tile
-    int first, last;       // of them, this block's [first, last)
-    int wave, rest;        // what comes next
-
-    __device__ __forceinline__ Work(const Division& all, int cluster) : wave(0), rest(all.rest_begin(cluster)) {}
-
-    __device__ __forceinline__ bool next(const Division& all, int cluster, int part) {
-        if (wave < all.num_waves) {
-            tile = wave++ * all.num_clusters + cluster;
-            begin = 0;
-            end = all.num_steps;
-        } else {
-            const int left = all.rest_begin(cluster + 1) - rest;
-            if (left <= 0) return false;
-            tile = all.num_waves * all.num_clusters + rest / all.num_steps;
-            begin = rest % all.num_steps;
-            end = min(all.num_steps, begin + left);
-            rest += end - begin;
-        }
-        first = begin + part * (end - begin) / PARTS;
-        last = begin + (part + 1) * (end - begin) / PARTS;
-        return true;
-    }
-};
-
-// The place of a sharer's tile: its rows, and its tokens.
-__device__ __forceinline__ void find_tile(const Division& all, int tile, int sharer, int& row_tile, int& token_tile) {
-    const int group = tile / (all.group_tiles * all.num_row_tiles);
-    const int width = min(all.group_tiles, all.num_token_tiles - group * all.group_tiles);
-    const int within = tile - group * all.group_tiles * all.num_row_tiles;
-    row_tile = within / width;
-    token_tile = group * all.group_tiles + within % width;
-    if (SHARES_WEIGHTS) token_tile = token_tile * SHARERS + sharer;
-    else row_tile = row_tile * SHARERS + sharer;
 }
 
 __device__ __forceinline__ u32 pair_of(float low, float high) {
@@ -313,9 +210,7 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         if (PARTS > 1 && warp != GROUPS * 4) cluster_sync();
         if (warp == GROUPS * 4 && lane == 0) {
-            u64 read_once, read_often;
-            asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(read_once));
-            asm volatile("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(read_often));
+            const u64 read_once = evict_first(), read_often = evict_last();
             const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
             const u16 sharers = ((1 << SHARERS) - 1) << first_sharer;
             int row, token;  // the first of the tile that this block copies
@@ -354,7 +249,7 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
                 find(work.tile);
                 for (int step = work.first; step < work.last; step++) {
                     if (done >= num_early) {
-                        wait_for(address_of(&shared.empty[stage]), parity);
+                        wait_for_bytes(address_of(&shared.empty[stage]), parity);
                         copy_weights(step, stage);
                     }
                     copy_tokens(step, stage);
@@ -392,7 +287,7 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
             float sums[TOKENS / 2];
             int last = 0;
             for (int step = work.first; step < work.last; step++) {
-                wait_for(address_of(&shared.ready[stage]), parity);
+                wait_for_bytes(address_of(&shared.ready[stage]), parity);
                 const u64 rows = wgmma_operand(address_of(shared.ring[stage]) + group * (WEIGHT_BYTES / GROUPS));
                 const u64 tokens = wgmma_operand(address_of(shared.ring[stage]) + WEIGHT_BYTES);
                 wgmma_fence();
@@ -441,7 +336,7 @@ stream_k(const __grid_constant__ TensorMap weight_map, const __grid_constant__ T
 #pragma unroll
                 for (int i = 0; i < SLICE / 2; i++) slice[i] = sums[other * SLICE / 2 + i];
             }
-            wait_for(sums_came, 0);
+            wait_for_bytes(sums_came, 0);
 #pragma unroll
             for (int other = 0; other < PARTS; other++) {
                 if (other == part) continue;

@@ -2,7 +2,7 @@
 //
 //   y = x W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where asked for
 //
-// Divided as in stream_k.cu. A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
+// Divided as in stream_k_runs.cuh. A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
 // the weight's pieces (w4_weight.py) and two boxes of x into a ring in shared memory; each of two to four groups of four
 // warps makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma). The scale,
 // exact, goes to a group's sums. Where multiplying takes longest, two groups of warps take turns, so that one makes
@@ -16,15 +16,15 @@
 
 #include "prelude.cuh"
 #include "cluster.cuh"
+#include "tensor_map.cuh"
 #include "w4.cuh"
 #include "wgmma.cuh"
 
-typedef unsigned long long u64;
-struct __align__(64) TensorMap { u64 words[16]; };
-
+constexpr int SHARERS = CLUSTER, PARTS = 1;
+constexpr bool SHARES_WEIGHTS = false;
 constexpr int STEP = 128;  // inputs in a stage
 constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
-constexpr int GROUPS = ROWS / 64, GROUP_THREADS = 128, THREADS = (GROUPS + 1) * GROUP_THREADS;
+constexpr int GROUPS = ROWS / 64, THREADS = (GROUPS + 1) * GROUP_THREADS;
 constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP);
 constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
@@ -36,33 +36,13 @@ constexpr bool TAKES_TURNS = TOKENS > 64;  // with fewer, making the numbers tak
 constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 
+#include "stream_k_runs.cuh"
+
 struct Shared {
     unsigned char ring[STAGES][STAGE_BYTES];
     unsigned char turned[GROUPS][CHUNK * TURN_BYTES];
     u64 ready[STAGES], empty[STAGES];  // barriers
 };
-
-// Says to the block of this rank in the cluster that this warp has done with a stage.
-__device__ __forceinline__ void arrive(u32 barrier, int rank) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(in_block(barrier, rank)) : "memory");
-}
-
-__device__ __forceinline__ void group_sync(int group) {
-    asm volatile("bar.sync %0, %1;" :: "r"(1 + group), "n"(GROUP_THREADS) : "memory");
-}
-
-// A box of x, into every block of the cluster.
-__device__ __forceinline__ void copy_x(u32 shared, const TensorMap& map, u32 barrier, int k, int token, u64 policy) {
-    if (CLUSTER > 1)
-        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-                     ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;"
-                     :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier),
-                        "h"((u16)((1 << CLUSTER) - 1)), "l"(policy) : "memory");
-    else
-        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                     "[%0], [%1, {%2, %3}], [%4], %5;"
-                     :: "r"(shared), "l"(&map), "r"(k), "r"(token), "r"(barrier), "l"(policy) : "memory");
-}
 
 __device__ __forceinline__ void copy_piece(u32 shared, const void* piece, u32 barrier, u64 policy) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
@@ -88,48 +68,6 @@ __device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u64
 #elif TOKENS == 128
     WGMMA_ROWS(128, NUMBERS_60 ", " NUMBERS_4(6), "%64", "%65", "%66", "%67", "%68", "%69", SUMS_60, SUMS_4(6));
 #endif
-}
-
-// Which steps of which tiles are whose. Tiles are counted for a cluster, row tiles first within GROUP token tiles.
-struct Division {
-    int num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles;
-
-    __device__ __forceinline__ int rest_begin(int cluster) const {  // of its run through the steps of the last tiles
-        const int rest = num_row_tiles * num_token_tiles - num_waves * num_clusters;
-        return (int)((long long)cluster * rest * num_steps / num_clusters);
-    }
-};
-
-struct Work {
-    int tile, begin, end;  // steps [begin, end) of a tile
-    int wave, rest;        // what comes next
-
-    __device__ __forceinline__ Work(const Division& all, int cluster) : wave(0), rest(all.rest_begin(cluster)) {}
-
-    __device__ __forceinline__ bool next(const Division& all, int cluster) {
-        if (wave < all.num_waves) {
-            tile = wave++ * all.num_clusters + cluster;
-            begin = 0;
-            end = all.num_steps;
-            return true;
-        }
-        const int left = all.rest_begin(cluster + 1) - rest;
-        if (left <= 0) return false;
-        tile = all.num_waves * all.num_clusters + rest / all.num_steps;
-        begin = rest % all.num_steps;
-        end = min(all.num_steps, begin + left);
-        rest += end - begin;
-        return true;
-    }
-};
-
-// The place of a cluster's tile: its rows, and its tokens.
-__device__ __forceinline__ void find_tile(const Division& all, int tile, int rank, int& row_tile, int& token_tile) {
-    const int group = tile / (all.group_tiles * all.num_row_tiles);
-    const int width = min(all.group_tiles, all.num_token_tiles - group * all.group_tiles);
-    const int within = tile - group * all.group_tiles * all.num_row_tiles;
-    row_tile = within / width * CLUSTER + rank;
-    token_tile = group * all.group_tiles + within % width;
 }
 
 __device__ __forceinline__ u32 pair_of(float low, float high) {
@@ -158,17 +96,17 @@ __device__ __forceinline__ u32 turned_place(int token, int part) {
 __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* output, const u16* bias, bool is_added,
                                               int first_result, int first_token, int num_results, int num_tokens,
                                               unsigned char* turned, int group) {
-    constexpr int PARTS = GROUP_RESULTS / 8, LOADS = CHUNK * PARTS / GROUP_THREADS;
+    constexpr int EIGHTS = GROUP_RESULTS / 8, LOADS = CHUNK * EIGHTS / GROUP_THREADS;
     const int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
-    const int part = thread % PARTS, line = thread / PARTS;
+    const int part = thread % EIGHTS, line = thread / EIGHTS;
     const bool is_inside = first_result + part * 8 < num_results;
     u16* const place = output + (size_t)first_token * num_results + first_result + part * 8;
     uint4 old[LOADS];
     auto is_wanted = [&](int chunk, int i) {
-        return is_inside && first_token + chunk * CHUNK + i * (GROUP_THREADS / PARTS) + line < num_tokens;
+        return is_inside && first_token + chunk * CHUNK + i * (GROUP_THREADS / EIGHTS) + line < num_tokens;
     };
     auto place_of = [&](int chunk, int i) {
-        return (uint4*)(place + (size_t)(chunk * CHUNK + i * (GROUP_THREADS / PARTS) + line) * num_results);
+        return (uint4*)(place + (size_t)(chunk * CHUNK + i * (GROUP_THREADS / EIGHTS) + line) * num_results);
     };
     auto fetch = [&](int chunk) {
 #pragma unroll
@@ -189,7 +127,7 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
         if (!GATED && is_added) {
 #pragma unroll
             for (int i = 0; i < LOADS; i++)
-                *(uint4*)(turned + turned_place(i * (GROUP_THREADS / PARTS) + line, part)) = old[i];
+                *(uint4*)(turned + turned_place(i * (GROUP_THREADS / EIGHTS) + line, part)) = old[i];
             group_sync(group);
             if (chunk + 1 < TOKENS / CHUNK) fetch(chunk + 1);
         } else if (chunk) {
@@ -229,7 +167,7 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
 #pragma unroll
         for (int i = 0; i < LOADS; i++)
             if (is_wanted(chunk, i))
-                *place_of(chunk, i) = *(uint4*)(turned + turned_place(i * (GROUP_THREADS / PARTS) + line, part));
+                *place_of(chunk, i) = *(uint4*)(turned + turned_place(i * (GROUP_THREADS / EIGHTS) + line, part));
     }
     group_sync(group);
 }
@@ -264,9 +202,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
     if (group == GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COPY_REGISTERS));
         if (warp == GROUPS * 4) {
-            u64 read_once, read_often;
-            asm volatile("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(read_once));
-            asm volatile("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(read_often));
+            const u64 read_once = evict_first(), read_often = evict_last();
             const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
             auto copy_weights = [&](int tile, int step, int stage) {  // a strip a lane
                 int row_tile, token_tile;
@@ -285,14 +221,15 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 int row_tile, token_tile;
                 find_tile(all, tile, rank, row_tile, token_tile);
                 if (lane < 2)
-                    copy_x(address_of(shared.ring[stage]) + lane * BOX_BYTES + rank * (BOX_BYTES / CLUSTER), x_map,
-                           address_of(&shared.ready[stage]), step * STEP + lane * 64,
-                           token_tile * TOKENS + rank * (TOKENS / CLUSTER), read_often);
+                    copy_x<(CLUSTER > 1)>(
+                        address_of(shared.ring[stage]) + lane * BOX_BYTES + rank * (BOX_BYTES / CLUSTER), x_map,
+                        address_of(&shared.ready[stage]), step * STEP + lane * 64,
+                        token_tile * TOKENS + rank * (TOKENS / CLUSTER), (1 << CLUSTER) - 1, read_often);
             };
             int stage = 0;
             {
                 Work work(all, cluster);
-                while (stage < STAGES && work.next(all, cluster))
+                while (stage < STAGES && work.next(all, cluster, 0))
                     for (int step = work.begin; step < work.end && stage < STAGES; step++)
                         copy_weights(work.tile, step, stage++);
             }
@@ -302,7 +239,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             stage = 0;
             u32 parity = 1;
             Work work(all, cluster);
-            while (work.next(all, cluster)) {
+            while (work.next(all, cluster, 0)) {
                 for (int step = work.begin; step < work.end; step++) {
                     if (done >= num_early) {
                         wait_for_bytes(address_of(&shared.empty[stage]), parity);
@@ -326,7 +263,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             return workspace + (size_t)(block * GROUPS + group) * (TOKENS / 8) * GROUP_THREADS + thread;
         };
         auto free_stage = [&](int stage) {
-            if (lane < CLUSTER) arrive(address_of(&shared.empty[stage]), lane);
+            if (lane < CLUSTER) arrive(in_block(address_of(&shared.empty[stage]), lane));
         };
         // This thread's two rows of its warp's 16: of one strip, or of gates and of ups, where a warp has half a strip.
         const int first_piece = X_BYTES + (GATED ? warp / 2 : warp) * PIECE_BYTES;
@@ -385,7 +322,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
         int stage = 0;
         u32 parity = 0;
         Work work(all, cluster);
-        while (work.next(all, cluster)) {
+        while (work.next(all, cluster, 0)) {
             float sums[TOKENS / 2], products[TOKENS / 2];
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) sums[i] = 0;

@@ -3,6 +3,12 @@
 // the sums, [64, TOKENS], lane l of warp w holds rows 16w + l / 4 and 8 more, of tokens 8i + l % 4 * 2 and the next:
 // sums[4i], sums[4i + 1] of the first row, sums[4i + 2], sums[4i + 3] of the second.
 
+constexpr int GROUP_THREADS = 128;
+
+__device__ __forceinline__ void group_sync(int group) {
+    asm volatile("bar.sync %0, %1;" :: "r"(1 + group), "n"(GROUP_THREADS) : "memory");
+}
+
 __device__ __forceinline__ unsigned long long wgmma_operand(u32 address) {
     return (address & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;  // eight rows are 1,024 bytes
 }
