@@ -175,6 +175,9 @@ def chat_when_connected(client: triton.InferenceServerClient, text: str) -> str:
 
 
 def test_without_an_engines_address_the_server_says_what_to_set(workspace):
-    with pytest.raises(RuntimeError, match="MILLRACE_ENGINE_ADDRESS is not set"), start_triton(
-            workspace / "model_repository"):
-        pass
+    for _ in range(3):  # with all models failing at once, Triton 24.10 itself dies now and then, of a lock
+        with pytest.raises(RuntimeError) as failure, start_triton(workspace / "model_repository"):
+            pass
+        if "boost::interprocess::lock_exception" not in str(failure.value):
+            break
+    assert "MILLRACE_ENGINE_ADDRESS is not set" in str(failure.value)
