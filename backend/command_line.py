@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +22,8 @@ from backend.requests import SamplingParams
 from terminal import command_line
 from terminal.command_line import CONTEXT_SETTINGS, add_options
 
-__all__ = ["CONTEXT_SETTINGS", "engine_options", "engine_overrides", "log_option", "model_format_option", "run",
-           "sampling_options", "sampling_params"]
+__all__ = ["CONTEXT_SETTINGS", "end_by_sigterm", "engine_options", "engine_overrides", "log_option",
+           "model_format_option", "run", "sampling_options", "sampling_params"]
 
 # Adds the options of SamplingParams.
 sampling_options = command_line.sampling_options(dataclasses.asdict(SamplingParams()))
@@ -31,6 +33,11 @@ def run(command: click.Command) -> None:
     """Runs a command; an error that the user can cure is one line on stderr and exit code 1."""
     configure_logging()
     command_line.run(command, MillraceError)
+
+
+def end_by_sigterm() -> None:
+    """SIGTERM ends the process like Ctrl-C from here on, so that what is half-written goes then too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:

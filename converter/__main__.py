@@ -5,14 +5,12 @@ Parses and reports; the work is convert.py's. Installed as the command `convert`
 from __future__ import annotations
 
 import shlex
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from backend.command_line import CONTEXT_SETTINGS, run
+from backend.command_line import CONTEXT_SETTINGS, end_by_sigterm, run
 from backend.config import DTYPE_SPELLINGS, GROUP_SIZES
 from backend.model_source import MODEL_FORMATS
 
@@ -68,8 +66,7 @@ def command(model_name: str, model_path: Path, model_format: str, dst_path: Path
 
 
 def main() -> None:
-    # Ends like Ctrl-C, so that a half-written workspace goes then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_by_sigterm()
     run(command)
 
 

@@ -4,13 +4,11 @@ The work is quantise_checkpoint.py's."""
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 import click
 
-from backend.command_line import CONTEXT_SETTINGS, run
+from backend.command_line import CONTEXT_SETTINGS, end_by_sigterm, run
 from backend.config import GROUP_SIZES
 from backend.errors import ConfigError
 from backend.logs import warnings_only
@@ -57,7 +55,7 @@ def command(model: Path, work_dir: Path, calib_dataset: str | None, calib_sample
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends like Ctrl-C
+    end_by_sigterm()
     with warnings_only():
         run(command)
 

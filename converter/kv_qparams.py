@@ -4,13 +4,11 @@ The work is kv_calibration.py's."""
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 import click
 
-from backend.command_line import CONTEXT_SETTINGS, run
+from backend.command_line import CONTEXT_SETTINGS, end_by_sigterm, run
 from backend.logs import warnings_only
 from backend.workspace import CONFIG
 from converter.calibration_options import calibration_options
@@ -54,7 +52,7 @@ def command(model: Path, output_dir: Path, symmetry: bool, offload: bool, num_tp
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends like Ctrl-C
+    end_by_sigterm()
     with warnings_only():
         run(command)
 

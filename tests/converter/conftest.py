@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
+from backend.models.decoder import DecoderLayer
+from converter.layerwise import LayerwiseModel
 from tests.awq_checkpoints import make_awq_pair
 from tests.checkpoints import make_checkpoint
 
@@ -36,3 +39,19 @@ def pristine_awq(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def awq(pristine_awq: tuple[Path, Path], tmp_path: Path) -> Path:
     """A copy of the AWQ folder that a test may damage."""
     return Path(shutil.copytree(pristine_awq[0], tmp_path / "awq"))
+
+
+@pytest.fixture
+def layers_one_by_one(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[DecoderLayer]]:
+    """The layers that are made; each only where the one before is gone."""
+    made: list[weakref.ref[DecoderLayer]] = []
+    make = LayerwiseModel.layer
+
+    def layer(self: LayerwiseModel, index: int) -> DecoderLayer:
+        assert not [one for one in made if one() is not None], "the layer before is still there"
+        new = make(self, index)
+        made.append(weakref.ref(new))
+        return new
+
+    monkeypatch.setattr(LayerwiseModel, "layer", layer)
+    return made

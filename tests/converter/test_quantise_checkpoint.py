@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import weakref
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,12 @@ from backend.accuracy_report import ACCURACY_FILE, read_reports
 from backend.config import QuantConfig
 from backend.errors import CheckpointError, ConfigError, MillraceError
 from backend.model_source import ModelSource, open_model
-from backend.models.decoder import DecoderLayer
 from converter import calibration_windows, loss_report, safetensors_file
 from converter import quantise_checkpoint as module
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import Recipe
 from converter.calibration_windows import Calibration
 from converter.checkpoint import open_hf
-from converter.layerwise import LayerwiseModel
 from converter.quantise_checkpoint import quantise_checkpoint
 from tests.awq_checkpoints import dequantise
 from tests.backend.models.hugging_face import WeightsSource
@@ -148,19 +145,9 @@ def test_float32_becomes_bfloat16_and_bin_files_are_read(tmp_path):
     assert json.loads((tmp_path / "awq" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_one_layer_is_in_memory_at_a_time(pristine, tmp_path, monkeypatch):
-    made: list[weakref.ref[DecoderLayer]] = []
-    make = LayerwiseModel.layer
-
-    def layer(self: LayerwiseModel, index: int) -> DecoderLayer:
-        assert not [one for one in made if one() is not None], "the layer before is still there"
-        new = make(self, index)
-        made.append(weakref.ref(new))
-        return new
-
-    monkeypatch.setattr(LayerwiseModel, "layer", layer)
+def test_one_layer_is_in_memory_at_a_time(pristine, tmp_path, layers_one_by_one):
     quantise(pristine, tmp_path / "awq")
-    assert len(made) == 3
+    assert len(layers_one_by_one) == 3
 
 
 @pytest.fixture

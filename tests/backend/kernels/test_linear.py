@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from backend.kernels import linear, matvec, matvec_cuda, reference
-from tests.backend.kernels.comparison import assert_near
-
-EPS = 1e-5
-# (norm, bias, gate, residual): each alone, as a decoder layer has them, and all together
-FUSIONS = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (1, 1, 1, 0), (0, 1, 0, 1),
-           (1, 1, 1, 1)]
+from tests.backend.kernels.fused_linear import EPS, FUSIONS, check_fused
 
 
 @pytest.fixture(params=["triton", pytest.param("cuda", marks=pytest.mark.hopper)])
@@ -30,20 +25,8 @@ def one_token(request: pytest.FixtureRequest, dtype: torch.dtype) -> Callable[..
 def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, fusion: tuple[int, ...],
           device: str, dtype: torch.dtype) -> None:
     """The kernel's result equals the reference's in float64, and is in the residual where there is one."""
-    has_norm, has_bias, is_gated, has_residual = fusion
     x, weight = torch.randn(num_tokens, size).to(device, dtype), torch.randn(num_outputs, size).to(device, dtype)
-    bias = torch.randn(num_outputs).to(device, dtype) if has_bias else None
-    norm = (torch.rand(size).to(device, dtype) + 0.5, EPS) if has_norm else None
-    num_results = num_outputs // 2 if is_gated else num_outputs
-    residual = torch.randn(num_tokens, num_results).to(device, dtype) if has_residual else None
-    expected = reference.linear(
-        x.double(), weight.double(), None if bias is None else bias.double(), is_gated=bool(is_gated),
-        norm=None if norm is None else (norm[0].double(), EPS),
-        residual=None if residual is None else residual.double())
-    result = kernel(x, weight, bias, norm=norm, is_gated=bool(is_gated), residual=residual)
-    if has_residual:
-        assert result.data_ptr() == residual.data_ptr()
-    assert_near(result, expected)
+    check_fused(kernel, x, weight, weight.double(), fusion)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from backend.kernels import linear, reference, skinny_matmul
-from tests.backend.kernels.test_linear import FUSIONS, check
+from tests.backend.kernels.fused_linear import EPS, FUSIONS
+from tests.backend.kernels.test_linear import check
 
 HALF = [torch.float16, torch.bfloat16]
-EPS = 1e-5
 
 
 @pytest.mark.hopper

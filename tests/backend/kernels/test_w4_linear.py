@@ -11,9 +11,8 @@ from torch import Tensor
 from backend.kernels import reference, w4_linear, w4_skinny, w4_stream_k, w4_triton, w4_weight
 from tests.backend.kernels.awq import published_weight
 from tests.backend.kernels.comparison import assert_near
-from tests.backend.kernels.test_linear import FUSIONS
+from tests.backend.kernels.fused_linear import EPS, FUSIONS, check_fused
 
-EPS = 1e-5
 HALF = [torch.float16, torch.bfloat16]
 GROUP_SIZES = [32, 64, 128]
 
@@ -23,22 +22,10 @@ def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs
     """The kernel's result equals the reference's in float64, and is in the residual where there is one.
 
     is_rounded  the kernel is to round weights to `dtype` before it multiplies them"""
-    has_norm, has_bias, is_gated, has_residual = fusion
     weight = w4_weight.pack_w4(*published_weight(size, num_outputs, group_size, device).tensors)
     x = torch.randn(num_tokens, size).to(device, dtype)
-    bias = torch.randn(num_outputs).to(device, dtype) if has_bias else None
-    norm = (torch.rand(size).to(device, dtype) + 0.5, EPS) if has_norm else None
-    num_results = num_outputs // 2 if is_gated else num_outputs
-    residual = torch.randn(num_tokens, num_results).to(device, dtype) if has_residual else None
     values = w4_weight.dequantise(weight, dtype if is_rounded else torch.float64).double()
-    expected = reference.linear(
-        x.double(), values, None if bias is None else bias.double(), is_gated=bool(is_gated),
-        norm=None if norm is None else (norm[0].double(), EPS),
-        residual=None if residual is None else residual.double())
-    result = kernel(x, weight, bias, norm=norm, is_gated=bool(is_gated), residual=residual)
-    if has_residual:
-        assert result.data_ptr() == residual.data_ptr()
-    assert_near(result, expected)
+    check_fused(kernel, x, weight, values, fusion)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
