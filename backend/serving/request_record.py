@@ -40,6 +40,15 @@ class EngineRun:
         self.num_prompt_tokens, self.num_cached_tokens = output.num_prompt_tokens, output.num_cached_tokens
         self.num_completion_tokens = output.num_completion_tokens
 
+    def phases(self) -> list[tuple[str, float, float]]:
+        """(name, begin, end) of what it went through: queued, prefill, decode."""
+        if self.timing is None or not self.first_token_s:
+            return []
+        prefill_begins_s = self.first_token_s - self.timing.prefill_s
+        return [("queued", prefill_begins_s - self.timing.queued_s, prefill_begins_s),
+                ("prefill", prefill_begins_s, self.first_token_s),
+                ("decode", self.first_token_s, self.last_token_s)]
+
     @property
     def decode_s(self) -> float:
         """From the first to the last token, preemptions taken out."""

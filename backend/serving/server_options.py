@@ -30,7 +30,8 @@ class ServerOptions:
     api_keys                calls carry one as `authorization: Bearer KEY`, except health checks
     tls_key, tls_cert       PEM files; both or neither
     cross_origin            None: pages of other origins get nothing
-    logs_requests           a line in the log for each call of OpenAI's API"""
+    logs_requests           a line in the log for each call of OpenAI's API
+    otlp_endpoint           of a collector of OpenTelemetry traces"""
 
     max_message_bytes: int = 64 * 2**20
     max_header_bytes: int = 64 * 2**10
@@ -42,3 +43,4 @@ class ServerOptions:
     tls_cert: Path | None = None
     cross_origin: CrossOrigin | None = None
     logs_requests: bool = False
+    otlp_endpoint: str | None = None

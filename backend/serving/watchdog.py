@@ -22,7 +22,7 @@ PERIOD_S = 1.0
 
 
 class EngineWatchdog:
-    """Use as `async with EngineWatchdog(engine, stuck_after_s, pid):`.
+    """`start` and `stop` belong to the event loop of the engine's client.
 
     stuck_after_s  seconds without a step although there is work, or without an answer, that mean it is stuck
     pid            of the engine's process where it is ours, to ask for its stacks
@@ -37,6 +37,7 @@ class EngineWatchdog:
         self._stuck_after_s = stuck_after_s
         self._pid = pid
         self._period_s = period_s
+        self._task: asyncio.Task | None = None
         self._moved_s = time.monotonic()  # when it last stepped or was idle
 
     @property
@@ -44,13 +45,17 @@ class EngineWatchdog:
         """Whether the engine stepped lately, or has nothing to do."""
         return self.fault is None
 
-    async def __aenter__(self) -> EngineWatchdog:
-        self._task = asyncio.create_task(self._watch())
-        return self
+    def start(self) -> None:
+        """Begins to look; once, however many servers ask for it."""
+        if self._task is None:
+            self._moved_s = time.monotonic()
+            self._task = asyncio.create_task(self._watch())
 
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+    async def stop(self) -> None:
+        """Looks no more; what it found stands."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _watch(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """Guard: who may call, and how much a call may bring. What is refused never reaches an endpoint.
 
 An ASGI middleware: 401 without a key, 431 for headers and 413 for a body that are too large, 408 for a body that does
-not come. A body is taken in whole, since every endpoint reads one JSON document. Used by operations.py."""
+not come. A body is taken in whole, since every endpoint reads one JSON document. Used by door.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """In flight: the calls that are being answered now, and what can end one early: its deadline, or the server's stop.
 
 An ASGI middleware; a call that it ends is told so, with 504 or 503, or as the last event of its stream. Used by
-operations.py; endpoints set a deadline that a body asks for through `current_deadline`."""
+door.py; endpoints set a deadline that a body asks for through `current_deadline`."""
 
 from __future__ import annotations
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 from backend.errors import EngineDeadError
 from backend.processes import start_process
@@ -34,6 +37,16 @@ class FakeEngine:
         return self.answer
 
 
+@contextlib.asynccontextmanager
+async def watching(engine: FakeEngine) -> AsyncIterator[EngineWatchdog]:
+    watchdog = EngineWatchdog(engine, STUCK_AFTER_S, period_s=PERIOD_S)
+    watchdog.start()
+    try:
+        yield watchdog
+    finally:
+        await watchdog.stop()
+
+
 async def until(is_so, timeout_s: float = 20.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not is_so():
@@ -41,15 +54,11 @@ async def until(is_so, timeout_s: float = 20.0) -> None:
         await asyncio.sleep(PERIOD_S)
 
 
-def watch(engine: FakeEngine) -> EngineWatchdog:
-    return EngineWatchdog(engine, STUCK_AFTER_S, period_s=PERIOD_S)
-
-
 def run_long(engine: FakeEngine) -> EngineWatchdog:
     """The watchdog after several times the limit."""
 
     async def run() -> EngineWatchdog:
-        async with watch(engine) as watchdog:
+        async with watching(engine) as watchdog:
             await asyncio.sleep(3 * STUCK_AFTER_S)
             return watchdog
 
@@ -82,7 +91,7 @@ def test_an_engine_that_does_not_answer_is_stuck_and_that_is_said_once(caplog):
 def test_an_engine_that_goes_on_is_healthy_again():
     async def run() -> None:
         engine = FakeEngine(BUSY)
-        async with watch(engine) as watchdog:
+        async with watching(engine) as watchdog:
             await until(lambda: not watchdog.is_healthy)
             engine.steps_by_itself = True
             await until(lambda: watchdog.is_healthy)
@@ -100,7 +109,7 @@ def test_a_process_that_hangs_writes_its_stacks(capfd):
         written = ""
         end_s = time.monotonic() + 20
         while "Current thread" not in written and time.monotonic() < end_s:
-            if b"spawn_main" in open(f"/proc/{process.pid}/cmdline", "rb").read() and _catches_signal(process.pid):
+            if _catches_signal(process.pid):
                 ask_for_stacks(process.pid)
             time.sleep(0.05)
             written += capfd.readouterr().err
@@ -112,5 +121,5 @@ def test_a_process_that_hangs_writes_its_stacks(capfd):
 
 def _catches_signal(pid: int) -> bool:
     """Whether the process has come so far as to handle the signal, which ends it before."""
-    line = next(line for line in open(f"/proc/{pid}/status") if line.startswith("SigCgt"))
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
     return bool(int(line.split()[1], 16) >> 9 & 1)
