@@ -65,10 +65,17 @@ class EngineWatchdog:
     async def _look(self) -> None:
         """One question; returns with `fault` up to date."""
         left_s = max(self._moved_s + self._stuck_after_s - time.monotonic(), self._period_s)
+        # Not wait_for, which up to Python 3.11 can lose the cancellation by `stop`.
+        question = asyncio.create_task(self._engine.stats())
         try:
-            stats = await asyncio.wait_for(self._engine.stats(), left_s)
-        except asyncio.TimeoutError:
+            done, _ = await asyncio.wait({question}, timeout=left_s)
+        finally:
+            question.cancel()
+        if not done:
             self._is_stuck("answered nothing")
+            return
+        try:
+            stats = question.result()
         except MillraceError as error:
             self.fault = str(error)
         else:

@@ -27,13 +27,8 @@ class Guard:
             return
         try:
             self._check_headers(scope)
-            message = await asyncio.wait_for(self._body(scope, receive), self._options.body_timeout_s)
+            message = await self._body_in_time(receive)
         except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        except asyncio.TimeoutError:
-            error = ApiError(408, f"the body was not there within {self._options.body_timeout_s:g} s; send it at once",
-                             code="body_timeout", headers={"Connection": "close"})
             await error.response()(scope, receive, send)
             return
         first = [message]
@@ -61,7 +56,18 @@ class Guard:
         if length > options.max_message_bytes:
             raise self._too_large()
 
-    async def _body(self, scope: Any, receive: Any) -> Any:
+    async def _body_in_time(self, receive: Any) -> Any:
+        reading = asyncio.create_task(self._body(receive))
+        try:
+            done, _ = await asyncio.wait({reading}, timeout=self._options.body_timeout_s)
+        finally:
+            reading.cancel()
+        if not done:
+            raise ApiError(408, f"the body was not there within {self._options.body_timeout_s:g} s; send it at once",
+                           code="body_timeout", headers={"Connection": "close"})
+        return reading.result()
+
+    async def _body(self, receive: Any) -> Any:
         """The ASGI message with the whole body, or that of a client that left."""
         chunks, size = [], 0
         while True:
