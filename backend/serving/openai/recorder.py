@@ -16,7 +16,6 @@ from backend.serving.request_record import RequestRecord, current_record
 
 REQUEST_ID_HEADER = b"x-request-id"
 TIMING_HEADER = b"x-millrace-timing"
-_RETRY_AFTER = {429: b"1", 503: b"5"}  # seconds, where nobody has said better
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -77,8 +76,6 @@ class _RecordedAnswer:
         headers = [*message.get("headers", ()), (REQUEST_ID_HEADER, self._record.request_id.encode())]
         names = {name.lower(): value for name, value in headers}
         self._is_stream = names.get(b"content-type", b"").startswith(b"text/event-stream")
-        if self.status in _RETRY_AFTER and b"retry-after" not in names:
-            headers.append((b"retry-after", _RETRY_AFTER[self.status]))
         if self._wants_timing and not self._is_stream:
             headers.append((TIMING_HEADER, self._timing()))
         return headers
