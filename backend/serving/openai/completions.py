@@ -20,6 +20,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import choices, generate, new_answer_id
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount
 from backend.text.front_end import TextOutput
@@ -31,6 +32,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, context: Context, request: Request) -> Response:
     """The continuation of each prompt; with `stream`, parts of them as server-sent events."""
     context.check_model(body.model)
+    limit_time(body.timeout)
     asked = _asked(body, context)
     if body.stream:
         return await event_stream(request, _stream(asked, context, body))
