@@ -94,7 +94,8 @@ def test_help_names_every_option_and_needs_nothing(machine):
     done = machine.run("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in (
-        "WORKSPACE", "--runtime", "--port", "--http-port", "--server-port", "--gpus", "--dry-run", "docker", "triton", "embedded"))
+        "WORKSPACE", "--runtime", "--port", "--http-port", "--server-port", "--gpus", "--dry-run", "docker", "triton",
+        "embedded"))
 
 
 def test_without_docker_and_tritonserver_the_embedded_server_is_taken_and_the_reasons_said(machine):

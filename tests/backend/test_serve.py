@@ -156,8 +156,8 @@ def test_a_workspace_is_served_until_sigterm_and_what_runs_is_finished(workspace
 def test_a_hugging_face_folder_is_served_with_lmdeploy_s_flags_over_openai_s_api_alone():
     flags = ["--api", "openai", "--server-name", "127.0.0.1", "--tp", "1", "--session-len", "512",
              "--max-batch-size", "8", "--model-name", "mine", "--quant-policy", "8", "--model-format", "hf",
-             "--cache-max-entry-count", "32", "--log-level", "ERROR", "--enable-prefix-caching", "--cache-block-seq-len", "32",
-             "--chat-template", '{"model_name": "internlm2"}']
+             "--cache-max-entry-count", "32", "--log-level", "ERROR", "--enable-prefix-caching",
+             "--cache-block-seq-len", "32", "--chat-template", '{"model_name": "internlm2"}']
     with serving(CHECKPOINT, *flags) as service:
         assert service.read_until("serving") == (
             f"serving checkpoint at http://127.0.0.1:{service.server_port}/v1; stop with Ctrl-C")
