@@ -1,0 +1,83 @@
+"""Call grammar: what an answer with tools may be, in llguidance's dialect of Lark.
+
+A call's arguments follow the function's JSON schema in every mode; after a call there is another one or the end. Used
+by serving; what is written here is read back by call_parser.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend.text.tools.tool_format import ToolFormat
+from backend.text.tools.tool_plan import Function, ToolPlan
+
+# Between JSON's parts: as Python writes it, which is how tools are shown and what models were trained on. White space
+# without bound would be a way never to end.
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_TEXT = r"TEXT: /(.|\n)*/"
+
+
+def call_grammar(tool_format: ToolFormat, plan: ToolPlan) -> str:
+    """The grammar of one answer.
+
+    Where a call may be made, free text comes before it; where one must be made, the first token begins it."""
+    return "\n".join(("%llguidance {}", *_GRAMMARS[tool_format.name](tool_format, plan), ""))
+
+
+def _internlm(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
+    calls = "call+" if plan.is_parallel else "call"
+    return [f"start: {calls}" if plan.is_required else f"start: TEXT {calls} | TEXT",
+            # Tokenizers of SentencePiece may put a space behind a special token.
+            r"call: <|action_start|> <|plugin|> / ?\n/ function <|action_end|>",
+            *_functions(tool_format, plan.functions), _TEXT]
+
+
+def _hermes(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
+    mark = {marker: marker if marker in tool_format.special else _literal(marker)
+            for marker in ("<tool_call>", "</tool_call>", *tool_format.reasoning)}
+    begin, end = mark["<tool_call>"], mark["</tool_call>"]
+    think, thought = (mark[marker] for marker in tool_format.reasoning)
+    more = " more*" if plan.is_parallel else ""
+    rules = [f'call: "\\n" function "\\n" {end}', f'more: "\\n" {begin} call', *_functions(tool_format, plan.functions)]
+    if plan.is_required:
+        return [f"start: {begin} call{more}", *rules]
+    # Thoughts at the beginning may speak of calls; the text around calls is what does not begin as they do.
+    is_special = think == tool_format.reasoning[0]
+    return [f"start: reasoning? (opening call{more} | ANSWER)",
+            f"opening: ANSWER {begin}" if begin in tool_format.special else f"opening[lazy]: ANSWER {begin}",
+            f"reasoning: {think} TEXT {thought}" if is_special else
+            f"reasoning[lazy]: /\\s*/ {think} TEXT {thought}",
+            "ANSWER: TEXT" if is_special else f"ANSWER: TEXT & ~(/\\s*/ {think} TEXT)",
+            *rules, _TEXT]
+
+
+def _llama(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
+    named = " | ".join(f"{_literal(function.name + '>')} arguments_{index}"
+                       for index, function in enumerate(plan.functions))
+    rules = _functions(tool_format, plan.functions)
+    if plan.is_required:
+        return ["start: function", *rules]
+    tagged = " | ANSWER <|python_tag|> function" if "<|python_tag|>" in tool_format.special else ""
+    # One call an answer is what these models were trained on, and what their own template takes back.
+    return [f"start: ANSWER | function{tagged} | opening named {_literal('</function>')}",
+            'opening[lazy]: ANSWER "<function="', f"named: {named}", r"ANSWER: /\s*([^{\s](.|\n)*)?/", *rules]
+
+
+_GRAMMARS = {"InternLM2.5": _internlm, "Hermes": _hermes, "Llama 3.1": _llama}
+
+
+def _functions(tool_format: ToolFormat, functions: Sequence[Function]) -> list[str]:
+    """Rules: `function`, the call as a JSON object, and `arguments_i` of each function."""
+    heads = (f'{{"name": {json.dumps(function.name)}, "{tool_format.arguments}": ' for function in functions)
+    choices = (f'{_literal(head)} arguments_{index} "}}"' for index, head in enumerate(heads))
+    return [f"function: {' | '.join(choices)}",
+            *(f"arguments_{index}: %json {_json(function.parameters)}" for index, function in enumerate(functions))]
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": _STYLE})
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text)
