@@ -6,15 +6,12 @@ by serving; what is written here is read back by call_parser.py."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from backend.text.grammar import json_rule
 from backend.text.tools.tool_format import ToolFormat
 from backend.text.tools.tool_plan import Function, ToolPlan
 
-# Between JSON's parts: as Python writes it, which is how tools are shown and what models were trained on. White space
-# without bound would be a way never to end.
-_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _TEXT = r"TEXT: /(.|\n)*/"
 
 
@@ -72,11 +69,7 @@ def _functions(tool_format: ToolFormat, functions: Sequence[Function]) -> list[s
     heads = (f'{{"name": {json.dumps(function.name)}, "{tool_format.arguments}": ' for function in functions)
     choices = (f'{_literal(head)} arguments_{index} "}}"' for index, head in enumerate(heads))
     return [f"function: {' | '.join(choices)}",
-            *(f"arguments_{index}: %json {_json(function.parameters)}" for index, function in enumerate(functions))]
-
-
-def _json(schema: Mapping[str, Any]) -> str:
-    return json.dumps({**schema, "x-guidance": _STYLE})
+            *(f"arguments_{index}: {json_rule(function.parameters)}" for index, function in enumerate(functions))]
 
 
 def _literal(text: str) -> str:

@@ -107,12 +107,6 @@ def test_markers_that_are_special_tokens_are_taken_as_such():
     assert reader.taken(grammar(style, "required"), call) == (call, True)
 
 
-@pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
-def test_white_space_between_the_parts_of_a_call_has_a_bound(reader, style):
-    text = write(style, "", ("add", '{"a":  1'))
-    assert reader.taken(grammar(style), text)[0] == text[:text.index("  1") + 1]
-
-
 def test_a_type_as_tutorials_spell_it_is_a_type(reader):
     tools = [tool("f", {"type": "object", "properties": {"n": {"type": "int"}, "x": {"type": "float"}},
                         "required": ["n", "x"]})]
