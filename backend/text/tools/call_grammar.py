@@ -8,37 +8,52 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from backend.errors import RequestError
 from backend.text.grammar import json_rule
-from backend.text.tools.tool_format import ToolFormat
+from backend.text.tools.tool_format import CALL_END, ToolFormat
 from backend.text.tools.tool_plan import Function, ToolPlan
 
 _TEXT = r"TEXT: /(.|\n)*/"
 
 
-def call_grammar(tool_format: ToolFormat, plan: ToolPlan) -> str:
+def call_grammar(tool_format: ToolFormat, plan: ToolPlan, content: str | None = None) -> str:
     """The grammar of one answer.
 
-    Where a call may be made, free text comes before it; where one must be made, the first token begins it."""
-    return "\n".join(("%llguidance {}", *_GRAMMARS[tool_format.name](tool_format, plan), ""))
+    Where a call may be made, free text may come before it; where one must be made, the first token begins it.
+
+    content  what an answer without calls has to follow, a grammar of one rule, `start`; then calls have no text before
+             them. Raises RequestError for a grammar of several rules"""
+    rule = None if content is None or plan.is_required else _only_rule(content)
+    rules = [f"content: {rule}"] if rule is not None else []
+    return "\n".join(("%llguidance {}", *_GRAMMARS[tool_format.name](tool_format, plan, bool(rules)), *rules, ""))
 
 
-def _internlm(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
+def _only_rule(grammar: str) -> str:
+    rule = grammar.removeprefix("start: ")
+    if rule == grammar or "\n" in rule:
+        raise RequestError("grammar cannot be followed beside tools; use response_format, regex or choice, or leave "
+                           "tools out")
+    return rule
+
+
+def _internlm(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[str]:
     calls = "call+" if plan.is_parallel else "call"
-    return [f"start: {calls}" if plan.is_required else f"start: TEXT {calls} | TEXT",
+    rest = "" if plan.is_required else " | content" if has_content else f" | TEXT {calls} | TEXT"
+    return [f"start: {calls}{rest}",
             # Tokenizers of SentencePiece may put a space behind a special token.
-            r"call: <|action_start|> <|plugin|> / ?\n/ function <|action_end|>",
+            rf"call: <|action_start|> <|plugin|> / ?\n/ function {CALL_END}",
             *_functions(tool_format, plan.functions), _TEXT]
 
 
-def _hermes(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
+def _hermes(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[str]:
     mark = {marker: marker if marker in tool_format.special else _literal(marker)
             for marker in ("<tool_call>", "</tool_call>", *tool_format.reasoning)}
     begin, end = mark["<tool_call>"], mark["</tool_call>"]
     think, thought = (mark[marker] for marker in tool_format.reasoning)
     more = " more*" if plan.is_parallel else ""
     rules = [f'call: "\\n" function "\\n" {end}', f'more: "\\n" {begin} call', *_functions(tool_format, plan.functions)]
-    if plan.is_required:
-        return [f"start: {begin} call{more}", *rules]
+    if plan.is_required or has_content:
+        return [f"start: {begin} call{more}{' | content' if has_content else ''}", *rules]
     # Thoughts at the beginning may speak of calls; the text around calls is what does not begin as they do.
     is_special = think == tool_format.reasoning[0]
     return [f"start: reasoning? (opening call{more} | ANSWER)",
@@ -49,12 +64,12 @@ def _hermes(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
             *rules, _TEXT]
 
 
-def _llama(tool_format: ToolFormat, plan: ToolPlan) -> list[str]:
+def _llama(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[str]:
     named = " | ".join(f"{_literal(function.name + '>')} arguments_{index}"
                        for index, function in enumerate(plan.functions))
     rules = _functions(tool_format, plan.functions)
-    if plan.is_required:
-        return ["start: function", *rules]
+    if plan.is_required or has_content:
+        return [f"start: function{' | content' if has_content else ''}", *rules]
     tagged = " | ANSWER <|python_tag|> function" if "<|python_tag|>" in tool_format.special else ""
     # One call an answer is what these models were trained on, and what their own template takes back.
     return [f"start: ANSWER | function{tagged} | opening named {_literal('</function>')}",

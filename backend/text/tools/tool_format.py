@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from backend.text.chat_template import ChatTemplate
 from backend.text.tokenizer import Tokenizer
 
+CALL_END = "<|action_end|>"  # InternLM's, which its chat template takes for the end of an answer
 _STRING = r'"(?:[^"\\]|\\.)*"'
 
 
@@ -52,7 +53,7 @@ def find_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
         return None
     special = frozenset(marker for marker in _MARKERS if tokenizer.token_to_id(marker) in tokenizer.special_ids)
     source = template.tool_source
-    if special >= {"<|action_start|>", "<|action_end|>", "<|plugin|>"}:
+    if special >= {"<|action_start|>", CALL_END, "<|plugin|>"}:
         return internlm_format(special)
     if "<tool_call>" in source and "<parameter=" not in source:  # with <parameter=> calls are XML, not JSON
         return hermes_format(special)
@@ -61,7 +62,7 @@ def find_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
     return None
 
 
-_MARKERS = ("<|action_start|>", "<|action_end|>", "<|plugin|>", "<tool_call>", "</tool_call>", "<think>", "</think>",
+_MARKERS = ("<|action_start|>", CALL_END, "<|plugin|>", "<tool_call>", "</tool_call>", "<think>", "</think>",
             "<|python_tag|>")
 
 
@@ -73,7 +74,7 @@ def _json_call(opening: str, arguments: str, closing: str, is_initial: bool = Fa
 
 def internlm_format(special: frozenset[str]) -> ToolFormat:
     """{thought}<|action_start|><|plugin|>\\n{"name", "parameters"}<|action_end|>; several calls side by side."""
-    return ToolFormat("InternLM2.5", (_json_call("<|action_start|><|plugin|>", "parameters", "<|action_end|>"),),
+    return ToolFormat("InternLM2.5", (_json_call("<|action_start|><|plugin|>", "parameters", CALL_END),),
                       "parameters", special=special)
 
 

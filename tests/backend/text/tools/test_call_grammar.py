@@ -3,6 +3,8 @@ from __future__ import annotations
 import llguidance
 import pytest
 
+from backend.errors import RequestError
+from backend.text.grammar import json_schema_grammar
 from backend.text.tools.call_grammar import call_grammar
 from backend.text.tools.tool_format import ToolFormat, hermes_format
 from backend.text.tools.tool_plan import plan_tools
@@ -95,6 +97,22 @@ def test_there_is_one_call_where_parallel_calls_are_not_wanted(reader, style, ch
 def test_after_a_call_there_is_no_more_text(reader, style):
     call = write(style, "", ADD)
     assert reader.taken(grammar(style), call + " And") == (call, True)
+
+
+@pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
+def test_an_answer_calls_or_follows_its_own_format(reader, style):
+    content = json_schema_grammar({"type": "object", "properties": {"name": {"enum": ["x"]}}, "required": ["name"]})
+    both = call_grammar(style, plan_tools(TOOLS), content)
+    for text in ('{"name": "x"}', write(style, "", ADD)):
+        assert reader.taken(both, text) == (text, True)
+    assert reader.taken(both, "Hm.")[0] == ""
+    required = call_grammar(style, plan_tools(TOOLS, "required"), content)
+    assert reader.taken(required, '{"name": "x"}')[1] is False
+
+
+def test_a_grammar_of_several_rules_cannot_be_followed_beside_tools():
+    with pytest.raises(RequestError, match="grammar cannot be followed beside tools"):
+        call_grammar(INTERNLM, plan_tools(TOOLS), 'start: a\na: "b"')
 
 
 def test_markers_that_are_special_tokens_are_taken_as_such():
