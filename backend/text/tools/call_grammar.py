@@ -68,8 +68,11 @@ def _llama(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[s
     named = " | ".join(f"{_literal(function.name + '>')} arguments_{index}"
                        for index, function in enumerate(plan.functions))
     rules = _functions(tool_format, plan.functions)
-    if plan.is_required or has_content:
-        return [f"start: function{' | content' if has_content else ''}", *rules]
+    if plan.is_required:
+        return ["start: function", *rules]
+    if has_content:
+        # Content may be JSON too. Both begin alike, and only JSON rules are told apart later than by their first token.
+        return [f"start: {' | '.join(map(_whole_call, plan.functions))} | content"]
     tagged = " | ANSWER <|python_tag|> function" if "<|python_tag|>" in tool_format.special else ""
     # One call an answer is what these models were trained on, and what their own template takes back.
     return [f"start: ANSWER | function{tagged} | opening named {_literal('</function>')}",
@@ -85,6 +88,14 @@ def _functions(tool_format: ToolFormat, functions: Sequence[Function]) -> list[s
     choices = (f'{_literal(head)} arguments_{index} "}}"' for index, head in enumerate(heads))
     return [f"function: {' | '.join(choices)}",
             *(f"arguments_{index}: {json_rule(function.parameters)}" for index, function in enumerate(functions))]
+
+
+def _whole_call(function: Function) -> str:
+    """A call as one rule; what a schema's references name moves with them to the top."""
+    shared = {key: value for key, value in function.parameters.items() if key in ("$defs", "definitions")}
+    arguments = {key: value for key, value in function.parameters.items() if key not in shared}
+    return json_rule({"type": "object", "properties": {"name": {"const": function.name}, "parameters": arguments},
+                      "required": ["name", "parameters"], "additionalProperties": False, **shared})
 
 
 def _literal(text: str) -> str:
