@@ -22,7 +22,7 @@ class FinishReason(str, Enum):
     """Why a generation ended."""
 
     STOP = "stop"  # a stop id, an end id or a stop text
-    LENGTH = "length"  # max_new_tokens, or the session is full
+    LENGTH = "length"  # max_new_tokens, or the session is full; or a grammar that grew too complex on the way
     ABORT = "abort"  # the caller cancelled
 
 

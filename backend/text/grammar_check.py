@@ -100,8 +100,8 @@ class GrammarChecker:
             except (ConnectionResetError, TimeoutError):
                 verdict = b""
         if not verdict:
-            return ("the grammar or schema is too complex to be compiled; give one with fewer alternatives, repetitions "
-                    "and levels, and without a large multipleOf")
+            return ("the grammar or schema is too complex to be compiled; give one with fewer alternatives, "
+                    "repetitions and levels, and without a large multipleOf")
         return verdict.decode().removeprefix("ok")
 
     def _hand_over(self, connection: socket.socket) -> None:

@@ -8,11 +8,12 @@ Used by model_runner.py; torch alone holds the memory, because it can be pinned.
 
 from __future__ import annotations
 
-import threading
+import functools
+import os
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,16 @@ import torch
 from torch import Tensor
 
 from backend.errors import MillraceError
-from backend.steps import GrammarState, RowSetup
+from backend.steps import GrammarEnd, RowSetup
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLExecutor, LLMatcher
 
     from backend.text.grammar_compiler import GrammarCompiler
     from backend.worker.model_runner import RunningStep
 
 NUM_COMPILED = 64  # grammars that stay compiled
+MAX_THREADS = 16  # that fill masks; one takes some 50 us
 
 
 @dataclass(slots=True)
@@ -42,22 +44,22 @@ class _Row:
     setup: RowSetup
     compiled: Future[LLMatcher]
     matcher: LLMatcher | None = None
-    end: GrammarState | None = None
+    end: GrammarEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMask:
     """Which tokens C rows of the logits may take.
 
-    bits    [C, ceil(V / 32)] int32 on the host, pinned where there is a GPU: bit v % 32 of word v // 32 is token v's
-    states  of the rows whose grammar has ended: what is sampled for them means nothing"""
+    bits  [C, ceil(V / 32)] int32 on the host, pinned where there is a GPU: bit v % 32 of word v // 32 is token v's
+    ends  of the rows whose grammar has ended: what is sampled for them means nothing"""
 
     bits: Tensor
-    states: tuple[GrammarState | None, ...]
+    ends: tuple[GrammarEnd | None, ...]
 
 
 class GrammarRows:
-    """The grammars of a rank's rows.
+    """The grammars of a rank's rows; those that have none are named to nothing here but set_row and will_sample.
 
     tokenizer_dir  read in the background, so that it is there when the first grammar comes
     end_ids        the model's own"""
@@ -78,13 +80,9 @@ class GrammarRows:
         grammar = setup.sampling.grammar
         self._rows[setup.row] = None if grammar is None else _Row(setup, self._compile(grammar))
 
-    def constrained(self, rows: Sequence[int]) -> list[int]:
-        """Which of these rows have a grammar, as indices."""
-        return [index for index, row in enumerate(rows) if self._rows[row] is not None]
-
     def will_sample(self, step: RunningStep) -> None:
         """A step was launched, whose tokens the matchers will take before the next masks are made."""
-        samples = [(index, self._rows[step.rows[index]]) for index in self.constrained(step.rows)]
+        samples = [(index, self._rows[row]) for index, row in enumerate(step.rows) if self._rows[row] is not None]
         if samples:
             self._unread.append((step, samples))
 
@@ -113,7 +111,7 @@ class GrammarRows:
             _clear(line, [self._compiler.result().end_id])
             is_accepting = matcher.is_accepting()
             if not line.any():
-                row.end = GrammarState() if is_accepting else _failed(matcher)
+                row.end = GrammarEnd() if is_accepting else _failed(matcher)
             elif is_accepting:
                 _set(line, row.setup.end_ids)
                 if row.setup.sampling.ignore_eos:
@@ -136,7 +134,7 @@ class GrammarRows:
         try:
             row.matcher = row.compiled.result().deep_copy()
         except MillraceError as error:
-            row.end = GrammarState(str(error))
+            row.end = GrammarEnd(str(error))
             return
         for token_id in row.setup.token_ids[row.setup.num_prompt_tokens:]:
             _advance(row, token_id)
@@ -157,3 +155,36 @@ def _make_compiler(tokenizer_dir: Path, vocab_size: int) -> GrammarCompiler:
     from backend.text.tokenizer import Tokenizer
 
     return GrammarCompiler(Tokenizer(tokenizer_dir), vocab_size)
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    """Its threads make the masks of a step side by side."""
+    from llguidance import LLExecutor
+
+    return LLExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+
+
+def _advance(row: _Row, token_id: int) -> None:
+    if token_id in row.setup.end_ids:
+        row.end = GrammarEnd()
+    elif not row.matcher.consume_token(token_id):
+        row.end = _failed(row.matcher)
+
+
+def _failed(matcher: LLMatcher) -> GrammarEnd:
+    from backend.text.grammar_compiler import reason
+
+    return GrammarEnd(reason(matcher) or "no token can follow")
+
+
+def _set(line: np.ndarray, token_ids: Iterable[int]) -> None:
+    for token_id in token_ids:
+        if token_id // 32 < len(line):
+            line[token_id // 32] |= np.uint32(1 << token_id % 32)
+
+
+def _clear(line: np.ndarray, token_ids: Iterable[int]) -> None:
+    for token_id in token_ids:
+        if token_id // 32 < len(line):
+            line[token_id // 32] &= ~np.uint32(1 << token_id % 32)
