@@ -17,6 +17,7 @@ from backend.text.chat_template import ChatTemplate
 from backend.text.detokenizer import Detokenizer
 from backend.text.stop_words import StopWords
 from backend.text.tokenizer import Tokenizer
+from backend.tokenizer_files import TokenizerSettings, read_settings
 
 Message = Mapping[str, Any]
 
@@ -33,6 +34,11 @@ class TextFrontEnd:
     def template(self) -> ChatTemplate:
         """Read when a conversation first needs it: plain completion works without one."""
         return ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
+
+    @cached_property
+    def tokenizer_settings(self) -> TokenizerSettings:
+        """What the tokenizer's small files say."""
+        return read_settings(self._tokenizer_dir)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""
