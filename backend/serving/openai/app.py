@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from backend.serving.openai import abort, chat, docs_page, generate_tokens, interactive, models, tokens
+from backend.serving.openai import abort, chat, docs_page, generate_tokens, interactive, models, responses, tokens
 from backend.serving.openai.context import ApiContext
 from backend.serving.openai.errors import ERROR_RESPONSES, add_error_handlers
 
 ROUTERS = (chat.router, models.router, tokens.router, interactive.router, generate_tokens.router, abort.router,
-           docs_page.router)
+           responses.router, docs_page.router)
 
 
 def build_app(context: ApiContext) -> FastAPI:

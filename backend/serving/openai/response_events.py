@@ -53,15 +53,16 @@ class ResponseBuilder:
         self._pieces.append(delta)
         return self._delta(delta)
 
-    def end(self, is_complete: bool, usage: Mapping[str, Any], incomplete_reason: str | None = None) -> bytes:
-        """The answer is over. An answer without any output has an empty message."""
+    def end(self, usage: Mapping[str, Any], incomplete_reason: str | None) -> bytes:
+        """The answer is over, complete where there is no reason why not. An empty one has an empty message."""
         events = b""
         if self._item is None and not self.response["output"]:
             events = self._begin_message()
-        status = "completed" if is_complete else "incomplete"
+        status = "completed" if incomplete_reason is None else "incomplete"
         events += self._end_item(status)
-        self.response |= {"status": status, "usage": usage, "completed_at": int(time.time()) if is_complete else None,
-                          "incomplete_details": None if is_complete else {"reason": incomplete_reason}}
+        self.response |= {"status": status, "usage": usage}
+        self.response |= ({"completed_at": int(time.time())} if incomplete_reason is None else
+                          {"incomplete_details": {"reason": incomplete_reason}})
         return events + self._response_event(f"response.{status}")
 
     def fail(self, code: str, message: str) -> bytes:

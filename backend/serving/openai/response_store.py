@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 * 2**20
 
@@ -26,6 +28,11 @@ class StoredResponse:
     def items(self) -> tuple[Mapping[str, Any], ...]:
         """The conversation up to and with this answer."""
         return (*self.input_items, *self.body["output"])
+
+
+def stored(body: Mapping[str, Any], input_items: tuple[Mapping[str, Any], ...]) -> StoredResponse:
+    """Earlier items are counted with every answer to them, because each of these keeps them in memory."""
+    return StoredResponse(body, input_items, len(msgspec.json.encode((body, input_items))))
 
 
 class ResponseStore:
