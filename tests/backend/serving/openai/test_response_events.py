@@ -40,8 +40,9 @@ def test_a_text_has_each_of_its_events_in_order():
 
 def test_calls_are_items_of_their_own():
     builder = ResponseBuilder(HEAD)
-    data = builder.begin() + builder.text("I will add.") + builder.call("call_1", "add") + builder.arguments('{"a":')
-    data += builder.arguments(" 1}") + builder.call("call_2", "mul") + builder.arguments("{}") + builder.end(USAGE, None)
+    data = builder.begin() + builder.text("I will add.")
+    data += builder.call("call_1", "add") + builder.arguments('{"a":') + builder.arguments(" 1}")
+    data += builder.call("call_2", "mul") + builder.arguments("{}") + builder.end(USAGE, None)
     events = parsed(data)
     added = [event for event in events if event["type"] == "response.output_item.added"]
     assert [event["output_index"] for event in added] == [0, 1, 2]

@@ -36,10 +36,10 @@ def test_a_stream_ends_with_the_unstreamed_answer(api):
     fields = {"input": STORY, "seed": 4, "max_output_tokens": 30, "stop": [" the "], "top_logprobs": 2}
     whole, events = api.ask(PATH, **fields), events_of(api, **fields)
     streamed = events[-1]["response"]
-    assert "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta") == text_of(whole)
-    assert text_of(streamed) == text_of(whole) and streamed["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
-    logprobs = [token for event in events if event["type"] == "response.output_text.delta"
-                for token in event["logprobs"]]
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(event["delta"] for event in deltas) == text_of(streamed) == text_of(whole)
+    assert streamed["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+    logprobs = [token for event in deltas for token in event["logprobs"]]
     part = whole["output"][0]["content"][0]
     assert [token["token"] for token in logprobs] == [token["token"] for token in part["logprobs"]] != []
     assert all(len(token["top_logprobs"]) == 2 for token in logprobs)
