@@ -148,10 +148,14 @@ class Engine:
 
     def _read_oldest(self) -> None:
         scheduled, handle = self._in_flight.popleft()
-        tokens = {token.row: token for token in handle.wait().tokens}
+        result = handle.wait()
+        tokens = {token.row: token for token in result.tokens}
+        prompts = {prompt.row: prompt for prompt in result.prompts}
         for sequence, row in zip(scheduled.sequences, scheduled.plan.rows, strict=True):
             if sequence.is_finished:
                 continue  # it ended or was aborted while this step ran
+            if row.row in prompts:
+                sequence.take_prompt_logprobs(prompts[row.row].first, prompts[row.row].logprobs)
             if row.samples:
                 self._outputs.append(self._take_token(sequence, tokens[row.row]))
             elif sequence.max_new_tokens == 0 and sequence.num_uncomputed == 0:
@@ -201,7 +205,9 @@ def start_engine(source: ModelSource, config: EngineConfig) -> Engine:
 
 def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason | None) -> GenerateOutput:
     prompt_ids, sequence.prompt_to_echo = sequence.prompt_to_echo, ()
+    prompt_logprobs, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
     return GenerateOutput(
         sequence.request_id, tuple([token.token_id for token in tokens]), reason, sequence.num_prompt_tokens,
         sequence.num_cached_prompt_tokens or 0, sequence.num_completion_tokens,
-        tuple([token.logprobs for token in tokens if token.logprobs is not None]), prompt_ids)
+        tuple([token.logprobs for token in tokens if token.logprobs is not None]), prompt_ids,
+        prompt_logprobs)

@@ -4,7 +4,8 @@ Owns the order of a step: inputs, model or its CUDA graph, sampler, copy of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from backend.requests import TokenLogprobs
 from backend.steps import SampledToken, StepPlan, StepResult
 from backend.worker.cuda_graph import DecodeGraphs
 from backend.worker.input_builder import InputBuilder, StepInputs
+from backend.worker.prompt_logprobs import PromptScores, RunningPrompts, score_prompts
 from backend.worker.row_tables import RowTables
 from backend.worker.sampler import SampledTokens, sample
 from backend.worker.upload import upload
@@ -38,24 +40,40 @@ class ModelRunner:
         assert plan.rows, "a plan without rows"
         inputs = self.inputs.arrange(plan)
         fits_graph = self.graphs is not None and self.graphs.fits(inputs)
-        sampled = self._replay(inputs) if fits_graph else self._launch(inputs)
-        if sampled is None:
-            return RunningStep(plan.step, (), (), None, None)
+        sampled, prompts = (self._replay(inputs), None) if fits_graph else self._launch(inputs)
+        if sampled is None and prompts is None:
+            return RunningStep(plan.step, (), (), None, None, None)
         rows = tuple(row.row for row in plan.rows if row.samples)
         # Taken now: a row may belong to another sequence when the result is read.
         num_logprobs = tuple(self.tables.sampling.num_logprobs[list(rows)].tolist())
-        return RunningStep(plan.step, rows, num_logprobs, *_copy_to_host(sampled))
+        on_host = None if sampled is None else _to_host(sampled)
+        if prompts is not None:
+            prompts = replace(prompts, scores=_to_host(prompts.scores))
+        return RunningStep(plan.step, rows, num_logprobs, on_host, prompts, self._record())
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """The logits [R, V] of a batch, without sampling."""
         return self.model(batch)
 
-    def _launch(self, inputs: StepInputs) -> SampledTokens | None:
+    def _launch(self, inputs: StepInputs) -> tuple[SampledTokens | None, RunningPrompts | None]:
         """Kernel by kernel."""
-        batch, sampling = self.inputs.upload(inputs)
-        logits = self.model(batch)
-        return None if sampling is None else sample(logits, sampling, self.tables.token_ids)
+        batch, sampling, prompts = self.inputs.upload(inputs)
+        if prompts is None:
+            logits, running = self.model(batch), None
+        else:
+            hidden = self.model.hidden(replace(batch, logits_indices=batch.positions))  # as many: of all tokens
+            running = RunningPrompts(prompts.chunks, score_prompts(self.model, hidden, prompts))
+            logits = self.model.output(hidden[batch.logits_indices], self.model.norm)
+        return None if sampling is None else sample(logits, sampling, self.tables.token_ids), running
+
+    def _record(self) -> torch.cuda.Event | None:
+        """An event after what has been launched so far; None where there is nothing to wait for."""
+        if self.device.type != "cuda":
+            return None
+        done = torch.cuda.Event()
+        done.record()
+        return done
 
     def _replay(self, inputs: StepInputs) -> SampledTokens:
         """As a CUDA graph, which samples too, unless a row wants what is not in it."""
@@ -70,27 +88,30 @@ class RunningStep:
     """A launched step; its result is on its way to the host.
 
     rows, num_logprobs  per sampled token: its row, and how many alternatives were asked for (-1: no logprobs)
+    prompts             logprobs of prompts, where wanted
     done                the event after the copy; None where there is nothing to wait for"""
 
     step: int
     rows: tuple[int, ...]
     num_logprobs: tuple[int, ...]
     sampled: SampledTokens | None
+    prompts: RunningPrompts | None
     done: torch.cuda.Event | None
 
     def wait(self) -> StepResult:
         """Blocks until the step is done."""
-        if self.sampled is None:
-            return StepResult(self.step, ())
         if self.done is not None:
             self.done.synchronize()
+        prompts = () if self.prompts is None else self.prompts.results()
+        if self.sampled is None:
+            return StepResult(self.step, (), prompts)
         token_ids = self.sampled.token_ids.tolist()
         logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
         if self.sampled.logprobs is not None:
             asked = [index for index, count in enumerate(self.num_logprobs) if count >= 0]
             for line, index in enumerate(asked):
                 logprobs[index] = self._logprobs(line, token_ids[index], self.num_logprobs[index])
-        return StepResult(self.step, tuple(map(SampledToken, self.rows, token_ids, logprobs)))
+        return StepResult(self.step, tuple(map(SampledToken, self.rows, token_ids, logprobs)), prompts)
 
     def _logprobs(self, line: int, token_id: int, count: int) -> TokenLogprobs:
         top: tuple[tuple[int, float], ...] = ()
@@ -100,14 +121,14 @@ class RunningStep:
         return TokenLogprobs(token_id, float(self.sampled.logprobs[line]), top)
 
 
-def _copy_to_host(sampled: SampledTokens) -> tuple[SampledTokens, torch.cuda.Event | None]:
-    if not sampled.token_ids.is_cuda:
-        return sampled, None
-    members = (sampled.token_ids, sampled.logprobs, sampled.top_logprobs, sampled.top_token_ids)
-    on_host = SampledTokens(*(None if member is None else _pinned_copy(member) for member in members))
-    done = torch.cuda.Event()
-    done.record()
-    return on_host, done
+_OnDevice = TypeVar("_OnDevice", SampledTokens, PromptScores)
+
+
+def _to_host(results: _OnDevice) -> _OnDevice:
+    """The same in the host's memory once the device has got there."""
+    members = {field.name: getattr(results, field.name) for field in fields(results)}
+    return type(results)(**{name: member if member is None or not member.is_cuda else _pinned_copy(member)
+                            for name, member in members.items()})
 
 
 def _pinned_copy(tensor: Tensor) -> Tensor:

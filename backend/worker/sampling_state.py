@@ -121,6 +121,7 @@ class SamplingState:
         self.uses_penalties = np.zeros(max_batch_size, np.bool_)
         self.changes_logits = np.zeros(max_batch_size, np.bool_)
         self.num_logprobs = np.full(max_batch_size, -1, np.int64)
+        self.num_prompt_logprobs = np.full(max_batch_size, -1, np.int64)
 
     def set_row(self, setup: RowSetup) -> None:
         """A sequence takes its row."""
@@ -139,6 +140,7 @@ class SamplingState:
                                     or params.frequency_penalty != 0.0)
         self.changes_logits[row] = bool(params.logit_bias or params.bad_words or params.min_new_tokens)
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.num_prompt_logprobs[row] = -1 if setup.prompt_logprobs is None else setup.prompt_logprobs
 
     def batch(self, rows: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> SamplingBatch:
         """What the sampler needs for the step's sampling rows.

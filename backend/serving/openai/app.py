@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from backend.serving.openai import abort, chat, docs_page, generate_tokens, interactive, models, responses, tokens
+from backend.serving.openai import (
+    abort,
+    chat,
+    completions,
+    docs_page,
+    generate_tokens,
+    interactive,
+    models,
+    responses,
+    tokens,
+)
 from backend.serving.openai.context import ApiContext
 from backend.serving.openai.errors import ERROR_RESPONSES, add_error_handlers
 
-ROUTERS = (chat.router, models.router, tokens.router, interactive.router, generate_tokens.router, abort.router,
-           responses.router, docs_page.router)
+ROUTERS = tuple(module.router for module in (chat, completions, responses, interactive, generate_tokens, tokens, models,
+                                             abort, docs_page))
 
 
 def build_app(context: ApiContext) -> FastAPI:
