@@ -63,12 +63,24 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarEnd:
+    """Nothing can follow a row's last token: its grammar is complete, or could not be followed any further.
+
+    fault  why it could not; empty where it is complete"""
+
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The token sampled for one row; logprobs when its request asked for them."""
+    """The token sampled for one row; logprobs when its request asked for them.
+
+    grammar_end  the row's grammar ended before this token, which then means nothing"""
 
     row: int
     token_id: int
     logprobs: TokenLogprobs | None = None
+    grammar_end: GrammarEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from backend.engine.sequence import Sequence
 from backend.errors import CapacityError, ContextLengthError, EngineDeadError, RequestError, SessionError
 from backend.model_source import ModelSource
 from backend.requests import EngineStats, FinishReason, GenerateOutput, GenerateRequest
-from backend.steps import SampledToken
+from backend.steps import GrammarEnd, SampledToken
 from backend.worker.executor import Executor, StepHandle, start_executor
 
 logger = logging.getLogger(__name__)
@@ -162,11 +162,21 @@ class Engine:
                 self._outputs.append(self._finish(sequence, (), FinishReason.LENGTH))
 
     def _take_token(self, sequence: Sequence, token: SampledToken) -> GenerateOutput:
+        if token.grammar_end is not None:
+            return self._end_of_grammar(sequence, token.grammar_end)
         reason = sequence.append(token.token_id)
         self.scheduler.publish_full_blocks(sequence)
         if reason is not None:
             return self._finish(sequence, (token,), reason)
         return _output(sequence, (token,), None)
+
+    def _end_of_grammar(self, sequence: Sequence, end: GrammarEnd) -> GenerateOutput:
+        """Its grammar was complete before this token; where it could not be followed, what there is of it is cut."""
+        if not end.fault:
+            return self._finish(sequence, (), FinishReason.STOP)
+        logger.warning("request %s ends after %d tokens: its grammar could not be followed any further (%s)",
+                       sequence.request_id, sequence.num_completion_tokens, end.fault)
+        return self._finish(sequence, (), FinishReason.LENGTH)
 
     def _finish(self, sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason,
                 num_completion_tokens: int | None = None) -> GenerateOutput:

@@ -106,6 +106,11 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, answer)
 
 
+# What took the place of fields that OpenAI has retired.
+_REPLACEMENTS = {"functions": "use tools, each {\"type\": \"function\", \"function\": …}",
+                 "function_call": "use tool_choice in a request, and tool_calls in a message"}
+
+
 def validation_error(error: RequestValidationError) -> ApiError:
     """400 with the field's name, of one fault: where a field may be of several kinds, of the kind that got furthest."""
     fault = max(error.errors(), key=lambda one: len(one["loc"]))
@@ -118,7 +123,8 @@ def validation_error(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
     name = _field_name(place)
     if fault["type"] == "none_required":
-        return ApiError(400, f"{name} is not supported by this server; leave it out", code="unsupported_parameter",
+        cure = _REPLACEMENTS.get(name.rpartition(".")[2], "leave it out")
+        return ApiError(400, f"{name} is not supported by this server; {cure}", code="unsupported_parameter",
                         param=name)
     if fault["type"] == "missing":
         return ApiError(400, f"the field {name} is missing; add it" if name else "the body is missing; send JSON",
