@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
 DEV = [*CALIBRATION, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "playwright>=1.50", "psutil",
-       "ruff", "transformers>=5.0", "tritonclient[http]>=2.73"]
+       "ruff", "schemathesis>=4.0", "transformers>=5.0", "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
@@ -34,7 +34,8 @@ setup(
     ],
     extras_require={
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34",
-                  "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'"],
+                  "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'",
+                  "fastapi-offline>=1.7"],  # Swagger UI's files
         "client": GRPC,
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,
