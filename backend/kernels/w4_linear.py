@@ -26,7 +26,7 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
               is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
     """See reference.linear_w4."""
     shapes.check_linear_w4(x, weight, bias, norm, is_gated, residual)
-    if w4_skinny.fits(x, weight, is_gated):
+    if w4_skinny.fits(x, weight, is_gated, norm is not None):
         return w4_skinny.w4_skinny(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
     if norm is not None:
         x = rms_norm(x, *norm)
