@@ -37,7 +37,10 @@ constexpr int UNITS = 8 * TOKENS;                                         // of 
 constexpr int THREAD_UNITS = (SLOTS * UNITS + THREADS - 1) / THREADS;
 constexpr int THREAD_ITEMS = (BLOCK_PIECES * TOKENS + HALF_WARPS - 1) / HALF_WARPS;
 constexpr int BATCHES = (THREAD_ITEMS + 15) / 16, BATCH = (THREAD_ITEMS + BATCHES - 1) / BATCHES;  // under way together
+constexpr bool IS_EVEN = PIECES % CLUSTER == 0;
+constexpr bool IS_WHOLE = IS_EVEN && SIZE % 128 == 0 && BATCHES * BATCH * HALF_WARPS == BLOCK_PIECES * TOKENS;
 constexpr bool IS_SCALED = NORM && IS_HALF;
+constexpr u32 ONES = IS_HALF ? 0x3c003c00 : 0x3f803f80;  // 1, twice
 constexpr float OFFSET_TO_128 = IS_HALF ? -64 : 0;
 static_assert(OUTPUTS % 16 == 0 && (!GATED || OUTPUTS % 32 == 0), "whole strips");
 static_assert(SIZE % 8 == 0 && PIECES >= CLUSTER, "every block has inputs");
@@ -91,7 +94,7 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     const int rank = blockIdx.x % CLUSTER, cluster = blockIdx.x / CLUSTER;
     const int first_piece = rank * PIECES / CLUSTER;
-    const int block_pieces = (rank + 1) * PIECES / CLUSTER - first_piece;
+    const int block_pieces = IS_EVEN ? BLOCK_PIECES : (rank + 1) * PIECES / CLUSTER - first_piece;
     const int num_pairs = (PAIRS - cluster + NUM_CLUSTERS - 1) / NUM_CLUSTERS;  // of this cluster
     const int all_pieces = num_pairs * block_pieces;
     auto run_begin = [&](int warp) { return warp * all_pieces / WARPS; };
@@ -134,6 +137,7 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                           address_of(&shared.norm_came));
         }
 #endif
+#pragma unroll 1
         for (int s = 0; s < STAGES; s++) copy_next_unit();
     }
     __syncwarp();
@@ -142,14 +146,16 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     const int half_warp = thread / 16, token = half_warp % TOKENS, column = thread % 16 * 8;
     auto piece_of = [&](int item) { return (item * HALF_WARPS + half_warp) / TOKENS; };
     auto is_inside = [&](int piece) {
-        return piece < block_pieces && (SIZE % 128 == 0 || (first_piece + piece) * 128 + column < SIZE);
+        return IS_WHOLE || (piece < block_pieces && (first_piece + piece) * 128 + column < SIZE);
     };
     // The sums that this thread will finish: of a token, rows g and g + 8 of both strips of a pair.
-    const int num_units = (num_pairs - rank + CLUSTER - 1) / CLUSTER * 8 * num_tokens;
+    const int num_slots = (num_pairs - rank + CLUSTER - 1) / CLUSTER;
+    auto finished_token = [&](int unit) { return unit / 8 % TOKENS; };
     auto finished_row = [&](int unit) {
-        const int pair = cluster + (unit / (8 * num_tokens) * CLUSTER + rank) * NUM_CLUSTERS;
-        return pair * (GATED ? 16 : 32) + (unit - turn(unit / 8 % num_tokens)) % 8;
+        const int pair = cluster + (unit / UNITS * CLUSTER + rank) * NUM_CLUSTERS;
+        return pair * (GATED ? 16 : 32) + (unit - turn(finished_token(unit))) % 8;
     };
+    auto is_finished = [&](int unit) { return unit < num_slots * UNITS && finished_token(unit) < num_tokens; };
     u16 biases[THREAD_UNITS][4];
     if (BIAS) {
 #pragma unroll
@@ -158,7 +164,7 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 const int place = row + r % 2 * 8 + r / 2 * (GATED ? RESULTS : 16);
-                if (i * THREADS + thread < num_units && place < OUTPUTS) biases[i][r] = __ldg(bias + place);
+                if (is_finished(i * THREADS + thread) && place < OUTPUTS) biases[i][r] = __ldg(bias + place);
             }
         }
     }
@@ -174,10 +180,10 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll
         for (int i = 0; i < THREAD_UNITS; i++) {
             const int unit = i * THREADS + thread, row = finished_row(unit);
-            const u16* const place = output + (size_t)(unit / 8 % num_tokens) * RESULTS + row;
+            const u16* const place = output + (size_t)finished_token(unit) * RESULTS + row;
 #pragma unroll
             for (int r = 0; r < (GATED ? 2 : 4); r++)
-                if (unit < num_units && row + r * 8 < RESULTS) old[i][r] = __ldcg(place + r * 8);
+                if (is_finished(unit) && row + r * 8 < RESULTS) old[i][r] = __ldcg(place + r * 8);
         }
     }
     uint4 values[BATCH];
@@ -233,7 +239,6 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
         for (int i = 0; i < BATCH; i++) {
             const int piece = piece_of(first + i);
             u32 words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
-            float sum = 0;
 #if NORM
             if (is_inside(piece)) {
                 const uint4 factors = shared.norm_weight[piece][column / 8];
@@ -244,18 +249,21 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                                       high_of(words[w]) * scaling * high_of(factor[w]));
             }
 #endif
+            float sum = 0;
+            if (TOKENS == 1) {  // with more, tensor cores have it sooner: see below
 #pragma unroll
-            for (int w = 0; w < 4; w++) sum += low_of(words[w]) + high_of(words[w]);
+                for (int w = 0; w < 4; w++) sum += low_of(words[w]) + high_of(words[w]);
 #pragma unroll
-            for (int distance = GROUP / 16; distance; distance /= 2)
-                sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-            if (piece < block_pieces) {
+                for (int distance = GROUP / 16; distance; distance /= 2)
+                    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+            }
+            if (IS_WHOLE || piece < block_pieces) {
                 // Eight inputs are one half of a product of 16, which four lanes share.
                 const int eight = column / 8;
                 u32* const place = (u32*)&shared.x[piece][eight / 4][token / 8][token % 8 * 4 % X_LANES] + eight % 4;
 #pragma unroll
                 for (int w = 0; w < 4; w++) place[(w ^ eight / 4) * 4] = words[w];
-                if (column % GROUP == 0) shared.x_sums[piece][column / GROUP][token] = sum;
+                if (TOKENS == 1 && column % GROUP == 0) shared.x_sums[piece][column / GROUP][0] = sum;
             }
         }
     }
@@ -269,12 +277,34 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
             for (int r = 0; r < CLUSTER; r++) store(in_block(address_of(&shared.squares[rank][thread]), r), squares);
         }
     }
+    for (int piece = warp; TOKENS > 1 && piece < block_pieces; piece += WARPS) {  // the sum of a group's inputs
+#pragma unroll
+        for (int t = 0; t < TOKEN_TILES; t++) {
+            float sums[4][4] = {};
+#pragma unroll
+            for (int quarter = 0; quarter < 4; quarter++) {
+                const uint4 right = shared.x[piece][quarter][t][(lane ^ quarter) % X_LANES];
+                multiply(sums[quarter], make_uint4(ONES, ONES, ONES, ONES), right.x, right.y);
+                multiply(sums[quarter], make_uint4(ONES, ONES, ONES, ONES), right.z, right.w);
+            }
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                float2 sum = make_float2(0, 0);
+#pragma unroll
+                for (int quarter = group * GROUP / 32; quarter < (group + 1) * GROUP / 32; quarter++)
+                    sum.x += sums[quarter][0], sum.y += sums[quarter][1];
+                if (lane < 4) *(float2*)&shared.x_sums[piece][group][(t * 8 + lane * 2) % TOKENS] = sum;
+            }
+        }
+    }
+    if (TOKENS > 1) __syncthreads();
 
     int stage = 0, parity = 0;
     int at = begin, p = begin / block_pieces, first_of_pair = begin - p * block_pieces;
     do {  // also without any pieces: zeros
         const int end_of_pair = min(block_pieces, first_of_pair + end - at);
         float sums[2][TOKEN_TILES][4] = {};
+#pragma unroll 1
         for (int first = first_of_pair; first < end_of_pair; first += UNIT) {
             wait_for_bytes(address_of(&shared.full[warp][stage]), parity);
 #pragma unroll
@@ -384,13 +414,16 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     auto block_sum = [&](int p, int unit) {
         const uchar2 warps = shared.sharers[p];
         float4 sum = shared.sums[p + warps.x][unit];
+#pragma unroll 1
         for (int w = warps.x + 1; w <= warps.y; w++) sum = plus(sum, shared.sums[p + w][unit]);
         return sum;
     };
 #if CLUSTER > 1
-    for (int u = thread; u < num_pairs * 8 * num_tokens; u += THREADS) {
-        const int p = u / (8 * num_tokens), unit = u % (8 * num_tokens);
-        store(in_block(address_of(&shared.received[rank][p / CLUSTER][unit]), p % CLUSTER), block_sum(p, unit));
+#pragma unroll 1
+    for (int u = thread; u < num_pairs * UNITS; u += THREADS) {
+        const int p = u / UNITS, unit = u % UNITS;
+        if (unit / 8 < num_tokens)
+            store(in_block(address_of(&shared.received[rank][p / CLUSTER][unit]), p % CLUSTER), block_sum(p, unit));
     }
     __syncwarp();
     cluster_sync();
@@ -399,14 +432,14 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; i++) {
         const int unit = i * THREADS + thread;
-        if (unit >= num_units) break;
-        const int slot = unit / (8 * num_tokens), of_token = unit / 8 % num_tokens, row = finished_row(unit);
+        if (!is_finished(unit)) continue;
+        const int slot = unit / UNITS, of_token = finished_token(unit), row = finished_row(unit);
 #if CLUSTER > 1
-        float4 sum = shared.received[0][slot][unit % (8 * num_tokens)];
+        float4 sum = shared.received[0][slot][unit % UNITS];
 #pragma unroll
-        for (int r = 1; r < CLUSTER; r++) sum = plus(sum, shared.received[r][slot][unit % (8 * num_tokens)]);
+        for (int r = 1; r < CLUSTER; r++) sum = plus(sum, shared.received[r][slot][unit % UNITS]);
 #else
-        const float4 sum = block_sum(slot, unit % (8 * num_tokens));
+        const float4 sum = block_sum(slot, unit % UNITS);
 #endif
         float total[4] = {sum.x, sum.y, sum.z, sum.w};
         if (NORM) {

@@ -25,11 +25,16 @@ MAX_TOKENS = TOKENS[-1]
 MIN_PIECES = 8  # of a row: as many as a cluster may have blocks
 WARPS = 8
 SHARED_BYTES = 227 * 1024
-# Where a multiprocessor had room for two blocks of one kernel, it would get two when the kernel before ends, and another
-# multiprocessor none: they would take twice as long. So a layer that adds to the residual takes more than half of the
-# memory, and its neighbours what is left: blocks of two layers fit side by side, of one layer they do not.
+# Where a multiprocessor has room for two blocks of one kernel, it gets two when the kernel before ends, and another
+# multiprocessor none: they take twice as long. So a block takes more than half of the memory. For one token, where
+# reading ahead while the kernel before computes is worth most, layers that add to the residual take ADDED_BYTES and
+# their neighbours what is left, so that a block of each fits, but not two of one.
 MULTIPROCESSOR_BYTES = 228 * 1024
-RESERVED_BYTES = 1024  # of them, by each block
+BLOCK_BYTES = 1024  # that each block takes beside its own
+HALF_BYTES = MULTIPROCESSOR_BYTES // 2
+ADDED_BYTES = 130 * 1024
+BESIDE_BYTES = MULTIPROCESSOR_BYTES - ADDED_BYTES - 2 * BLOCK_BYTES
+MANY_INPUTS = 8192  # more are divided by larger clusters
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,8 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The inputs are divided over `cluster` blocks; a warp has `stages` copies under way, of `unit` pieces of two strips
-    each. A block takes up `least_bytes` of shared memory, or more."""
+    """The inputs are divided over `cluster` blocks; a warp has `stages` copies under way, of `unit` pieces of two
+    strips each. A block takes `least_bytes` of shared memory, or more."""
 
     cluster: int
     unit: int
@@ -104,13 +109,17 @@ def _product(x: Tensor, weight: W4Weight, *, has_norm: bool, has_bias: bool, is_
                    has_norm, has_bias, is_gated, is_added)
 
 
-LAYOUTS = [Layout(1, 2, 2), Layout(2, 2, 2), Layout(4, 2, 2), Layout(8, 2, 2)]
-
-
 @functools.cache
 def best_layout(product: Product, device: torch.device) -> Layout | None:
     """The best of those measured on an H200, by what they have in common; None where x does not fit."""
-    for layout in LAYOUTS:
+    layouts = [Layout(cluster, 2, 2, HALF_BYTES) for cluster in ((2, 4, 8) if product.size <= MANY_INPUTS else (8,))]
+    if product.tokens == 1:
+        small = Layout(2, 2, 2)
+        if product.is_added:
+            layouts.insert(0, Layout(2, 2, 3, ADDED_BYTES))
+        elif shared_bytes(small, product, device) <= BESIDE_BYTES:
+            layouts.insert(0, small)
+    for layout in layouts:
         if shared_bytes(layout, product, device) <= SHARED_BYTES:
             return layout
     return None
@@ -166,7 +175,8 @@ def _compile_all(product: Product, device: torch.device) -> None:
 def macros(layout: Layout, product: Product, device: torch.device) -> dict[str, int]:
     """What the source wants to be defined."""
     return {"SIZE": product.size, "OUTPUTS": product.num_outputs, "GROUP": product.group_size, "TOKENS": product.tokens,
-            "CLUSTER": layout.cluster, "NUM_CLUSTERS": _num_clusters(layout, product, device), "UNIT": layout.unit, "STAGES": layout.stages, "NORM": int(product.has_norm), "BIAS": int(product.has_bias),
+            "CLUSTER": layout.cluster, "NUM_CLUSTERS": _num_clusters(layout, product, device), "UNIT": layout.unit,
+            "STAGES": layout.stages, "NORM": int(product.has_norm), "BIAS": int(product.has_bias),
             "RESIDUAL": int(product.is_added), "GATED": int(product.is_gated), "IS_HALF": int(product.is_half)}
 
 
