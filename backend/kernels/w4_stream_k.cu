@@ -26,20 +26,20 @@ constexpr int STEP = 128;  // inputs in a stage
 constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
 constexpr int GROUPS = ROWS / 64, THREADS = (GROUPS + 1) * GROUP_THREADS;
 constexpr int GROUP_RESULTS = RESULTS / GROUPS;
-constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP);
+constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP), WEIGHT_BYTES = STRIPS * PIECE_BYTES;
 constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
-constexpr int STAGE_BYTES = (X_BYTES + STRIPS * PIECE_BYTES + 1023) / 1024 * 1024;
+constexpr int RUNS = 8 / RUN;
 // Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
-constexpr int GROUP_REGISTERS = GROUPS == 2 ? 224 : GROUPS == 3 ? 152 : 104, COPY_REGISTERS = GROUPS == 4 ? 40 : 56;
-static_assert(GROUPS * GROUP_REGISTERS + COPY_REGISTERS <= 65536 / THREADS / 8 * 8 * (GROUPS + 1), "there are as many");
-constexpr bool TAKES_TURNS = TOKENS > 64;  // with fewer, making the numbers takes longer than multiplying them
-constexpr int CHUNK = TOKENS % 64 ? 32 : 64;  // tokens that leave a group of warps together
+constexpr int START_REGISTERS = 65536 / (THREADS * RESIDENTS) / 8 * 8, COPY_REGISTERS = GROUPS == 2 && RESIDENTS == 1 ? 40 : 32;
+constexpr int GROUP_REGISTERS = ((GROUPS + 1) * START_REGISTERS - COPY_REGISTERS) / GROUPS / 8 * 8;
+constexpr int CHUNK = TOKENS == 64 || TOKENS == 128 ? 64 : 32;  // tokens that leave a group of warps together
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 
 #include "stream_k_runs.cuh"
 
 struct Shared {
-    unsigned char ring[STAGES][STAGE_BYTES];
+    unsigned char x[STAGES][X_BYTES];
+    unsigned char weights[STAGES][WEIGHT_BYTES];
     unsigned char turned[GROUPS][CHUNK * TURN_BYTES];
     u64 ready[STAGES], empty[STAGES];  // barriers
 };
@@ -50,23 +50,46 @@ __device__ __forceinline__ void copy_piece(u32 shared, const void* piece, u32 ba
                  :: "r"(shared), "l"(piece), "n"(PIECE_BYTES), "r"(barrier), "l"(policy) : "memory");
 }
 
-// Adds the product of 64 rows, in registers, and TOKENS tokens to the sums, or with is_added false, makes it the sums.
+// Adds the product of 64 rows, in registers, and TOKENS tokens to the sums.
 #define WGMMA_ROWS(N, NUMBERS, A0, A1, A2, A3, COLUMNS, IS_ADDED, ...) \
     asm volatile("{\n.reg .pred added;\nsetp.ne.b32 added, " IS_ADDED ", 0;\n" \
                  "wgmma.mma_async.sync.aligned.m64n" #N "k16." WGMMA_TYPES " {" NUMBERS "}, " \
                  "{" A0 ", " A1 ", " A2 ", " A3 "}, " COLUMNS ", added, 1, 1, 0;\n}" \
-                 : __VA_ARGS__ : "r"(rows.x), "r"(rows.y), "r"(rows.z), "r"(rows.w), "l"(tokens), "r"((int)is_added))
+                 : __VA_ARGS__ : "r"(rows.x), "r"(rows.y), "r"(rows.z), "r"(rows.w), "l"(tokens), "r"(1))
 
-__device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u64 tokens, bool is_added) {
+__device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u64 tokens) {
 #if TOKENS == 32
-    WGMMA_ROWS(32, NUMBERS_10() ", " NUMBERS_6(1), "%16", "%17", "%18", "%19", "%20", "%21", SUMS_10(), SUMS_6(1));
+    WGMMA_ROWS(32, NUMBERS_10() ", " NUMBERS_6(1),
+               "%16", "%17", "%18", "%19", "%20", "%21",
+               SUMS_10(), SUMS_6(1));
 #elif TOKENS == 64
-    WGMMA_ROWS(64, NUMBERS_30 ", " NUMBERS_2(3), "%32", "%33", "%34", "%35", "%36", "%37", SUMS_30, SUMS_2(3));
+    WGMMA_ROWS(64, NUMBERS_30 ", " NUMBERS_2(3),
+               "%32", "%33", "%34", "%35", "%36", "%37",
+               SUMS_30, SUMS_2(3));
 #elif TOKENS == 96
-    WGMMA_ROWS(96, NUMBERS_30 ", " NUMBERS_10(3) ", " NUMBERS_8(4), "%48", "%49", "%50", "%51", "%52", "%53",
+    WGMMA_ROWS(96, NUMBERS_30 ", " NUMBERS_10(3) ", " NUMBERS_8(4),
+               "%48", "%49", "%50", "%51", "%52", "%53",
                SUMS_30, SUMS_10(3), SUMS_8(4));
 #elif TOKENS == 128
-    WGMMA_ROWS(128, NUMBERS_60 ", " NUMBERS_4(6), "%64", "%65", "%66", "%67", "%68", "%69", SUMS_60, SUMS_4(6));
+    WGMMA_ROWS(128, NUMBERS_60 ", " NUMBERS_4(6),
+               "%64", "%65", "%66", "%67", "%68", "%69",
+               SUMS_60, SUMS_4(6));
+#elif TOKENS == 160
+    WGMMA_ROWS(160, NUMBERS_60 ", " NUMBERS_10(6) ", " NUMBERS_10(7),
+               "%80", "%81", "%82", "%83", "%84", "%85",
+               SUMS_60, SUMS_10(6), SUMS_10(7));
+#elif TOKENS == 192
+    WGMMA_ROWS(192, NUMBERS_90 ", " NUMBERS_6(9),
+               "%96", "%97", "%98", "%99", "%100", "%101",
+               SUMS_90, SUMS_6(9));
+#elif TOKENS == 224
+    WGMMA_ROWS(224, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_2(11),
+               "%112", "%113", "%114", "%115", "%116", "%117",
+               SUMS_90, SUMS_10(9), SUMS_10(10), SUMS_2(11));
+#elif TOKENS == 256
+    WGMMA_ROWS(256, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_10(11) ", " NUMBERS_8(12),
+               "%128", "%129", "%130", "%131", "%132", "%133",
+               SUMS_90, SUMS_10(9), SUMS_10(10), SUMS_10(11), SUMS_8(12));
 #endif
 }
 
@@ -174,7 +197,7 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
 
 // `workspace`: [blocks][GROUPS][TOKENS / 8][128 threads] float4, then [blocks][GROUPS] flags, which hold `ticket`, a
 // number that no other launch has, while the block's sums stand there for their reader.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENTS)
 #if CLUSTER > 1
     __cluster_dims__(CLUSTER, 1, 1)
 #endif
@@ -204,34 +227,41 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
         if (warp == GROUPS * 4) {
             const u64 read_once = evict_first(), read_often = evict_last();
             const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
-            auto copy_weights = [&](int tile, int step, int stage) {  // a strip a lane
+            auto piece_of = [&](int tile) {  // this lane's first one
                 int row_tile, token_tile;
                 find_tile(all, tile, rank, row_tile, token_tile);
-                const u32 ready = address_of(&shared.ready[stage]);
-                if (lane == 0) expect_bytes(ready, X_BYTES + STRIPS * PIECE_BYTES);
-                __syncwarp();
                 const int strip = GATED ? row_tile * (STRIPS / 2) + lane % (STRIPS / 2) : row_tile * STRIPS + lane;
                 const int end = GATED ? num_strips / 2 : num_strips;  // what lies beyond is not written
                 const int wanted = min(strip, end - 1) + (GATED ? lane / (STRIPS / 2) * end : 0);
-                if (lane < STRIPS)
-                    copy_piece(address_of(shared.ring[stage]) + X_BYTES + lane * PIECE_BYTES,
-                               weight + ((size_t)wanted * num_steps + step) * PIECE_BYTES, ready, weight_policy);
+                return weight + (size_t)wanted * num_steps * PIECE_BYTES;
             };
-            auto copy_tokens = [&](int tile, int step, int stage) {  // a box a lane
+            auto token_of = [&](int tile) {
                 int row_tile, token_tile;
                 find_tile(all, tile, rank, row_tile, token_tile);
+                return token_tile * TOKENS + rank * (TOKENS / CLUSTER);
+            };
+            auto copy_weights = [&](const unsigned char* piece, int step, int stage) {  // a strip a lane
+                const u32 ready = address_of(&shared.ready[stage]);
+                if (lane == 0) expect_bytes(ready, X_BYTES + WEIGHT_BYTES);
+                __syncwarp();
+                if (lane < STRIPS)
+                    copy_piece(address_of(shared.weights[stage]) + lane * PIECE_BYTES, piece + (size_t)step * PIECE_BYTES, ready,
+                               weight_policy);
+            };
+            auto copy_tokens = [&](int token, int step, int stage) {  // a box a lane
                 if (lane < 2)
                     copy_x<(CLUSTER > 1)>(
-                        address_of(shared.ring[stage]) + lane * BOX_BYTES + rank * (BOX_BYTES / CLUSTER), x_map,
-                        address_of(&shared.ready[stage]), step * STEP + lane * 64,
-                        token_tile * TOKENS + rank * (TOKENS / CLUSTER), (1 << CLUSTER) - 1, read_often);
+                        address_of(shared.x[stage]) + lane * BOX_BYTES + rank * (BOX_BYTES / CLUSTER), x_map,
+                        address_of(&shared.ready[stage]), step * STEP + lane * 64, token, (1 << CLUSTER) - 1, read_often);
             };
             int stage = 0;
             {
                 Work work(all, cluster);
-                while (stage < STAGES && work.next(all, cluster, 0))
-                    for (int step = work.begin; step < work.end && stage < STAGES; step++)
-                        copy_weights(work.tile, step, stage++);
+                while (stage < STAGES && work.next(all, cluster, 0)) {
+                    const unsigned char* const piece = piece_of(work.tile);
+#pragma unroll 1
+                    for (int step = work.begin; step < work.end && stage < STAGES; step++) copy_weights(piece, step, stage++);
+                }
             }
             const int num_early = stage;
             wait_for_inputs();
@@ -240,12 +270,15 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             u32 parity = 1;
             Work work(all, cluster);
             while (work.next(all, cluster, 0)) {
+                const unsigned char* const piece = piece_of(work.tile);
+                const int token = token_of(work.tile);
+#pragma unroll 1
                 for (int step = work.begin; step < work.end; step++) {
                     if (done >= num_early) {
                         wait_for_bytes(address_of(&shared.empty[stage]), parity);
-                        copy_weights(work.tile, step, stage);
+                        copy_weights(piece, step, stage);
                     }
-                    copy_tokens(work.tile, step, stage);
+                    copy_tokens(token, step, stage);
                     done++;
                     if (++stage == STAGES) {
                         stage = 0;
@@ -266,98 +299,84 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             if (lane < CLUSTER) arrive(in_block(address_of(&shared.empty[stage]), lane));
         };
         // This thread's two rows of its warp's 16: of one strip, or of gates and of ups, where a warp has half a strip.
-        const int first_piece = X_BYTES + (GATED ? warp / 2 : warp) * PIECE_BYTES;
+        const int first_piece = (GATED ? warp / 2 : warp) * PIECE_BYTES;
         const int second_piece = first_piece + (GATED ? STRIPS / 2 * PIECE_BYTES : 0);
-        const int half = warp % 2;
-        uint4 words[2][2];  // of the two tiles of 64 inputs, and their two strips
-        u32 scales[128 / GROUP][2];
-        uint4 rows[8];      // q - zero of them
-        auto load_words = [&](int stage) {
-            const unsigned char* const first = shared.ring[stage] + first_piece;
-            const unsigned char* const second = shared.ring[stage] + second_piece;
-#pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                words[tile][0] = *(const uint4*)(first + tile * 512 + lane * 16);
-                if (GATED) words[tile][1] = *(const uint4*)(second + tile * 512 + lane * 16);
+        const bool is_second = GATED && warp % 2;
+        constexpr int LEVELS = RUN * 16 > GROUP ? RUN * 16 / GROUP : 1;  // groups that begin in a run
+        uint4 words[2];             // of 64 inputs, and two strips
+        u32 level_words[LEVELS][2];
+        Level levels[2];
+        uint4 rows[2][RUN];         // of the run that is multiplied, and of the one behind it
+        auto load = [&](int stage, int run) {
+            const unsigned char* const first = shared.weights[stage] + first_piece;
+            const unsigned char* const second = shared.weights[stage] + second_piece;
+            if (run * RUN % 4 == 0) {
+                words[0] = *(const uint4*)(first + run * RUN / 4 * 512 + lane * 16);
+                if (GATED) words[1] = *(const uint4*)(second + run * RUN / 4 * 512 + lane * 16);
             }
+            if (run * RUN * 16 % GROUP) return;
 #pragma unroll
-            for (int g = 0; g < 128 / GROUP; g++) {
-                const int place = 1024 + (g * 8 + lane / 4) * 8;
-                scales[g][0] = *(const u32*)(first + place + (GATED ? half * 4 : 0));
-                scales[g][1] = *(const u32*)(second + place + (GATED ? half * 4 : 4));
+            for (int i = 0; i < LEVELS; i++) {
+                const int place = 1024 + ((run * RUN * 16 / GROUP + i) * 8 + lane / 4) * 8;
+                level_words[i][0] = *(const u32*)(first + place + (is_second ? 4 : 0));
+                level_words[i][1] = *(const u32*)(second + place + (is_second || !GATED ? 4 : 0));
             }
         };
-        // Returns zero in a way that makes who uses it wait for all of the numbers.
-        const u32 never = num_steps >> 31;
-        auto unpack = [&](float (&scale)[128 / GROUP][2]) {
-            u32 seen = 0;
+        auto unpack = [&](int run) {
 #pragma unroll
-            for (int k = 0; k < 8; k++) {
-                const u32* const own = scales[k * 16 / GROUP];
-                const u32 first = word_of(words[k / 4][0], k % 4);
-                const uint4 numbers = GATED ? unpacked_half(first, word_of(words[k / 4][1], k % 4), half)
-                                            : unpacked_quickly(first);
-                const u32 zeros[2] = {zero_pair(own[0], GATED ? half : 0), zero_pair(own[1], GATED ? half : 1)};
-                rows[k] = make_uint4(difference(numbers.x, zeros[0]), difference(numbers.y, zeros[1]),
-                                     difference(numbers.z, zeros[0]), difference(numbers.w, zeros[1]));
-                seen |= rows[k].x | rows[k].y | rows[k].z | rows[k].w;
+            for (int i = 0; i < RUN; i++) {
+                const int k = run * RUN + i;
+                if (k * 16 % GROUP == 0) {
+                    levels[0] = level_of(level_words[i * 16 / GROUP][0], is_second);
+                    levels[1] = level_of(level_words[i * 16 / GROUP][1], is_second || !GATED);
+                }
+                const u32 word = word_of(words[0], k % 4);
+                rows[run % 2][i] = GATED ? weights_of_halves(word, word_of(words[1], k % 4), is_second, levels)
+                                         : weights_of_strip(word, levels);
             }
-#pragma unroll
-            for (int g = 0; g < 128 / GROUP; g++) {
-                scale[g][0] = half_to_float(scales[g][0]);
-                scale[g][1] = half_to_float(scales[g][1]);
-            }
-            return seen & never;
         };
-        auto wait_for_turn = [&](u32 zero) {
-            if (TAKES_TURNS)
-                asm volatile("bar.sync %0, %1;" :: "r"(1 + GROUPS + group + zero), "n"(2 * GROUP_THREADS) : "memory");
-        };
-        auto pass_turn = [&]() {
-            if (TAKES_TURNS)
-                asm volatile("bar.arrive %0, %1;"
-                             :: "r"(1 + GROUPS + (group + 1) % GROUPS), "n"(2 * GROUP_THREADS) : "memory");
-        };
-        if (group == GROUPS - 1) pass_turn();
         int stage = 0;
         u32 parity = 0;
         Work work(all, cluster);
         while (work.next(all, cluster, 0)) {
-            float sums[TOKENS / 2], products[TOKENS / 2];
+            float sums[TOKENS / 2];
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) sums[i] = 0;
             wait_for_bytes(address_of(&shared.ready[stage]), parity);
-            load_words(stage);
+            load(stage, 0);
+            unpack(0);
+            int current = stage;
             for (int step = work.begin; step < work.end; step++) {
-                const u64 tokens = wgmma_operand(address_of(shared.ring[stage]));
-                const int current = stage;
-                float scale[128 / GROUP][2];
-                const u32 zero = unpack(scale);  // before the turn comes, not in it
-                if (++stage == STAGES) {
-                    stage = 0;
-                    parity ^= 1;
-                }
+                const u64 tokens = wgmma_operand(address_of(shared.x[stage]));
+                const int before = current;
+                current = stage;
 #pragma unroll
-                for (int g = 0; g < 128 / GROUP; g++) {
-                    wait_for_turn(zero);
+                for (int run = 0; run < RUNS; run++) {
                     wgmma_fence();
 #pragma unroll
-                    for (int k = g * GROUP / 16; k < (g + 1) * GROUP / 16; k++)  // 16 inputs
-                        wgmma(products, rows[k], tokens + k / 4 * (BOX_BYTES / 16) + k % 4 * 2, k * 16 % GROUP != 0);
-                    wgmma_commit();
-                    pass_turn();
-                    if (g == 128 / GROUP - 1 && step + 1 < work.end) {
-                        wait_for_bytes(address_of(&shared.ready[stage]), parity);
-                        load_words(stage);
+                    for (int i = 0; i < RUN; i++) {  // 16 inputs
+                        const int k = run * RUN + i;
+                        wgmma(sums, rows[run % 2][i], tokens + k / 4 * (BOX_BYTES / 16) + k % 4 * 2);
                     }
-                    wgmma_wait<0>();
-                    wgmma_finish(products);
-                    if (g == 128 / GROUP - 1) free_stage(current);
-#pragma unroll
-                    for (int i = 0; i < TOKENS / 2; i++)
-                        sums[i] = fmaf(products[i], scale[g][i % 4 / 2], sums[i]);
+                    wgmma_commit();
+                    // While they are multiplied, the next ones are made.
+                    if (run + 1 == RUNS) {
+                        if (++stage == STAGES) {
+                            stage = 0;
+                            parity ^= 1;
+                        }
+                        if (step + 1 == work.end) break;
+                        wait_for_bytes(address_of(&shared.ready[stage]), parity);
+                    }
+                    load(stage, (run + 1) % RUNS);
+                    wgmma_wait<1>();
+                    if (run == 0 && step > work.begin) free_stage(before);
+                    unpack((run + 1) % RUNS);
                 }
             }
+            wgmma_wait<0>();
+            wgmma_finish(sums);
+            free_stage(current);
             if (work.begin != 0) {
                 float4* const place = sums_of(blockIdx.x);
 #pragma unroll

@@ -40,7 +40,9 @@ class Layout:
     tokens: int
     rows: int
     cluster: int
+    residents: int
     waves: int
+    per_sm: int = 0
 
 
 def fits(x: Tensor, weight: W4Weight, is_gated: bool, residual: Tensor | None) -> bool:
@@ -64,8 +66,10 @@ def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, 
     (num_tokens, size), num_outputs = x.shape, weight.out_features
     num_results = num_outputs // 2 if is_gated else num_outputs
     output = x.new_empty(num_tokens, num_results) if residual is None else residual
-    kernel, most_clusters = _kernel(layout.tokens, layout.rows, layout.cluster, weight.group_size, is_gated,
-                                    x.dtype == torch.float16, x.device)
+    kernel, most_clusters = _kernel(layout.tokens, layout.rows, layout.cluster, layout.residents, weight.group_size,
+                                    is_gated, x.dtype == torch.float16, x.device)
+    if layout.per_sm:
+        most_clusters = num_multiprocessors(x.device) * layout.per_sm
     row_tiles, token_tiles = _count(_count(num_outputs, layout.rows), layout.cluster), _count(num_tokens, layout.tokens)
     steps = _count(size, PIECE)
     clusters = min(most_clusters, row_tiles * token_tiles * steps)
@@ -88,48 +92,50 @@ def best_layout(num_tokens: int, num_outputs: int, device: torch.device) -> Layo
     """The best of those measured on an H200, by what they have in common."""
     tokens = min(TILES, key=lambda tokens: _count(num_tokens, tokens) * TILES[tokens][1])
     rows = 128 if tokens == 32 and num_outputs < FEW_OUTPUTS else TILES[tokens][0]
-    return Layout(tokens, rows, 1, whole_waves(tokens, rows, 1, num_tokens, num_outputs, device))
+    return Layout(tokens, rows, 1, 1, whole_waves(tokens, rows, 1, 1, num_tokens, num_outputs, device))
 
 
-def whole_waves(tokens: int, rows: int, cluster: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
+def whole_waves(tokens: int, rows: int, cluster: int, residents: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
     """Waves of whole tiles, all but those that do not fill the device, and one before them, so that all get as much."""
     tiles = _count(_count(num_outputs, rows), cluster) * _count(num_tokens, tokens)
-    waves, rest = divmod(tiles, num_multiprocessors(device) // cluster)
+    waves, rest = divmod(tiles, num_multiprocessors(device) * residents // cluster)
     return waves if rest == 0 else max(0, waves - 1)
 
 
 @functools.cache
-def _kernel(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool,
+def _kernel(tokens: int, rows: int, cluster: int, residents: int, group_size: int, is_gated: bool, is_half: bool,
             device: torch.device) -> tuple[CudaKernel, int]:
     """The kernel, and how many of its clusters run at the same time."""
     _compile_all(group_size, is_half, device)
-    macros = _macros(tokens, rows, cluster, group_size, is_gated, is_half)
+    macros = _macros(tokens, rows, cluster, residents, group_size, is_gated, is_half)
     shared_bytes = macros["STAGES"] * _stage_bytes(tokens, rows, group_size) + _other_bytes(tokens, rows)
     kernel = cuda_source.load(SOURCE, "w4_stream_k", macros, device, 2 * rows + 128, shared_bytes)
-    return kernel, num_multiprocessors(device) if cluster == 1 else kernel.max_clusters(cluster)
+    return kernel, num_multiprocessors(device) * residents if cluster == 1 else kernel.max_clusters(cluster)
 
 
 @functools.cache
 def _compile_all(group_size: int, is_half: bool, device: torch.device) -> None:
     """What best_layout chooses from. A server meets it at its start, and compiles it side by side."""
     tiles = {(tokens, rows) for tokens, (rows, _) in TILES.items()} | {(32, 128)}
-    cuda_source.compile_together(SOURCE, [_macros(tokens, rows, 1, group_size, is_gated, is_half)
+    cuda_source.compile_together(SOURCE, [_macros(tokens, rows, 1, 1, group_size, is_gated, is_half)
                                           for tokens, rows in tiles for is_gated in (False, True)], device)
 
 
-def _macros(tokens: int, rows: int, cluster: int, group_size: int, is_gated: bool, is_half: bool) -> dict[str, int]:
-    stages = min(MAX_STAGES, (SHARED_BYTES - _other_bytes(tokens, rows)) // _stage_bytes(tokens, rows, group_size))
-    return {"TOKENS": tokens, "ROWS": rows, "STAGES": stages, "CLUSTER": cluster, "GROUP": group_size,
+def _macros(tokens: int, rows: int, cluster: int, residents: int, group_size: int, is_gated: bool,
+            is_half: bool) -> dict[str, int]:
+    stages = (SHARED_BYTES // residents - _other_bytes(tokens, rows)) // _stage_bytes(tokens, rows, group_size)
+    return {"TOKENS": tokens, "ROWS": rows, "STAGES": min(MAX_STAGES, stages), "CLUSTER": cluster,
+            "RESIDENTS": residents, "RUN": 2 if rows * residents > 128 and tokens > 64 else 4, "GROUP": group_size,
             "GATED": int(is_gated), "IS_HALF": int(is_half)}
 
 
 def _stage_bytes(tokens: int, rows: int, group_size: int) -> int:
-    return _count(2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size), 1024) * 1024
+    return 2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size)
 
 
 def _other_bytes(tokens: int, rows: int) -> int:
     """Results on their way out, barriers, and what it takes to begin at a multiple of 1,024."""
-    return 2 * rows * (32 if tokens % 64 else 64) + 2048
+    return 2 * rows * (64 if tokens in (64, 128) else 32) + 1024 + 256
 
 
 def _count(whole: int, part: int) -> int:

@@ -15,6 +15,9 @@ from tests.backend.kernels.fused_linear import EPS, FUSIONS, check_fused
 
 HALF = [torch.float16, torch.bfloat16]
 GROUP_SIZES = [32, 64, 128]
+LAYOUTS = [(32, 128, 1, 1), (32, 256, 1, 1), (32, 128, 1, 2), (64, 128, 1, 2), (64, 192, 1, 1), (64, 256, 1, 1),
+           (96, 128, 1, 2), (96, 256, 1, 1), (128, 128, 1, 1), (128, 192, 1, 1), (128, 256, 1, 1), (128, 256, 2, 1),
+           (160, 192, 1, 1), (192, 128, 1, 1), (192, 192, 1, 1), (224, 128, 1, 1), (256, 128, 1, 1), (256, 128, 2, 1)]
 
 
 def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, group_size: int,
@@ -141,22 +144,22 @@ def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
 @pytest.mark.parametrize("num_tokens", [17, 64, 129, 300])
 def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, half):
-    check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half)
+    check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half, is_rounded=True)
 
 
 @pytest.mark.hopper
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("half", HALF, ids=str)
 @pytest.mark.parametrize("is_gated", [0, 1])
 @pytest.mark.parametrize("num_tokens", [20, 50, 90, 200])
-def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated, group_size):
+def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated, half, group_size):
     check(w4_linear.linear_w4, num_tokens, 992 // group_size * group_size, 192, group_size, (0, 0, is_gated, 0), "cuda",
-          torch.float16)
+          half, is_rounded=True)
 
 
 @pytest.mark.hopper
 @pytest.mark.parametrize("is_gated", [0, 1])
-@pytest.mark.parametrize("layout", [(32, 256, 1), (32, 128, 2), (64, 192, 1), (64, 128, 2), (96, 128, 1), (128, 128, 1),
-                                    (128, 128, 2)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
 def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated):
     def kernel(x, weight, bias, *, norm, is_gated, residual):
@@ -165,7 +168,7 @@ def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, n
                                   residual=residual)
 
     check(kernel, num_tokens, size // 32 * 32, num_outputs, 32 if size % 128 else 128, (0, 0, is_gated, not is_gated),
-          "cuda", torch.bfloat16)
+          "cuda", torch.bfloat16, is_rounded=True)
 
 
 def test_there_is_no_such_kernel_on_a_cpu():
