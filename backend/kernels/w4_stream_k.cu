@@ -51,44 +51,44 @@ __device__ __forceinline__ void copy_piece(u32 shared, const void* piece, u32 ba
 }
 
 // Adds the product of 64 rows, in registers, and TOKENS tokens to the sums.
-#define WGMMA_ROWS(N, NUMBERS, A0, A1, A2, A3, COLUMNS, IS_ADDED, ...) \
-    asm volatile("{\n.reg .pred added;\nsetp.ne.b32 added, " IS_ADDED ", 0;\n" \
+#define WGMMA_ROWS(N, NUMBERS, A0, A1, A2, A3, COLUMNS, ...) \
+    asm volatile("{\n.reg .b64 tokens;\nmov.b64 tokens, {" COLUMNS ", 1073741888};\n" \
                  "wgmma.mma_async.sync.aligned.m64n" #N "k16." WGMMA_TYPES " {" NUMBERS "}, " \
-                 "{" A0 ", " A1 ", " A2 ", " A3 "}, " COLUMNS ", added, 1, 1, 0;\n}" \
-                 : __VA_ARGS__ : "r"(rows.x), "r"(rows.y), "r"(rows.z), "r"(rows.w), "l"(tokens), "r"(1))
+                 "{" A0 ", " A1 ", " A2 ", " A3 "}, tokens, 1, 1, 1, 0;\n}" \
+                 : __VA_ARGS__ : "r"(rows.x), "r"(rows.y), "r"(rows.z), "r"(rows.w), "r"(tokens))
 
-__device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u64 tokens) {
+__device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u32 tokens) {
 #if TOKENS == 32
     WGMMA_ROWS(32, NUMBERS_10() ", " NUMBERS_6(1),
-               "%16", "%17", "%18", "%19", "%20", "%21",
+               "%16", "%17", "%18", "%19", "%20",
                SUMS_10(), SUMS_6(1));
 #elif TOKENS == 64
     WGMMA_ROWS(64, NUMBERS_30 ", " NUMBERS_2(3),
-               "%32", "%33", "%34", "%35", "%36", "%37",
+               "%32", "%33", "%34", "%35", "%36",
                SUMS_30, SUMS_2(3));
 #elif TOKENS == 96
     WGMMA_ROWS(96, NUMBERS_30 ", " NUMBERS_10(3) ", " NUMBERS_8(4),
-               "%48", "%49", "%50", "%51", "%52", "%53",
+               "%48", "%49", "%50", "%51", "%52",
                SUMS_30, SUMS_10(3), SUMS_8(4));
 #elif TOKENS == 128
     WGMMA_ROWS(128, NUMBERS_60 ", " NUMBERS_4(6),
-               "%64", "%65", "%66", "%67", "%68", "%69",
+               "%64", "%65", "%66", "%67", "%68",
                SUMS_60, SUMS_4(6));
 #elif TOKENS == 160
     WGMMA_ROWS(160, NUMBERS_60 ", " NUMBERS_10(6) ", " NUMBERS_10(7),
-               "%80", "%81", "%82", "%83", "%84", "%85",
+               "%80", "%81", "%82", "%83", "%84",
                SUMS_60, SUMS_10(6), SUMS_10(7));
 #elif TOKENS == 192
     WGMMA_ROWS(192, NUMBERS_90 ", " NUMBERS_6(9),
-               "%96", "%97", "%98", "%99", "%100", "%101",
+               "%96", "%97", "%98", "%99", "%100",
                SUMS_90, SUMS_6(9));
 #elif TOKENS == 224
     WGMMA_ROWS(224, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_2(11),
-               "%112", "%113", "%114", "%115", "%116", "%117",
+               "%112", "%113", "%114", "%115", "%116",
                SUMS_90, SUMS_10(9), SUMS_10(10), SUMS_2(11));
 #elif TOKENS == 256
     WGMMA_ROWS(256, NUMBERS_90 ", " NUMBERS_10(9) ", " NUMBERS_10(10) ", " NUMBERS_10(11) ", " NUMBERS_8(12),
-               "%128", "%129", "%130", "%131", "%132", "%133",
+               "%128", "%129", "%130", "%131", "%132",
                SUMS_90, SUMS_10(9), SUMS_10(10), SUMS_10(11), SUMS_8(12));
 #endif
 }
@@ -107,7 +107,7 @@ __device__ __forceinline__ void load_turned(u32 address, u32* values) {
                  : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3]) : "r"(address) : "memory");
 }
 
-__device__ __forceinline__ float gated(float gate, float up) { return gate / (1 + __expf(-gate)) * up; }
+__device__ __forceinline__ float gated(float gate, float up) { return __fdividef(gate, 1 + __expf(-gate)) * up; }
 
 // Where 8 results of a token stand among those that leave together, so that no two of 8 threads meet in a bank.
 __device__ __forceinline__ u32 turned_place(int token, int part) {
@@ -225,6 +225,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
     if (group == GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COPY_REGISTERS));
         if (warp == GROUPS * 4) {
+            asm volatile("prefetch.tensormap [%0];" :: "l"(&x_map) : "memory");
             const u64 read_once = evict_first(), read_often = evict_last();
             const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
             auto piece_of = [&](int tile) {  // this lane's first one
@@ -257,10 +258,10 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             int stage = 0;
             {
                 Work work(all, cluster);
-                while (stage < STAGES && work.next(all, cluster, 0)) {
+                while (stage < EARLY && work.next(all, cluster, 0)) {
                     const unsigned char* const piece = piece_of(work.tile);
 #pragma unroll 1
-                    for (int step = work.begin; step < work.end && stage < STAGES; step++) copy_weights(piece, step, stage++);
+                    for (int step = work.begin; step < work.end && stage < EARLY; step++) copy_weights(piece, step, stage++);
                 }
             }
             const int num_early = stage;
@@ -347,7 +348,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             unpack(0);
             int current = stage;
             for (int step = work.begin; step < work.end; step++) {
-                const u64 tokens = wgmma_operand(address_of(shared.x[stage]));
+                const u32 tokens = (u32)wgmma_operand(address_of(shared.x[stage]));
                 const int before = current;
                 current = stage;
 #pragma unroll

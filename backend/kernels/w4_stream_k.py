@@ -27,6 +27,7 @@ TILES = {32: (256, 19.0), 64: (192, 20.8), 96: (128, 25.8), 128: (128, 28.6)}
 FEW_OUTPUTS = 8192  # with fewer, 256 rows are too many for a tile of 32 tokens
 SHARED_BYTES = 227 * 1024
 MAX_STAGES = 10
+EARLY = 2
 GROUP_TILES = 8  # token tiles whose tokens stay in the L2 cache while all of the weight goes by
 
 _tickets = itertools.count(secrets.randbits(62))
@@ -125,7 +126,7 @@ def _macros(tokens: int, rows: int, cluster: int, residents: int, group_size: in
             is_half: bool) -> dict[str, int]:
     stages = (SHARED_BYTES // residents - _other_bytes(tokens, rows)) // _stage_bytes(tokens, rows, group_size)
     return {"TOKENS": tokens, "ROWS": rows, "STAGES": min(MAX_STAGES, stages), "CLUSTER": cluster,
-            "RESIDENTS": residents, "RUN": 2 if rows * residents > 128 and tokens > 64 else 4, "GROUP": group_size,
+            "RESIDENTS": residents, "EARLY": min(EARLY, MAX_STAGES, stages), "RUN": 2 if rows * residents > 128 and tokens > 64 else 4, "GROUP": group_size,
             "GATED": int(is_gated), "IS_HALF": int(is_half)}
 
 
