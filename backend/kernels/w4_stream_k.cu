@@ -11,7 +11,7 @@
 // Where GATED, a warp's 16 rows are eight gates and their ups, so that a thread has both.
 // A cluster is CLUSTER blocks that work on neighbouring rows of the same tokens at the same pace: each copies its share
 // of the tokens, and sends it to all.
-// Compiled by w4_stream_k.py, which defines: TOKENS, ROWS, STAGES, CLUSTER (1 or 2), GROUP (inputs that share a scale), GATED,
+// Compiled by w4_stream_k.py, which defines: TOKENS, ROWS, STAGES, PARTS, GROUP (inputs that share a scale), CHUNK, GATED,
 // IS_HALF.
 
 #include "prelude.cuh"
@@ -20,7 +20,7 @@
 #include "w4.cuh"
 #include "wgmma.cuh"
 
-constexpr int SHARERS = CLUSTER, PARTS = 1;
+constexpr int SHARERS = 1;
 constexpr bool SHARES_WEIGHTS = false;
 constexpr int STEP = 128;  // inputs in a stage
 constexpr int RESULTS = GATED ? ROWS / 2 : ROWS;
@@ -32,8 +32,11 @@ constexpr int RUNS = 8 / RUN;
 // Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
 constexpr int START_REGISTERS = 65536 / (THREADS * RESIDENTS) / 8 * 8, COPY_REGISTERS = GROUPS == 2 && RESIDENTS == 1 ? 40 : 32;
 constexpr int GROUP_REGISTERS = ((GROUPS + 1) * START_REGISTERS - COPY_REGISTERS) / GROUPS / 8 * 8;
-constexpr int CHUNK = TOKENS == 64 || TOKENS == 128 ? 64 : 32;  // tokens that leave a group of warps together
+constexpr int SLICE = TOKENS / PARTS;  // tokens that a block finishes
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
+static_assert(PARTS == 1 || !GATED, "gated tiles are many");
+static_assert(SLICE % CHUNK == 0 && (CHUNK >= 32 || !GATED), "a chunk is whole stores of all threads");
+static_assert(PARTS == 1 || ROWS * TOKENS * 4 <= STAGES * X_BYTES, "sums are received where tokens were");
 
 #include "stream_k_runs.cuh"
 
@@ -41,7 +44,7 @@ struct Shared {
     unsigned char x[STAGES][X_BYTES];
     unsigned char weights[STAGES][WEIGHT_BYTES];
     unsigned char turned[GROUPS][CHUNK * TURN_BYTES];
-    u64 ready[STAGES], empty[STAGES];  // barriers
+    u64 ready[STAGES], empty[STAGES], sums_came;  // barriers
 };
 
 __device__ __forceinline__ void copy_piece(u32 shared, const void* piece, u32 barrier, u64 policy) {
@@ -116,7 +119,7 @@ __device__ __forceinline__ u32 turned_place(int token, int part) {
 
 // A group's results go through shared memory, so that a token's leave in whole lines. With a residual, what they are
 // added to comes the same way.
-__device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* output, const u16* bias, bool is_added,
+__device__ __forceinline__ void write_results(float (&sums)[SLICE / 2], u16* output, const u16* bias, bool is_added,
                                               int first_result, int first_token, int num_results, int num_tokens,
                                               unsigned char* turned, int group) {
     constexpr int EIGHTS = GROUP_RESULTS / 8, LOADS = CHUNK * EIGHTS / GROUP_THREADS;
@@ -146,13 +149,13 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
     }
     const u32 base = address_of(turned);
 #pragma unroll
-    for (int chunk = 0; chunk < TOKENS / CHUNK; chunk++) {
+    for (int chunk = 0; chunk < SLICE / CHUNK; chunk++) {
         if (!GATED && is_added) {
 #pragma unroll
             for (int i = 0; i < LOADS; i++)
                 *(uint4*)(turned + turned_place(i * (GROUP_THREADS / EIGHTS) + line, part)) = old[i];
             group_sync(group);
-            if (chunk + 1 < TOKENS / CHUNK) fetch(chunk + 1);
+            if (chunk + 1 < SLICE / CHUNK) fetch(chunk + 1);
         } else if (chunk) {
             group_sync(group);  // the chunk before has left
         }
@@ -195,11 +198,51 @@ __device__ __forceinline__ void write_results(float (&sums)[TOKENS / 2], u16* ou
     group_sync(group);
 }
 
-// `workspace`: [blocks][GROUPS][TOKENS / 8][128 threads] float4, then [blocks][GROUPS] flags, which hold `ticket`, a
+#if PARTS > 1
+// Adds up the sums of all blocks of the cluster, of which each gets a slice of the tokens, where the ring was. Once.
+__device__ __forceinline__ void exchange(float (&sums)[TOKENS / 2], float (&slice)[SLICE / 2], Shared& shared, int part,
+                                         int group, int thread) {
+    constexpr int SHARE = SLICE / 8;  // of a thread's groups of four sums
+    float4* const received = (float4*)shared.x + group * SHARE * GROUP_THREADS + thread;
+    auto place_of = [&](int from, int i) { return received + (from * GROUPS * SHARE + i) * GROUP_THREADS; };
+    const u32 sums_came = address_of(&shared.sums_came);
+    if (threadIdx.x == 0) expect_bytes(sums_came, (PARTS - 1) * SHARE * GROUPS * GROUP_THREADS * 16);
+    cluster_sync();  // nobody reads its ring any more
+#pragma unroll
+    for (int other = 0; other < PARTS; other++) {
+        if (other == part) continue;
+#pragma unroll
+        for (int i = 0; i < SHARE; i++) {
+            const float* const sum = sums + (other * SHARE + i) * 4;
+            send(in_block(address_of(place_of(part, i)), other), make_float4(sum[0], sum[1], sum[2], sum[3]),
+                 in_block(sums_came, other));
+        }
+    }
+#pragma unroll
+    for (int other = 0; other < PARTS; other++) {
+        if (other != part) continue;
+#pragma unroll
+        for (int i = 0; i < SLICE / 2; i++) slice[i] = sums[other * SLICE / 2 + i];
+    }
+    wait_for_bytes(sums_came, 0);
+#pragma unroll
+    for (int other = 0; other < PARTS; other++) {
+        if (other == part) continue;
+#pragma unroll
+        for (int i = 0; i < SHARE; i++) {
+            const float4 more = *place_of(other, i);
+            slice[i * 4] += more.x, slice[i * 4 + 1] += more.y;
+            slice[i * 4 + 2] += more.z, slice[i * 4 + 3] += more.w;
+        }
+    }
+}
+#endif
+
+// `workspace`: [blocks][GROUPS][SLICE / 8][128 threads] float4, then [blocks][GROUPS] flags, which hold `ticket`, a
 // number that no other launch has, while the block's sums stand there for their reader.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENTS)
-#if CLUSTER > 1
-    __cluster_dims__(CLUSTER, 1, 1)
+#if PARTS > 1
+    __cluster_dims__(PARTS, 1, 1)
 #endif
 w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ TensorMap x_map, const u16* bias,
             u16* output, float4* workspace, u64 ticket, int is_added, int num_strips, int num_results, int num_tokens,
@@ -207,19 +250,20 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
     extern __shared__ unsigned char memory[];
     Shared& shared = *(Shared*)(memory + (1024 - address_of(memory) % 1024) % 1024);
     const int group = threadIdx.x / GROUP_THREADS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int rank = blockIdx.x % CLUSTER, num_clusters = gridDim.x / CLUSTER;
-    const int cluster = num_clusters - 1 - blockIdx.x / CLUSTER;  // the last ones' sums are handed over to earlier ones
+    const int part = blockIdx.x % PARTS, num_clusters = gridDim.x / PARTS;
+    const int cluster = num_clusters - 1 - blockIdx.x / PARTS;  // the last ones' sums are handed over to earlier ones
     const Division all = {num_clusters, num_waves, num_steps, num_row_tiles, num_token_tiles, group_tiles};
 
     let_next_begin();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             make_barrier(address_of(&shared.ready[stage]), 1);
-            make_barrier(address_of(&shared.empty[stage]), CLUSTER * GROUPS * 4);
+            make_barrier(address_of(&shared.empty[stage]), GROUPS * 4);
         }
+        make_barrier(address_of(&shared.sums_came), 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (CLUSTER > 1) cluster_sync();
+    if (PARTS > 1) cluster_sync();
     else __syncthreads();
 
     if (group == GROUPS) {
@@ -230,7 +274,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             const u64 weight_policy = num_token_tiles == 1 ? read_once : read_often;
             auto piece_of = [&](int tile) {  // this lane's first one
                 int row_tile, token_tile;
-                find_tile(all, tile, rank, row_tile, token_tile);
+                find_tile(all, tile, 0, row_tile, token_tile);
                 const int strip = GATED ? row_tile * (STRIPS / 2) + lane % (STRIPS / 2) : row_tile * STRIPS + lane;
                 const int end = GATED ? num_strips / 2 : num_strips;  // what lies beyond is not written
                 const int wanted = min(strip, end - 1) + (GATED ? lane / (STRIPS / 2) * end : 0);
@@ -238,8 +282,8 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             };
             auto token_of = [&](int tile) {
                 int row_tile, token_tile;
-                find_tile(all, tile, rank, row_tile, token_tile);
-                return token_tile * TOKENS + rank * (TOKENS / CLUSTER);
+                find_tile(all, tile, 0, row_tile, token_tile);
+                return token_tile * TOKENS;
             };
             auto copy_weights = [&](const unsigned char* piece, int step, int stage) {  // a strip a lane
                 const u32 ready = address_of(&shared.ready[stage]);
@@ -251,17 +295,16 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             };
             auto copy_tokens = [&](int token, int step, int stage) {  // a box a lane
                 if (lane < 2)
-                    copy_x<(CLUSTER > 1)>(
-                        address_of(shared.x[stage]) + lane * BOX_BYTES + rank * (BOX_BYTES / CLUSTER), x_map,
-                        address_of(&shared.ready[stage]), step * STEP + lane * 64, token, (1 << CLUSTER) - 1, read_often);
+                    copy_x<false>(address_of(shared.x[stage]) + lane * BOX_BYTES, x_map, address_of(&shared.ready[stage]),
+                                  step * STEP + lane * 64, token, 0, read_often);
             };
             int stage = 0;
             {
                 Work work(all, cluster);
-                while (stage < EARLY && work.next(all, cluster, 0)) {
+                while (stage < EARLY && work.next(all, cluster, part)) {
                     const unsigned char* const piece = piece_of(work.tile);
 #pragma unroll 1
-                    for (int step = work.begin; step < work.end && stage < EARLY; step++) copy_weights(piece, step, stage++);
+                    for (int step = work.first; step < work.last && stage < EARLY; step++) copy_weights(piece, step, stage++);
                 }
             }
             const int num_early = stage;
@@ -270,11 +313,11 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             stage = 0;
             u32 parity = 1;
             Work work(all, cluster);
-            while (work.next(all, cluster, 0)) {
+            while (work.next(all, cluster, part)) {
                 const unsigned char* const piece = piece_of(work.tile);
                 const int token = token_of(work.tile);
 #pragma unroll 1
-                for (int step = work.begin; step < work.end; step++) {
+                for (int step = work.first; step < work.last; step++) {
                     if (done >= num_early) {
                         wait_for_bytes(address_of(&shared.empty[stage]), parity);
                         copy_weights(piece, step, stage);
@@ -288,16 +331,18 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 }
             }
         }
+        __syncwarp();
+        if (PARTS > 1) cluster_sync();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(GROUP_REGISTERS));
         wait_for_inputs();
         const int thread = threadIdx.x % GROUP_THREADS;
-        u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (TOKENS / 8) * GROUP_THREADS);
+        u64* const flags = (u64*)(workspace + (size_t)gridDim.x * GROUPS * (SLICE / 8) * GROUP_THREADS);
         auto sums_of = [&](int block) {
-            return workspace + (size_t)(block * GROUPS + group) * (TOKENS / 8) * GROUP_THREADS + thread;
+            return workspace + (size_t)(block * GROUPS + group) * (SLICE / 8) * GROUP_THREADS + thread;
         };
         auto free_stage = [&](int stage) {
-            if (lane < CLUSTER) arrive(in_block(address_of(&shared.empty[stage]), lane));
+            if (lane == 0) arrive(address_of(&shared.empty[stage]));
         };
         // This thread's two rows of its warp's 16: of one strip, or of gates and of ups, where a warp has half a strip.
         const int first_piece = (GATED ? warp / 2 : warp) * PIECE_BYTES;
@@ -339,7 +384,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
         int stage = 0;
         u32 parity = 0;
         Work work(all, cluster);
-        while (work.next(all, cluster, 0)) {
+        while (work.next(all, cluster, part)) {
             float sums[TOKENS / 2];
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) sums[i] = 0;
@@ -347,7 +392,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
             load(stage, 0);
             unpack(0);
             int current = stage;
-            for (int step = work.begin; step < work.end; step++) {
+            for (int step = work.first; step < work.last; step++) {
                 const u32 tokens = (u32)wgmma_operand(address_of(shared.x[stage]));
                 const int before = current;
                 current = stage;
@@ -366,24 +411,30 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                             stage = 0;
                             parity ^= 1;
                         }
-                        if (step + 1 == work.end) break;
+                        if (step + 1 == work.last) break;
                         wait_for_bytes(address_of(&shared.ready[stage]), parity);
                     }
                     load(stage, (run + 1) % RUNS);
                     wgmma_wait<1>();
-                    if (run == 0 && step > work.begin) free_stage(before);
+                    if (run == 0 && step > work.first) free_stage(before);
                     unpack((run + 1) % RUNS);
                 }
             }
             wgmma_wait<0>();
             wgmma_finish(sums);
             free_stage(current);
+#if PARTS > 1
+            float slice[SLICE / 2];
+            exchange(sums, slice, shared, part, group, thread);
+#else
+            float (&slice)[SLICE / 2] = sums;
+#endif
             if (work.begin != 0) {
                 float4* const place = sums_of(blockIdx.x);
 #pragma unroll
-                for (int i = 0; i < TOKENS / 8; i++)
+                for (int i = 0; i < SLICE / 8; i++)
                     __stcg(place + i * GROUP_THREADS,
-                           make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
+                           make_float4(slice[i * 4], slice[i * 4 + 1], slice[i * 4 + 2], slice[i * 4 + 3]));
                 __threadfence();
                 group_sync(group);
                 if (thread == 0)
@@ -397,7 +448,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 const int other_end = min(all.rest_begin(other + 1), end);
                 if (other_end == covered) continue;
                 covered = other_end;
-                const int block = (num_clusters - 1 - other) * CLUSTER + rank;
+                const int block = (num_clusters - 1 - other) * PARTS + part;
                 if (thread == 0) {
                     u64* const flag = flags + block * GROUPS + group;
                     u64 value;
@@ -408,19 +459,16 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 group_sync(group);
                 const float4* const place = sums_of(block);
 #pragma unroll
-                for (int i = 0; i < TOKENS / 8; i++) {
+                for (int i = 0; i < SLICE / 8; i++) {
                     const float4 more = __ldcg(place + i * GROUP_THREADS);
-                    sums[i * 4] += more.x, sums[i * 4 + 1] += more.y, sums[i * 4 + 2] += more.z, sums[i * 4 + 3] += more.w;
+                    slice[i * 4] += more.x, slice[i * 4 + 1] += more.y;
+                    slice[i * 4 + 2] += more.z, slice[i * 4 + 3] += more.w;
                 }
             }
             int row_tile, token_tile;
-            find_tile(all, work.tile, rank, row_tile, token_tile);
-            write_results(sums, output, bias, is_added, row_tile * RESULTS + group * GROUP_RESULTS,
-                          token_tile * TOKENS, num_results, num_tokens, shared.turned[group], group);
+            find_tile(all, work.tile, 0, row_tile, token_tile);
+            write_results(slice, output, bias, is_added, row_tile * RESULTS + group * GROUP_RESULTS,
+                          token_tile * TOKENS + part * SLICE, num_results, num_tokens, shared.turned[group], group);
         }
-    }
-    if (CLUSTER > 1) {
-        __syncwarp();
-        cluster_sync();  // a block whose partner may still send to it must not end
     }
 }

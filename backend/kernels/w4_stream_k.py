@@ -35,15 +35,15 @@ _tickets = itertools.count(secrets.randbits(62))
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the product is divided: tiles of so many `tokens` and `rows` of the weight, clusters of so many blocks, which
-    share tokens, and so many `waves` of whole tiles, before the others are divided by the sum's length too."""
+    """How a product is divided: tiles of so many `tokens` and `rows` of the weight, so many blocks of which run on a
+    multiprocessor at the same time. Tiles beyond whole waves are divided over all that runs at the same time, or with
+    `splits` every tile in so many equal runs, and these in `parts` over the blocks of a cluster."""
 
     tokens: int
     rows: int
-    cluster: int
-    residents: int
-    waves: int
-    per_sm: int = 0
+    residents: int = 1
+    parts: int = 1
+    splits: int = 0
 
 
 def fits(x: Tensor, weight: W4Weight, is_gated: bool, residual: Tensor | None) -> bool:
@@ -67,24 +67,24 @@ def launch(layout: Layout, x: Tensor, weight: W4Weight, bias: Tensor | None, *, 
     (num_tokens, size), num_outputs = x.shape, weight.out_features
     num_results = num_outputs // 2 if is_gated else num_outputs
     output = x.new_empty(num_tokens, num_results) if residual is None else residual
-    kernel, most_clusters = _kernel(layout.tokens, layout.rows, layout.cluster, layout.residents, weight.group_size,
+    kernel, most_clusters = _kernel(layout.tokens, layout.rows, layout.residents, layout.parts, weight.group_size,
                                     is_gated, x.dtype == torch.float16, x.device)
-    if layout.per_sm:
-        most_clusters = num_multiprocessors(x.device) * layout.per_sm
-    row_tiles, token_tiles = _count(_count(num_outputs, layout.rows), layout.cluster), _count(num_tokens, layout.tokens)
-    steps = _count(size, PIECE)
-    clusters = min(most_clusters, row_tiles * token_tiles * steps)
-    blocks = clusters * layout.cluster
+    row_tiles, token_tiles, steps = _count(num_outputs, layout.rows), _count(num_tokens, layout.tokens), _count(size, PIECE)
+    tiles = row_tiles * token_tiles
+    clusters = tiles * layout.splits or min(most_clusters, tiles * steps)
+    assert layout.parts == 1 or 0 < layout.splits * layout.parts <= steps, (layout, steps)
+    waves = 0 if layout.splits else max(0, tiles // clusters - 1)  # between one tile and two are left for stream-K
+    blocks = clusters * layout.parts
     # A block of memory of the launch's own: so launches on other streams, and in other graphs, have others.
-    workspace = torch.empty(blocks * (layout.rows * layout.tokens * 4 + 32), dtype=torch.uint8, device=x.device)
-    x_map = stream_k.tensor_map(x.data_ptr(), (size, num_tokens), (2 * size,), (64, layout.tokens // layout.cluster),
-                                 x.dtype)
+    workspace = torch.empty(blocks * (layout.rows * layout.tokens // layout.parts * 4 + 32), dtype=torch.uint8,
+                            device=x.device)
+    x_map = stream_k.tensor_map(x.data_ptr(), (size, num_tokens), (2 * size,), (64, layout.tokens), x.dtype)
     kernel.launch(blocks, [
         (weight.packed.data_ptr(), ctypes.c_void_p), (x_map, None),
         (0 if bias is None else bias.data_ptr(), ctypes.c_void_p), (output.data_ptr(), ctypes.c_void_p),
         (workspace.data_ptr(), ctypes.c_void_p), (next(_tickets), ctypes.c_ulonglong),
         *((int(value), ctypes.c_int) for value in (residual is not None, num_outputs // STRIP, num_results, num_tokens,
-                                                   steps, row_tiles, token_tiles, layout.waves, GROUP_TILES))])
+                                                   steps, row_tiles, token_tiles, waves, GROUP_TILES))])
     return output
 
 
@@ -93,50 +93,52 @@ def best_layout(num_tokens: int, num_outputs: int, device: torch.device) -> Layo
     """The best of those measured on an H200, by what they have in common."""
     tokens = min(TILES, key=lambda tokens: _count(num_tokens, tokens) * TILES[tokens][1])
     rows = 128 if tokens == 32 and num_outputs < FEW_OUTPUTS else TILES[tokens][0]
-    return Layout(tokens, rows, 1, 1, whole_waves(tokens, rows, 1, 1, num_tokens, num_outputs, device))
-
-
-def whole_waves(tokens: int, rows: int, cluster: int, residents: int, num_tokens: int, num_outputs: int, device: torch.device) -> int:
-    """Waves of whole tiles, all but those that do not fill the device, and one before them, so that all get as much."""
-    tiles = _count(_count(num_outputs, rows), cluster) * _count(num_tokens, tokens)
-    waves, rest = divmod(tiles, num_multiprocessors(device) * residents // cluster)
-    return waves if rest == 0 else max(0, waves - 1)
+    return Layout(tokens, rows)
 
 
 @functools.cache
-def _kernel(tokens: int, rows: int, cluster: int, residents: int, group_size: int, is_gated: bool, is_half: bool,
+def _kernel(tokens: int, rows: int, residents: int, parts: int, group_size: int, is_gated: bool, is_half: bool,
             device: torch.device) -> tuple[CudaKernel, int]:
     """The kernel, and how many of its clusters run at the same time."""
     _compile_all(group_size, is_half, device)
-    macros = _macros(tokens, rows, cluster, residents, group_size, is_gated, is_half)
-    shared_bytes = macros["STAGES"] * _stage_bytes(tokens, rows, group_size) + _other_bytes(tokens, rows)
+    layout = Layout(tokens, rows, residents, parts)
+    macros = _macros(layout, group_size, is_gated, is_half)
+    shared_bytes = macros["STAGES"] * _stage_bytes(layout, group_size) + _other_bytes(layout)
     kernel = cuda_source.load(SOURCE, "w4_stream_k", macros, device, 2 * rows + 128, shared_bytes)
-    return kernel, num_multiprocessors(device) * residents if cluster == 1 else kernel.max_clusters(cluster)
+    return kernel, num_multiprocessors(device) * residents if parts == 1 else kernel.max_clusters(parts)
 
 
 @functools.cache
 def _compile_all(group_size: int, is_half: bool, device: torch.device) -> None:
     """What best_layout chooses from. A server meets it at its start, and compiles it side by side."""
     tiles = {(tokens, rows) for tokens, (rows, _) in TILES.items()} | {(32, 128)}
-    cuda_source.compile_together(SOURCE, [_macros(tokens, rows, 1, 1, group_size, is_gated, is_half)
+    cuda_source.compile_together(SOURCE, [_macros(Layout(tokens, rows), group_size, is_gated, is_half)
                                           for tokens, rows in tiles for is_gated in (False, True)], device)
 
 
-def _macros(tokens: int, rows: int, cluster: int, residents: int, group_size: int, is_gated: bool,
-            is_half: bool) -> dict[str, int]:
-    stages = (SHARED_BYTES // residents - _other_bytes(tokens, rows)) // _stage_bytes(tokens, rows, group_size)
-    return {"TOKENS": tokens, "ROWS": rows, "STAGES": min(MAX_STAGES, stages), "CLUSTER": cluster,
-            "RESIDENTS": residents, "EARLY": min(EARLY, MAX_STAGES, stages), "RUN": 2 if rows * residents > 128 and tokens > 64 else 4, "GROUP": group_size,
-            "GATED": int(is_gated), "IS_HALF": int(is_half)}
+def _macros(layout: Layout, group_size: int, is_gated: bool, is_half: bool) -> dict[str, int]:
+    stages = (SHARED_BYTES // layout.residents - _other_bytes(layout)) // _stage_bytes(layout, group_size)
+    stages = min(MAX_STAGES, stages)
+    return {"TOKENS": layout.tokens, "ROWS": layout.rows, "RESIDENTS": layout.residents, "PARTS": layout.parts,
+            "STAGES": stages, "EARLY": min(EARLY, stages), "RUN": 2 if layout.rows * layout.residents > 128 and layout.tokens > 64 else 4,
+            "CHUNK": _chunk(layout), "GROUP": group_size, "GATED": int(is_gated), "IS_HALF": int(is_half)}
 
 
-def _stage_bytes(tokens: int, rows: int, group_size: int) -> int:
-    return 2 * PIECE * tokens + rows // STRIP * piece_bytes(group_size)
+def _stage_bytes(layout: Layout, group_size: int) -> int:
+    return 2 * PIECE * layout.tokens + layout.rows // STRIP * piece_bytes(group_size)
 
 
-def _other_bytes(tokens: int, rows: int) -> int:
+def _chunk(layout: Layout) -> int:
+    """Tokens whose results leave together."""
+    tokens = layout.tokens // layout.parts
+    if layout.tokens in (64, 128) and layout.rows < 256 and tokens % 64 == 0:
+        return 64
+    return 32 if tokens % 32 == 0 else 16
+
+
+def _other_bytes(layout: Layout) -> int:
     """Results on their way out, barriers, and what it takes to begin at a multiple of 1,024."""
-    return 2 * rows * (64 if tokens in (64, 128) else 32) + 1024 + 256
+    return 2 * layout.rows * _chunk(layout) + 1024 + 256
 
 
 def _count(whole: int, part: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -15,9 +16,12 @@ from tests.backend.kernels.fused_linear import EPS, FUSIONS, check_fused
 
 HALF = [torch.float16, torch.bfloat16]
 GROUP_SIZES = [32, 64, 128]
-LAYOUTS = [(32, 128, 1, 1), (32, 256, 1, 1), (32, 128, 1, 2), (64, 128, 1, 2), (64, 192, 1, 1), (64, 256, 1, 1),
-           (96, 128, 1, 2), (96, 256, 1, 1), (128, 128, 1, 1), (128, 192, 1, 1), (128, 256, 1, 1), (128, 256, 2, 1),
-           (160, 192, 1, 1), (192, 128, 1, 1), (192, 192, 1, 1), (224, 128, 1, 1), (256, 128, 1, 1), (256, 128, 2, 1)]
+LAYOUTS = [w4_stream_k.Layout(*layout) for layout in (
+    (32, 128), (32, 256), (32, 128, 2), (64, 128, 2), (64, 192), (64, 256), (96, 128, 2), (96, 256), (128, 128), (128, 192),
+    (128, 256), (160, 192), (192, 128), (192, 192), (224, 128), (256, 128), (256, 128, 1, 1, 1), (64, 128, 1, 1, 3))]
+LAYOUTS_IN_PARTS = [w4_stream_k.Layout(*layout) for layout in (
+    (32, 128, 1, 2, 1), (64, 128, 2, 2, 2), (64, 128, 1, 4, 1), (64, 256, 1, 2, 1), (96, 128, 1, 2, 2), (128, 256, 1, 2, 2),
+    (160, 192, 1, 2, 1), (224, 128, 1, 2, 1), (256, 128, 1, 2, 2))]
 
 
 def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, group_size: int,
@@ -158,14 +162,12 @@ def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated
 
 
 @pytest.mark.hopper
-@pytest.mark.parametrize("is_gated", [0, 1])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("layout", "is_gated"), [*itertools.product(LAYOUTS, (0, 1)), *((layout, 0) for layout in LAYOUTS_IN_PARTS)],
+                         ids=str)
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
 def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated):
     def kernel(x, weight, bias, *, norm, is_gated, residual):
-        waves = w4_stream_k.whole_waves(*layout, len(x), weight.out_features, x.device)
-        return w4_stream_k.launch(w4_stream_k.Layout(*layout, waves), x, weight, bias, is_gated=is_gated,
-                                  residual=residual)
+        return w4_stream_k.launch(layout, x, weight, bias, is_gated=is_gated, residual=residual)
 
     check(kernel, num_tokens, size // 32 * 32, num_outputs, 32 if size % 128 else 128, (0, 0, is_gated, not is_gated),
           "cuda", torch.bfloat16, is_rounded=True)
