@@ -28,10 +28,11 @@ constexpr int GROUPS = ROWS / 64, THREADS = (GROUPS + 1) * GROUP_THREADS;
 constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP), WEIGHT_BYTES = STRIPS * PIECE_BYTES;
 constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
-constexpr int RUNS = 8 / RUN;
 // Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
 constexpr int START_REGISTERS = 65536 / (THREADS * RESIDENTS) / 8 * 8, COPY_REGISTERS = GROUPS == 2 && RESIDENTS == 1 ? 40 : 32;
 constexpr int GROUP_REGISTERS = ((GROUPS + 1) * START_REGISTERS - COPY_REGISTERS) / GROUPS / 8 * 8;
+// Products whose weights are made together: as many as there are registers for, beside the sums and all else.
+constexpr int RUN = TOKENS / 2 + 77 <= GROUP_REGISTERS ? 4 : 2, RUNS = 8 / RUN;
 constexpr int SLICE = TOKENS / PARTS;  // tokens that a block finishes
 constexpr int TURN_BYTES = GROUP_RESULTS * 2;  // of a token, there
 static_assert(PARTS == 1 || !GATED, "gated tiles are many");
@@ -352,7 +353,7 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
         uint4 words[2];             // of 64 inputs, and two strips
         u32 level_words[LEVELS][2];
         Level levels[2];
-        uint4 rows[2][RUN];         // of the run that is multiplied, and of the one behind it
+        uint4 rows[2][RUN];         // weights of the run that is multiplied, and of the one behind it
         auto load = [&](int stage, int run) {
             const unsigned char* const first = shared.weights[stage] + first_piece;
             const unsigned char* const second = shared.weights[stage] + second_piece;

@@ -16,12 +16,10 @@ from tests.backend.kernels.fused_linear import EPS, FUSIONS, check_fused
 
 HALF = [torch.float16, torch.bfloat16]
 GROUP_SIZES = [32, 64, 128]
-LAYOUTS = [w4_stream_k.Layout(*layout) for layout in (
-    (32, 128), (32, 256), (32, 128, 2), (64, 128, 2), (64, 192), (64, 256), (96, 128, 2), (96, 256), (128, 128), (128, 192),
-    (128, 256), (160, 192), (192, 128), (192, 192), (224, 128), (256, 128), (256, 128, 1, 1, 1), (64, 128, 1, 1, 3))]
-LAYOUTS_IN_PARTS = [w4_stream_k.Layout(*layout) for layout in (
-    (32, 128, 1, 2, 1), (64, 128, 2, 2, 2), (64, 128, 1, 4, 1), (64, 256, 1, 2, 1), (96, 128, 1, 2, 2), (128, 256, 1, 2, 2),
-    (160, 192, 1, 2, 1), (224, 128, 1, 2, 1), (256, 128, 1, 2, 2))]
+LAYOUTS = [w4_stream_k.Layout(*tile) for tile in w4_stream_k.STEP_US] + [w4_stream_k.Layout(*layout) for layout in (
+    (64, 256), (128, 256), (64, 128, 1, 1, 3), (256, 128, 1, 1, 1))]
+LAYOUTS_IN_PARTS = [w4_stream_k.Layout(*tile, 2, splits) for tile, splits in zip(
+    w4_stream_k.STEP_US, itertools.cycle((1, 2)), strict=False)] + [w4_stream_k.Layout(64, 128, 1, 4, 1)]
 
 
 def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, group_size: int,
@@ -162,8 +160,8 @@ def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated
 
 
 @pytest.mark.hopper
-@pytest.mark.parametrize(("layout", "is_gated"), [*itertools.product(LAYOUTS, (0, 1)), *((layout, 0) for layout in LAYOUTS_IN_PARTS)],
-                         ids=str)
+@pytest.mark.parametrize(("layout", "is_gated"), [*itertools.product(LAYOUTS, (0, 1)),
+                                                  *itertools.product(LAYOUTS_IN_PARTS, (0,))], ids=str)
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
 def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated):
     def kernel(x, weight, bias, *, norm, is_gated, residual):
@@ -171,6 +169,30 @@ def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, n
 
     check(kernel, num_tokens, size // 32 * 32, num_outputs, 32 if size % 128 else 128, (0, 0, is_gated, not is_gated),
           "cuda", torch.bfloat16, is_rounded=True)
+
+
+@pytest.mark.parametrize("num_tokens", [17, 33, 64, 96, 130, 256, 400, 512, 640, 2048])
+@pytest.mark.parametrize(("size", "num_outputs", "is_gated"), [
+    (4096, 4096, False), (4096, 6144, False), (14336, 4096, False), (4096, 28672, True), (64, 64, False),
+    (256, 32, True)])
+def test_a_layout_is_one_that_can_be_launched(num_tokens, size, num_outputs, is_gated):
+    layout = w4_stream_k.best_layout(num_tokens, size, num_outputs, is_gated, 132)
+    tiles = -(-num_tokens // layout.tokens) * -(-num_outputs // layout.rows)
+    assert layout.parts * tiles * layout.splits <= 132 * layout.residents
+    assert layout.parts == 1 or 0 < layout.parts * layout.splits <= -(-size // 128)
+    assert layout.parts == 1 or not is_gated
+
+
+@pytest.mark.parametrize("tile", w4_stream_k.STEP_US, ids=str)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_block_has_no_more_memory_than_its_share_of_a_multiprocessor(tile, group_size, parts):
+    layout = w4_stream_k.Layout(*tile, parts)
+    stages = w4_stream_k._macros(layout, group_size, False, True)["STAGES"]
+    used = stages * w4_stream_k._stage_bytes(layout, group_size) + w4_stream_k._other_bytes(layout)
+    assert stages >= 2 + (layout.rows > 128)
+    assert used <= 227 * 1024 // layout.residents
+    assert parts == 1 or layout.rows * layout.tokens * 4 <= stages * 2 * 128 * layout.tokens  # where sums are received
 
 
 def test_there_is_no_such_kernel_on_a_cpu():
