@@ -16,7 +16,7 @@ from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 from backend.kernels.w4_weight import W4Weight
 
-MAX_FUSED_TOKENS = 640  # beyond, a dense matrix is made faster than cuBLAS is caught up with
+MAX_FUSED_TOKENS = 2048  # beyond, a dense matrix is made faster than cuBLAS is caught up with
 MAX_TRITON_TOKENS = 64
 SCRATCH_BYTES = 64 << 20  # of a dense part: a memory plan has this much more
 PART_ROWS = 128  # a part has a multiple of them: cuBLAS is many times slower where its results begin at odd places
