@@ -14,8 +14,10 @@
 // The rings are filled before the kernel that makes x has ended (programmatic dependent launch).
 //
 // Compiled by w4_skinny.py, which defines: SIZE (inputs), OUTPUTS, GROUP (inputs that share a scale), TOKENS (1, 8 or 16:
-// how many there may be), CLUSTER (blocks), NUM_CLUSTERS, UNIT (pieces of a copy), STAGES, NORM, BIAS,
-// RESIDUAL, GATED (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
+// how many there may be), CLUSTER (blocks), NUM_CLUSTERS, UNIT (pieces of a copy), STAGES, NORM, BIAS, RESIDUAL, GATED
+// (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
+//
+// A kernel's code comes from memory too, anew at every launch: loops whose rounds are rare or wait anyway are not unrolled.
 
 #include "prelude.cuh"
 #include "cluster.cuh"

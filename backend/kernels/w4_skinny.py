@@ -1,8 +1,8 @@
 """Matrix product with four-bit weights in CUDA C++ (w4_skinny.cu): a linear layer of 1 to 16 tokens on Hopper.
 
 The four linear layers of a decoder layer of Llama-2-7B's shape, 107 MB in groups of 128, chained in a CUDA graph of 32
-layers, take 36 us for one token (3.0 TB/s) and 51 us for eight (bfloat16, one H200, 2026-11-21). What each reaches
-alone: `python -m benchmarks.kernels --only linear_w4`. Used by w4_linear.py."""
+layers, take 35 us for one token (3.0 TB/s), 44 for eight and 53 for sixteen (float16, one H200, 2026-11-21). What each
+reaches alone: `python -m benchmarks.kernels --only linear_w4`. Used by w4_linear.py."""
 
 from __future__ import annotations
 
@@ -141,14 +141,16 @@ def shared_bytes(layout: Layout, product: Product, device: torch.device) -> int:
     return max(layout.least_bytes, _count(ring + x + norm + sums + 8 * (WARPS * layout.stages + 1), 16) * 16)
 
 
-@functools.cache
 def _num_clusters(layout: Layout, product: Product, device: torch.device) -> int:
-    """That have work: as many as run at the same time, with one block a multiprocessor."""
-    if layout.cluster <= 2:  # any two multiprocessors that share a network
-        clusters = num_multiprocessors(device) // layout.cluster
-    else:
-        clusters = cuda_source.max_clusters(layout.cluster, 32 * WARPS, SHARED_BYTES, device)
-    return min(clusters, _count(product.num_outputs, 2 * STRIP))
+    """That have work: one block a multiprocessor."""
+    return min(_most_clusters(layout.cluster, device), _count(product.num_outputs, 2 * STRIP))
+
+
+def _most_clusters(cluster: int, device: torch.device) -> int:
+    """That run at the same time, with one block a multiprocessor: some multiprocessors have no such neighbours."""
+    if cluster <= 2:
+        return num_multiprocessors(device) // cluster
+    return cuda_source.max_clusters(cluster, 32 * WARPS, SHARED_BYTES, device)
 
 
 @functools.cache
@@ -160,8 +162,7 @@ def _kernel(product: Product, layout: Layout | None, device: torch.device) -> tu
         assert layout is not None, product
     kernel = cuda_source.load(SOURCE, "w4_skinny", macros(layout, product, device), device, 32 * WARPS,
                               shared_bytes(layout, product, device))
-    num_clusters = max(_num_clusters(layout, product, device), num_multiprocessors(device) // layout.cluster)
-    return kernel, layout.cluster * num_clusters
+    return kernel, layout.cluster * _most_clusters(layout.cluster, device)
 
 
 @functools.cache

@@ -195,6 +195,28 @@ def test_a_block_has_no_more_memory_than_its_share_of_a_multiprocessor(tile, gro
     assert parts == 1 or layout.rows * layout.tokens * 4 <= stages * 2 * 128 * layout.tokens  # where sums are received
 
 
+@pytest.mark.parametrize(("hidden", "inner", "num_kv"), [(4096, 11008, 4096), (4096, 14336, 1024), (2048, 8192, 512)])
+def test_a_multiprocessor_never_has_room_for_two_blocks_of_one_layer(hidden, inner, num_kv, monkeypatch):
+    monkeypatch.setattr(w4_skinny, "num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(w4_skinny.cuda_source, "max_clusters", lambda cluster, *_: {4: 30, 8: 15}[cluster])
+    device = torch.device("cuda", 99)  # nobody else's entries in the caches
+
+    def block_bytes(size, num_outputs, tokens, *, has_norm=False, is_gated=False):
+        product = w4_skinny.Product(size, num_outputs, 128, tokens, True, has_norm, False, is_gated, not has_norm)
+        layout = w4_skinny.best_layout(product, device)
+        return w4_skinny.shared_bytes(layout, product, device) + w4_skinny.BLOCK_BYTES
+
+    for tokens in w4_skinny.TOKENS:
+        added = [block_bytes(hidden, hidden, tokens), block_bytes(inner, hidden, tokens)]
+        before = [block_bytes(hidden, hidden + 2 * num_kv, tokens, has_norm=True),
+                  block_bytes(hidden, 2 * inner, tokens, has_norm=True, is_gated=True)]
+        assert 2 * min(added) > w4_skinny.MULTIPROCESSOR_BYTES
+        if tokens == 1:  # one of each, so that one reads ahead
+            assert max(added) + max(before) <= w4_skinny.MULTIPROCESSOR_BYTES < min(added) + 2 * min(before)
+        else:
+            assert 2 * min(before) > w4_skinny.MULTIPROCESSOR_BYTES
+
+
 def test_there_is_no_such_kernel_on_a_cpu():
     assert not w4_skinny.runs_on(torch.device("cpu"))
 
