@@ -31,8 +31,8 @@ __device__ __forceinline__ float half_to_float(u32 word) {
 // What makes a row's numbers weights, twice each: OFFSET + zero, the scale, and what that leaves out.
 struct Level { u32 zero, scale, rest; };
 
-// Of a word of scale and zero. In float16 a number of nibble 1 or 3 (`is_second`) is 2^6 + q, and one of 0 or 2, which would
-// take a shift, 2^10 + q.
+// Of a word of scale and zero. In float16 a number of nibble 1 or 3 (`is_second`) is 2^6 + q, and one of 0 or 2, which
+// would take a shift, 2^10 + q.
 __device__ __forceinline__ Level level_of(u32 word, bool is_second) {
 #if IS_HALF
     const u32 zero = __byte_perm(word, 0, 0x3232);
@@ -44,8 +44,8 @@ __device__ __forceinline__ Level level_of(u32 word, bool is_second) {
 #endif
 }
 
-// (q - zero) * scale, rounded once. A scale has 11 bits; in bfloat16 it is taken as the nearest 8 and a rest of no more than
-// 3, whose product with the at most 4 of q - zero is exact.
+// (q - zero) * scale, rounded once. A scale has 11 bits; in bfloat16 it is taken as the nearest 8 and a rest of no more
+// than 3, whose product with the at most 4 of q - zero is exact.
 __device__ __forceinline__ u32 weights_of(u32 numbers, const Level& level) {
     u32 result;
 #if IS_HALF
@@ -58,7 +58,7 @@ __device__ __forceinline__ u32 weights_of(u32 numbers, const Level& level) {
     return result;
 }
 
-// 16 x 16 weights, this lane's part, with the levels of its two rows: outputs g and g + 8 of one strip, of which `word` is.
+// 16 x 16 weights, this lane's part, of a strip's word, with the levels of its two rows, outputs g and g + 8.
 __device__ __forceinline__ uint4 weights_of_strip(u32 word, const Level (&levels)[2]) {
 #if IS_HALF
     const u32 high = word >> 8;

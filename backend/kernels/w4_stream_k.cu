@@ -2,17 +2,19 @@
 //
 //   y = x W^T + bias;   silu(y's first half) * y's second half where GATED;   added to `output` where asked for
 //
-// Divided as in stream_k_runs.cuh. A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time,
-// the weight's pieces (w4_weight.py) and two boxes of x into a ring in shared memory; each of two to four groups of four
-// warps makes 16-bit numbers q - zero of 64 rows in its registers, where tensor cores take them from (wgmma). The scale,
-// exact, goes to a group's sums. Where multiplying takes longest, two groups of warps take turns, so that one makes
-// numbers while the other one's are multiplied.
+// A tile is ROWS rows of the weight times TOKENS tokens. One warp copies, 128 inputs at a time, the weight's pieces
+// (w4_weight.py) and two boxes of x into a ring in shared memory; each of two to four groups of four warps makes 16-bit
+// weights of 64 rows in its registers, where tensor cores take them from (wgmma): of the next inputs, while those of
+// the last ones are multiplied. They are the numbers that a dense matrix of that dtype has, so one set of sums does.
+//
+// There are rarely as many tiles as multiprocessors, so tiles are divided by the sum's length too, as in
+// stream_k_runs.cuh; and where PARTS > 1, every run once more over the blocks of a cluster, which send each other their
+// sums through distributed shared memory, so that each finishes some of the tokens.
 //
 // Where GATED, a warp's 16 rows are eight gates and their ups, so that a thread has both.
-// A cluster is CLUSTER blocks that work on neighbouring rows of the same tokens at the same pace: each copies its share
-// of the tokens, and sends it to all.
-// Compiled by w4_stream_k.py, which defines: TOKENS, ROWS, STAGES, PARTS, GROUP (inputs that share a scale), CHUNK, GATED,
-// IS_HALF.
+// Compiled by w4_stream_k.py, which defines: TOKENS, ROWS, RESIDENTS (blocks that share a multiprocessor), PARTS,
+// STAGES, EARLY (of them, whose weights are copied before the kernel that makes x has ended), CHUNK (tokens that leave
+// a group of warps together), GROUP (inputs that share a scale), GATED, IS_HALF.
 
 #include "prelude.cuh"
 #include "cluster.cuh"
@@ -29,7 +31,8 @@ constexpr int GROUP_RESULTS = RESULTS / GROUPS;
 constexpr int STRIPS = ROWS / 16, PIECE_BYTES = 1024 + 64 * (128 / GROUP), WEIGHT_BYTES = STRIPS * PIECE_BYTES;
 constexpr int BOX_BYTES = TOKENS * 128, X_BYTES = 2 * BOX_BYTES;  // a box: 64 inputs of each token
 // Of a thread; together no more than all threads are started with, which is a multiple of 8 for each.
-constexpr int START_REGISTERS = 65536 / (THREADS * RESIDENTS) / 8 * 8, COPY_REGISTERS = GROUPS == 2 && RESIDENTS == 1 ? 40 : 32;
+constexpr int START_REGISTERS = 65536 / (THREADS * RESIDENTS) / 8 * 8;
+constexpr int COPY_REGISTERS = GROUPS == 2 && RESIDENTS == 1 ? 40 : 32;
 constexpr int GROUP_REGISTERS = ((GROUPS + 1) * START_REGISTERS - COPY_REGISTERS) / GROUPS / 8 * 8;
 // Products whose weights are made together: as many as there are registers for, beside the sums and all else.
 constexpr int RUN = TOKENS / 2 + 77 <= GROUP_REGISTERS ? 4 : 2, RUNS = 8 / RUN;
@@ -291,13 +294,13 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 if (lane == 0) expect_bytes(ready, X_BYTES + WEIGHT_BYTES);
                 __syncwarp();
                 if (lane < STRIPS)
-                    copy_piece(address_of(shared.weights[stage]) + lane * PIECE_BYTES, piece + (size_t)step * PIECE_BYTES, ready,
-                               weight_policy);
+                    copy_piece(address_of(shared.weights[stage]) + lane * PIECE_BYTES,
+                               piece + (size_t)step * PIECE_BYTES, ready, weight_policy);
             };
             auto copy_tokens = [&](int token, int step, int stage) {  // a box a lane
                 if (lane < 2)
-                    copy_x<false>(address_of(shared.x[stage]) + lane * BOX_BYTES, x_map, address_of(&shared.ready[stage]),
-                                  step * STEP + lane * 64, token, 0, read_often);
+                    copy_x<false>(address_of(shared.x[stage]) + lane * BOX_BYTES, x_map,
+                                  address_of(&shared.ready[stage]), step * STEP + lane * 64, token, 0, read_often);
             };
             int stage = 0;
             {
@@ -305,7 +308,8 @@ w4_stream_k(const unsigned char* __restrict__ weight, const __grid_constant__ Te
                 while (stage < EARLY && work.next(all, cluster, part)) {
                     const unsigned char* const piece = piece_of(work.tile);
 #pragma unroll 1
-                    for (int step = work.first; step < work.last && stage < EARLY; step++) copy_weights(piece, step, stage++);
+                    for (int step = work.first; step < work.last && stage < EARLY; step++)
+                        copy_weights(piece, step, stage++);
                 }
             }
             const int num_early = stage;

@@ -144,7 +144,7 @@ def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
 @pytest.mark.hopper
 @pytest.mark.parametrize("half", HALF, ids=str)
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
-@pytest.mark.parametrize("num_tokens", [17, 64, 129, 300])
+@pytest.mark.parametrize("num_tokens", [17, 64, 129, 300, 2100])
 def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, half):
     check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half, is_rounded=True)
 
