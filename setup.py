@@ -23,6 +23,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",  # Gluon as the prefill kernel for Hopper is written in it
         "safetensors>=0.5",
         "tokenizers>=0.21",
+        "llguidance>=1.9",  # answers that follow a grammar; it has no dependencies
         "sentencepiece>=0.2.3",  # 0.2.2 rejects a vocabulary with a \x00 piece, which InternLM's has
         "jinja2>=3.1",
         "numpy",
@@ -32,7 +33,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
+        "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34",
+                  "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'"],
         "client": GRPC,
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,

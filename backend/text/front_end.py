@@ -9,14 +9,21 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from backend.errors import RequestError
 from backend.model_source import ModelSource
-from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams, TokenLogprobs
 from backend.text.chat_template import ChatTemplate
 from backend.text.detokenizer import Detokenizer
 from backend.text.stop_words import StopWords
 from backend.text.tokenizer import Tokenizer
+from backend.text.tools.call_grammar import call_grammar
+from backend.text.tools.tool_format import CALL_END, ToolFormat, find_format
+from backend.text.tools.tool_plan import ToolPlan
+
+if TYPE_CHECKING:
+    from backend.text.grammar_check import GrammarChecker
 
 Message = Mapping[str, Any]
 
@@ -24,15 +31,24 @@ Message = Mapping[str, Any]
 class TextFrontEnd:
     """Everything between text and token ids for the model of `source`."""
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, template: ChatTemplate | None = None) -> None:
+        """template: instead of the model's own."""
         self.model = source.model
+        self._given_template = template
         self.tokenizer = Tokenizer(source.tokenizer_dir)
         self._tokenizer_dir = source.tokenizer_dir
 
     @cached_property
+    def grammars(self) -> GrammarChecker:
+        """Its process starts with the first grammar."""
+        from backend.text.grammar_check import GrammarChecker
+
+        return GrammarChecker(self._tokenizer_dir, self.model.vocab_size)
+
+    @cached_property
     def template(self) -> ChatTemplate:
         """Read when a conversation first needs it: plain completion works without one."""
-        return ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
+        return self._given_template or ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""
@@ -43,9 +59,15 @@ class TextFrontEnd:
             ids = [self.model.bos_token_id]
         return ids
 
-    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """Ids of a whole conversation, ready for the assistant to answer."""
-        return self.tokenizer.encode(self.template.render(messages, tools))
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
+                 variables: Mapping[str, Any] | None = None) -> list[int]:
+        """Ids of a whole conversation, ready for the assistant to answer; variables: see ChatTemplate.render."""
+        return self.tokenizer.encode(self.template.render(messages, tools, variables=variables))
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls; None where it does not, or in a way not known here."""
+        return find_format(self.template, self.tokenizer)
 
     def turn_ids(self, message: Message, is_first: bool) -> list[int]:
         """Ids that one more message adds to a conversation whose earlier part the engine holds."""
@@ -64,13 +86,37 @@ class TextFrontEnd:
         return dataclasses.replace(sampling, stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *ids))),
                                    stop=tuple(dict.fromkeys((*sampling.stop, *texts))))
 
+    def tool_sampling(self, sampling: SamplingParams, plan: ToolPlan) -> SamplingParams:
+        """chat_sampling for an answer that may call functions, whose text a CallParser of tool_format reads.
+
+        A grammar that is there already is what an answer without calls has to follow. Raises RequestError where the
+        model's calls cannot be read."""
+        if self.tool_format is None:
+            raise RequestError("how this model writes calls is not known here; leave tools out, or use a model that "
+                               "writes them as InternLM2.5, Llama 3.1, Qwen2.5 or Qwen3 do")
+        grammar = call_grammar(self.tool_format, plan, sampling.grammar)
+        chat = self.chat_sampling(dataclasses.replace(sampling, grammar=grammar), plan.tools)
+        # The end of a call is not yet the end of the answer: the grammar says what may follow it.
+        call_end = self.tokenizer.token_to_id(CALL_END)
+        return dataclasses.replace(chat, stop_ids=tuple(token_id for token_id in chat.stop_ids
+                                                        if token_id != call_end or token_id in sampling.stop_ids))
+
     def resolved(self, sampling: SamplingParams) -> SamplingParams:
-        """With bad words given as text turned into the token sequences that spell them, alone and after a space."""
+        """With bad words given as text turned into the token sequences that spell them, alone and after a space.
+
+        Checks the grammar, which takes milliseconds, at most a second, and nothing if it was checked lately: a server
+        does that in a thread first (check_grammar). Raises RequestError where it does not work."""
+        self.check_grammar(sampling.grammar)
         words: list[tuple[int, ...]] = []
         for word in sampling.bad_words:
             spellings = (word, " " + word.lstrip()) if isinstance(word, str) else ()
             words += [tuple(self.tokenizer.encode(text)) for text in spellings] or [word]
         return dataclasses.replace(sampling, bad_words=tuple(dict.fromkeys(words)))
+
+    def check_grammar(self, grammar: str | None) -> None:
+        """See GrammarChecker.check."""
+        if grammar is not None:
+            self.grammars.check(grammar)
 
     def answer(self, request: GenerateRequest, continues_prompt: bool) -> Answer:
         """Collects the text of a request's outputs.
@@ -86,11 +132,14 @@ class TextOutput:
 
     text           new text, final: it will not be taken back
     output         the engine's increment it came with
-    finish_reason  None while it goes on; stop also where a stop text was met"""
+    finish_reason  None while it goes on; stop also where a stop text was met
+    logprobs       where asked for: of the tokens whose text is complete with this increment. The id that ended the
+                   answer is not among them, nor is what lies in a stop text"""
 
     text: str
     output: GenerateOutput
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Answer:
@@ -101,10 +150,29 @@ class Answer:
         self._stop_words = StopWords(sampling.stop)
         self._num_characters = 0
         self._ends: list[int] = []  # per token: characters of text up to and with it
+        self._logprobs: list[TokenLogprobs] = []  # of all tokens so far, where asked for
+        self._num_given = 0  # of them
         self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it
 
     def push(self, output: GenerateOutput) -> TextOutput:
         """Takes the next output. After a finish_reason nothing more may be pushed."""
+        text = self._push_tokens(output)
+        is_cut = self._stop_words.matched is not None
+        reason = FinishReason.STOP if is_cut else output.finish_reason
+        if not output.logprobs and not self._logprobs:
+            return TextOutput(text, output, reason)
+        self._logprobs += output.logprobs
+        if is_cut:
+            num_final = self.num_kept_tokens
+        elif reason is not None:
+            num_final = len(self._logprobs) - (reason is FinishReason.STOP)
+        else:
+            num_final = bisect.bisect_right(self._ends, self._stop_words.num_shown)
+        begin, self._num_given = self._num_given, max(self._num_given, num_final)
+        return TextOutput(text, output, reason, tuple(self._logprobs[begin:num_final]))
+
+    def _push_tokens(self, output: GenerateOutput) -> str:
+        """The text that may be shown after these tokens."""
         is_over = output.finish_reason is not None
         text = ""
         for index, token_id in enumerate(output.token_ids):
@@ -115,13 +183,14 @@ class Answer:
                 piece += self._detokenizer.flush()
             text += self._show(piece)
             if self._stop_words.matched is not None:
-                return TextOutput(text, output, FinishReason.STOP)
+                return text
         if is_over:
             if not output.token_ids:
                 text += self._show(self._detokenizer.flush())
             if self._stop_words.matched is None:
                 text += self._stop_words.flush()
-        return TextOutput(text, output, FinishReason.STOP if self._stop_words.matched else output.finish_reason)
+                self._count_kept_tokens()
+        return text
 
     def _show(self, piece: str) -> str:
         """What of a token's text may be shown."""
@@ -129,6 +198,9 @@ class Answer:
         # A token that begins a character ends where that character will, at least one further.
         self._ends.append(self._num_characters + self._detokenizer.is_inside_character)
         shown = self._stop_words.push(piece)
+        self._count_kept_tokens()
+        return shown
+
+    def _count_kept_tokens(self) -> None:
         if self._stop_words.matched is not None:
             self.num_kept_tokens = bisect.bisect_right(self._ends, self._stop_words.match_start)
-        return shown
