@@ -7,8 +7,8 @@ HTTP = ["aiohttp>=3.11"]  # of the client and of benchmarks.serving
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
 EXAMPLES = ["openai>=1.68", "langchain-openai>=0.3", "openai-agents>=0.1"]
-DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "playwright>=1.50",
-       "psutil", "ruff", "transformers>=5.0", "tritonclient[http]>=2.73"]
+DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect",
+       "playwright>=1.50", "psutil", "ruff", "transformers>=5.0", "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
