@@ -34,7 +34,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34"],
+        "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34",
+                  "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'"],
         "client": [*GRPC, *HTTP],
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,

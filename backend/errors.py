@@ -31,6 +31,10 @@ class RequestError(MillraceError):
     """A request whose values are out of range; no other request is affected."""
 
 
+class ContextLengthError(RequestError):
+    """A prompt that, with what is to be generated, is longer than session_len allows."""
+
+
 class SessionError(RequestError):
     """A request that its session's state does not allow."""
 

@@ -14,7 +14,7 @@ from collections import deque
 from backend.config import EngineConfig, ModelConfig
 from backend.engine.scheduler import ScheduledStep, Scheduler
 from backend.engine.sequence import Sequence
-from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
+from backend.errors import CapacityError, ContextLengthError, EngineDeadError, RequestError, SessionError
 from backend.model_source import ModelSource
 from backend.requests import EngineStats, FinishReason, GenerateOutput, GenerateRequest
 from backend.steps import SampledToken
@@ -64,9 +64,9 @@ class Engine:
         max_new_tokens = max(room, 0) if sampling.max_new_tokens is None else sampling.max_new_tokens
         if max_new_tokens > room or (room == 0 and sampling.max_new_tokens is None):
             num_new = max(max_new_tokens, 1)
-            raise RequestError(f"{num_prompt} prompt tokens + {num_new} new token{'s' * (num_new > 1)} exceed "
-                               f"session_len={session_len}; shorten the prompt, lower max_new_tokens "
-                               "or end the session")
+            raise ContextLengthError(
+                f"{num_prompt} prompt tokens + {num_new} new token{'s' * (num_new > 1)} exceed "
+                f"session_len={session_len}; shorten the prompt, lower max_new_tokens or end the session")
         end_ids = frozenset(sampling.stop_ids if sampling.ignore_eos else
                             (*self.model.eos_token_ids, *sampling.stop_ids))
         seed = sampling.seed if sampling.seed is not None else sessions.seed(request)

@@ -66,12 +66,13 @@ class ChatTemplate:
                    builtin.stop)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
-               add_generation_prompt: bool = True) -> str:
+               add_generation_prompt: bool = True, variables: Mapping[str, Any] | None = None) -> str:
         """The text of a conversation.
 
         messages               {"role", "content"} as in OpenAI's API; content is text, or parts of type text
         tools                  function descriptions as in OpenAI's API
         add_generation_prompt  end with the header of the assistant's next answer
+        variables              further variables that this template reads, such as Qwen3's enable_thinking
         Raises TemplateError for a wrong message, a role that does not exist, or tools that the template cannot take."""
         checked = [_checked(message, index) for index, message in enumerate(_list(messages, "messages"))]
         if not checked:
@@ -79,12 +80,18 @@ class ChatTemplate:
         if tools and not self._takes_tools:
             raise TemplateError(f"{self.origin} takes no tools; leave them out, or use a model trained for tool calls")
         tools = [_checked_tool(tool, index) for index, tool in enumerate(_list(tools, "tools"))] if tools else None
+        taken = sorted({"messages", "tools", "documents", "add_generation_prompt", *self._special_tokens}
+                       & (variables or {}).keys())
+        if taken:
+            raise TemplateError(f"{', '.join(taken)} cannot be set as template variables; they are the conversation's "
+                                "own")
         template = self._templates["default"]
         if tools:
             template = self._templates.get("tool_use", template)
         try:
-            return _bounded(template.generate(messages=checked, tools=tools, documents=None,
-                                              add_generation_prompt=add_generation_prompt, **self._special_tokens))
+            return _bounded(template.generate({
+                **(variables or {}), **self._special_tokens, "messages": checked, "tools": tools, "documents": None,
+                "add_generation_prompt": add_generation_prompt}))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError,
                 RecursionError, MemoryError) as error:
             raise TemplateError(f"{self.origin} refuses this conversation: {error}") from None

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from backend.model_source import ModelSource
-from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams, TokenLogprobs
 from backend.text.chat_template import ChatTemplate
 from backend.text.detokenizer import Detokenizer
 from backend.text.stop_words import StopWords
@@ -43,9 +43,10 @@ class TextFrontEnd:
             ids = [self.model.bos_token_id]
         return ids
 
-    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """Ids of a whole conversation, ready for the assistant to answer."""
-        return self.tokenizer.encode(self.template.render(messages, tools))
+    def chat_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None,
+                 variables: Mapping[str, Any] | None = None) -> list[int]:
+        """Ids of a whole conversation, ready for the assistant to answer; variables: see ChatTemplate.render."""
+        return self.tokenizer.encode(self.template.render(messages, tools, variables=variables))
 
     def turn_ids(self, message: Message, is_first: bool) -> list[int]:
         """Ids that one more message adds to a conversation whose earlier part the engine holds."""
@@ -86,11 +87,14 @@ class TextOutput:
 
     text           new text, final: it will not be taken back
     output         the engine's increment it came with
-    finish_reason  None while it goes on; stop also where a stop text was met"""
+    finish_reason  None while it goes on; stop also where a stop text was met
+    logprobs       where asked for: of the tokens whose text is complete with this increment. The id that ended the
+                   answer is not among them, nor is what lies in a stop text"""
 
     text: str
     output: GenerateOutput
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Answer:
@@ -101,10 +105,29 @@ class Answer:
         self._stop_words = StopWords(sampling.stop)
         self._num_characters = 0
         self._ends: list[int] = []  # per token: characters of text up to and with it
+        self._logprobs: list[TokenLogprobs] = []  # of all tokens so far, where asked for
+        self._num_given = 0  # of them
         self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it
 
     def push(self, output: GenerateOutput) -> TextOutput:
         """Takes the next output. After a finish_reason nothing more may be pushed."""
+        text = self._push_tokens(output)
+        is_cut = self._stop_words.matched is not None
+        reason = FinishReason.STOP if is_cut else output.finish_reason
+        if not output.logprobs and not self._logprobs:
+            return TextOutput(text, output, reason)
+        self._logprobs += output.logprobs
+        if is_cut:
+            num_final = self.num_kept_tokens
+        elif reason is not None:
+            num_final = len(self._logprobs) - (reason is FinishReason.STOP)
+        else:
+            num_final = bisect.bisect_right(self._ends, self._stop_words.num_shown)
+        begin, self._num_given = self._num_given, max(self._num_given, num_final)
+        return TextOutput(text, output, reason, tuple(self._logprobs[begin:num_final]))
+
+    def _push_tokens(self, output: GenerateOutput) -> str:
+        """The text that may be shown after these tokens."""
         is_over = output.finish_reason is not None
         text = ""
         for index, token_id in enumerate(output.token_ids):
@@ -115,13 +138,14 @@ class Answer:
                 piece += self._detokenizer.flush()
             text += self._show(piece)
             if self._stop_words.matched is not None:
-                return TextOutput(text, output, FinishReason.STOP)
+                return text
         if is_over:
             if not output.token_ids:
                 text += self._show(self._detokenizer.flush())
             if self._stop_words.matched is None:
                 text += self._stop_words.flush()
-        return TextOutput(text, output, FinishReason.STOP if self._stop_words.matched else output.finish_reason)
+                self._count_kept_tokens()
+        return text
 
     def _show(self, piece: str) -> str:
         """What of a token's text may be shown."""
@@ -129,6 +153,9 @@ class Answer:
         # A token that begins a character ends where that character will, at least one further.
         self._ends.append(self._num_characters + self._detokenizer.is_inside_character)
         shown = self._stop_words.push(piece)
+        self._count_kept_tokens()
+        return shown
+
+    def _count_kept_tokens(self) -> None:
         if self._stop_words.matched is not None:
             self.num_kept_tokens = bisect.bisect_right(self._ends, self._stop_words.match_start)
-        return shown

@@ -11,6 +11,7 @@ class StopWords:
 
     matched      the stop text that was met, or None
     match_start  characters pushed before the stop text; None until one is met
+    num_shown    characters that were given out
 
     Of two stop texts the one that begins first wins, and of two that begin together the shorter. A stop text is met
     when no other can still begin before it."""
@@ -18,7 +19,7 @@ class StopWords:
     def __init__(self, words: tuple[str, ...]) -> None:
         self._words = tuple(sorted(set(words), key=len))
         self._held = ""
-        self._num_shown = 0
+        self.num_shown = 0
         self.matched: str | None = None
         self.match_start: int | None = None
 
@@ -54,10 +55,10 @@ class StopWords:
         return len(held)
 
     def _end(self, start: int, word: str) -> str:
-        self.matched, self.match_start = word, self._num_shown + start
+        self.matched, self.match_start = word, self.num_shown + start
         return self._show(start)
 
     def _show(self, count: int) -> str:
         text, self._held = self._held[:count], self._held[count:]
-        self._num_shown += count
+        self.num_shown += count
         return text

@@ -1,0 +1,22 @@
+"""Application: all routes of the HTTP server on port 23333. Used by server.py, and by tests with their own server."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from backend.serving.openai import chat, models
+from backend.serving.openai.context import ApiContext
+from backend.serving.openai.errors import ERROR_RESPONSES, add_error_handlers
+
+ROUTERS = (chat.router, models.router)
+
+
+def build_app(context: ApiContext) -> FastAPI:
+    """The ASGI application. /openapi.json describes it; every error has the shape of errors.py."""
+    app = FastAPI(title="Millrace", description="OpenAI's API for one model.", version="1", docs_url=None,
+                  redoc_url=None)
+    app.state.context = context
+    add_error_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router, responses=ERROR_RESPONSES)
+    return app

@@ -1,0 +1,145 @@
+"""/v1/chat/completions: a whole conversation in, the assistant's next message out, at once or as it grows.
+
+Used by app.py. What a streamed and an unstreamed answer say is made in one place, `_deltas`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from backend.requests import GenerateRequest
+from backend.serving.openai.chat_chunks import ChatChunks
+from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, ChatRequest
+from backend.serving.openai.context import ApiContext, Context
+from backend.serving.openai.errors import ApiError
+from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
+from backend.serving.openai.generation import choices, generate, new_answer_id
+from backend.serving.openai.logprobs import chat_logprobs
+from backend.serving.openai.usage import UsageCount
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=EVENT_STREAM)
+async def create_chat_completion(body: ChatRequest, context: Context, request: Request) -> Response:
+    """The assistant's answer to a conversation; with `stream`, chunks of it as server-sent events."""
+    context.check_model(body.model)
+    chat = _chat(body, context)
+    if body.stream:
+        return await event_stream(request, _stream(chat, context, body))
+    document = await while_connected(request, _whole(chat, context))
+    return Response(msgspec.json.encode(document), media_type="application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """What is asked of the engine, one request per choice, and how the answer is called."""
+
+    requests: list[GenerateRequest]
+    continues_prompt: bool
+    answer_id: str = field(default_factory=lambda: new_answer_id("chatcmpl-"))
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Delta:
+    """What one increment adds to a choice."""
+
+    index: int
+    content: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
+    """Raises ApiError or RequestError for what the fields' types do not refuse."""
+    for name in ("tools", "tool_choice", "response_format"):
+        if getattr(body, name):
+            raise ApiError(400, f"{name} is not supported yet; leave it out", code="unsupported_parameter", param=name)
+    sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body))
+    if isinstance(body.messages, str):
+        token_ids = context.front_end.prompt_ids(body.messages)
+    else:
+        token_ids = context.front_end.chat_ids([_message(message) for message in body.messages], None,
+                                               body.chat_template_kwargs)
+        sampling = context.front_end.chat_sampling(sampling)
+    return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str))
+
+
+def _max_new_tokens(body: ChatRequest) -> int | None:
+    if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+        raise ApiError(400, f"max_tokens={body.max_tokens} and max_completion_tokens={body.max_completion_tokens} "
+                       "disagree; give one of them", code="invalid_value", param="max_tokens")
+    return body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+
+
+def _num_logprobs(body: ChatRequest) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs=true; add it", code="invalid_value", param="top_logprobs")
+    return None
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """As chat templates take it."""
+    given = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
+    return given | {"role": "system"} if message.role == "developer" else given
+
+
+async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:
+    tokenizer = context.front_end.tokenizer
+    wants_logprobs = chat.requests[0].sampling.logprobs is not None
+    async with aclosing(generate(context, chat.answer_id, chat.requests, chat.continues_prompt)) as increments:
+        async for index, increment in increments:
+            usage.add(index, increment.output)
+            logprobs = chat_logprobs(tokenizer, increment.logprobs) if wants_logprobs else None
+            yield _Delta(index, increment.text, logprobs, increment.finish_reason and increment.finish_reason.value)
+
+
+async def _stream(chat: _Chat, context: ApiContext, body: ChatRequest) -> AsyncGenerator[bytes, None]:
+    has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    chunks = ChatChunks(chat.answer_id, chat.created_s, context.model_names[0], has_usage)
+    usage, begun = UsageCount(len(chat.requests)), set()
+    async with aclosing(_deltas(chat, context, usage)) as deltas:
+        async for delta in deltas:
+            events = b""
+            if delta.index not in begun:
+                begun.add(delta.index)
+                events = chunks.delta(delta.index, {"role": "assistant", "content": ""})
+            if delta.logprobs is not None and delta.logprobs["content"]:
+                events += chunks.delta(delta.index, {"content": delta.content}, delta.logprobs)
+            elif delta.content:
+                events += chunks.text(delta.index, delta.content)
+            if delta.finish_reason is not None:
+                events += chunks.delta(delta.index, {}, None, delta.finish_reason)
+            if events:
+                yield events
+    yield (chunks.usage(usage.document()) if has_usage else b"") + DONE
+
+
+async def _whole(chat: _Chat, context: ApiContext) -> dict[str, Any]:
+    usage = UsageCount(len(chat.requests))
+    texts: list[list[str]] = [[] for _ in chat.requests]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in chat.requests]
+    reasons: list[str | None] = [None] * len(chat.requests)
+    has_logprobs = chat.requests[0].sampling.logprobs is not None
+    async with aclosing(_deltas(chat, context, usage)) as deltas:
+        async for delta in deltas:
+            texts[delta.index].append(delta.content)
+            reasons[delta.index] = delta.finish_reason
+            if delta.logprobs is not None:
+                logprobs[delta.index] += delta.logprobs["content"]
+    return {"id": chat.answer_id, "object": "chat.completion", "created": chat.created_s,
+            "model": context.model_names[0],
+            "choices": [{"index": index,
+                         "message": {"role": "assistant", "content": "".join(text), "refusal": None},
+                         "logprobs": {"content": logprobs[index], "refusal": None} if has_logprobs else None,
+                         "finish_reason": reasons[index]} for index, text in enumerate(texts)],
+            "usage": usage.document()}

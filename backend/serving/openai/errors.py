@@ -1,0 +1,142 @@
+"""Errors: whatever goes wrong becomes OpenAI's `{"error": {message, type, param, code}}` with a true HTTP status.
+
+Used by app.py, which registers the handlers, and by every endpoint, which raises ApiError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from backend.errors import (
+    CapacityError,
+    ContextLengthError,
+    DeadlineError,
+    EngineDeadError,
+    MillraceError,
+    RequestError,
+    TemplateError,
+)
+
+INVALID = "invalid_request_error"
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorDetail
+
+
+# For the schema: every route may answer with these.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be answered; the message says what to change."},
+    "5XX": {"model": ErrorBody, "description": "The server cannot answer now."}}
+
+
+class ApiError(MillraceError):
+    """An answer other than 2xx.
+
+    status   HTTP status;  type, code  OpenAI's words for the kind of error, for programs
+    param    the field that is wrong, where it is one
+    headers  sent with it, such as Retry-After"""
+
+    def __init__(self, status: int, message: str, type: str = INVALID, code: str | None = None,
+                 param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.type, self.code, self.param = status, type, code, param
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        return msgspec.json.encode({"error": {"message": str(self), "type": self.type, "param": self.param,
+                                              "code": self.code}})
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+
+def api_error(error: Exception) -> ApiError:
+    """What a client is told of an error: ours in their own words, anything else in none."""
+    match error:
+        case ApiError():
+            return error
+        case ContextLengthError():
+            return ApiError(400, str(error), code="context_length_exceeded")
+        case RequestError() | TemplateError():
+            return ApiError(400, str(error))
+        case CapacityError():
+            return ApiError(429, str(error), "rate_limit_error", "queue_full", headers={"Retry-After": "1"})
+        case DeadlineError():
+            return ApiError(504, str(error), "timeout_error", "deadline_exceeded")
+        case EngineDeadError():
+            return ApiError(503, str(error), "server_error", "engine_unavailable", headers={"Retry-After": "5"})
+        case MillraceError():
+            return ApiError(500, str(error), "server_error")
+    return ApiError(500, "the server failed; its log says why", "server_error", "internal_error")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error that an endpoint or the framework raises is answered in the one shape."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return api_error(error).response()
+
+    async def answer_validation(_: Request, error: RequestValidationError) -> Response:
+        return validation_error(error).response()
+
+    async def answer_http(_: Request, error: HTTPException) -> Response:
+        message = _HTTP_MESSAGES.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message, code=_HTTP_CODES.get(error.status_code),
+                        headers=error.headers).response()
+
+    app.add_exception_handler(MillraceError, answer)
+    app.add_exception_handler(RequestValidationError, answer_validation)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Exception, answer)
+
+
+def validation_error(error: RequestValidationError) -> ApiError:
+    """400 with the field's name, of the first fault; of a field that may be of several kinds, the deepest one."""
+    fault = max(error.errors(), key=lambda one: (len(one["loc"]), one["loc"][-1:] == ("body",)))
+    place = [part for part in fault["loc"] if part != "body"]
+    if fault["type"] == "json_invalid":
+        reason = fault.get("ctx", {}).get("error", fault["msg"])
+        return ApiError(400, f"the body is no JSON: {reason}; send a JSON object", code="invalid_json")
+    name = _field_name(place)
+    if fault["type"] == "extra_forbidden":
+        return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
+    if fault["type"] == "none_required":
+        return ApiError(400, f"{name} is not supported by this server; leave it out", code="unsupported_parameter",
+                        param=name)
+    if fault["type"] == "missing":
+        return ApiError(400, f"the field {name} is missing; add it" if place else "the request has no body; send JSON",
+                        code="missing_required_parameter", param=name or None)
+    message = fault["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
+
+
+def _field_name(place: list[str | int]) -> str:
+    """`messages[0].content`, without the names of alternatives that pydantic puts between."""
+    name = ""
+    for part in place:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part.isidentifier() and not (name and part in ("str", "int", "float", "bool")):
+            name += f".{part}" if name else part
+    return name
+
+
+_HTTP_MESSAGES = {404: "there is nothing at this path; the paths are in /openapi.json",
+                  405: "this path takes another method; /openapi.json says which"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}

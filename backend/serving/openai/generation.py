@@ -1,0 +1,93 @@
+"""Generation: runs requests on the engine and gives their texts as they grow. What every endpoint uses.
+
+Owns the engine's requests of one answer: they end when whoever iterates leaves. Knows no wire format."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from backend.errors import MillraceError
+from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
+from backend.serving.openai.context import ApiContext
+from backend.text.front_end import TextOutput
+
+
+def new_answer_id(prefix: str) -> str:
+    """An id for an answer: the prefix says of which kind it is, as OpenAI's do (`chatcmpl-`, `cmpl-`)."""
+    return f"{prefix}{uuid.uuid4().hex}"
+
+
+def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
+            prompt_logprobs: int | None = None) -> list[GenerateRequest]:
+    """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each."""
+    resolved = context.front_end.resolved(sampling)
+    made = []
+    for index in range(num_choices):
+        seeded = resolved
+        if index and resolved.seed is not None:
+            seeded = dataclasses.replace(resolved, seed=(resolved.seed + index) % (MAX_SEED + 1))
+        made.append(GenerateRequest(context.engine.new_request_id(), tuple(token_ids), seeded))
+    return made
+
+
+async def generate(context: ApiContext, answer_id: str, requests: Sequence[GenerateRequest],
+                   continues_prompt: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
+    """(index of the request, increment of its text) until each has had one with a finish_reason.
+
+    answer_id         with it RunningAnswers.abort can end them all; each then ends with finish_reason abort
+    continues_prompt  see TextFrontEnd.answer
+    Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
+    with context.running.running(answer_id, [request.request_id for request in requests]):
+        if len(requests) == 1:
+            async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
+                async for increment in increments:
+                    yield 0, increment
+            return
+        async with aclosing(_many(context, requests, continues_prompt)) as numbered:
+            async for pair in numbered:
+                yield pair
+
+
+async def _one(context: ApiContext, request: GenerateRequest,
+               continues_prompt: bool) -> AsyncGenerator[TextOutput, None]:
+    answer = context.front_end.answer(request, continues_prompt)
+    async with aclosing(context.engine.generate(request)) as outputs:
+        async for output in outputs:
+            increment = answer.push(output)
+            if increment.finish_reason is not None and output.finish_reason is None:
+                await context.engine.finish(request.request_id, answer.num_kept_tokens)
+            yield increment
+            if increment.finish_reason is not None:
+                return
+
+
+async def _many(context: ApiContext, requests: Sequence[GenerateRequest],
+                continues_prompt: bool) -> AsyncGenerator[tuple[int, TextOutput], None]:
+    """Side by side; the first error ends all."""
+    arrived: asyncio.Queue[tuple[int, TextOutput | MillraceError]] = asyncio.Queue()
+
+    async def follow(index: int, request: GenerateRequest) -> None:
+        try:
+            async with aclosing(_one(context, request, continues_prompt)) as increments:
+                async for increment in increments:
+                    arrived.put_nowait((index, increment))
+        except MillraceError as error:
+            arrived.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(follow(*numbered)) for numbered in enumerate(requests)]
+    try:
+        num_running = len(requests)
+        while num_running:
+            index, item = await arrived.get()
+            if isinstance(item, MillraceError):
+                raise item
+            num_running -= item.finish_reason is not None
+            yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
