@@ -28,9 +28,7 @@ import click
 from benchmarks import serving_figures, serving_load, serving_plot
 from benchmarks.openai_stream import Api, Outcome, ask, count_tokens, models
 from benchmarks.record import save
-from benchmarks.serving_load import Ask, TokensPerWord
-
-PROBE_WORDS = (64, 256)
+from benchmarks.serving_load import WORDS, Ask, TokensPerWord
 
 
 class Rates(click.ParamType):
@@ -87,7 +85,7 @@ async def _measure(api: Api, rates: tuple[float, ...], duration_s: float, num_re
                    dataset: Path | None, timeout_s: float, seed: int) -> list[dict[str, Any]]:
     async with api.http(timeout_s) as http:
         try:
-            tokens_per_word = await _probe(api, http, random.Random(seed))
+            tokens_per_word = await _probe(api, http)
         except (RuntimeError, OSError, KeyError, aiohttp.ClientError) as error:
             raise click.ClickException(f"{api.url} does not answer a request: {error}") from None
         click.echo(serving_figures.header())
@@ -117,10 +115,10 @@ async def _run(api: Api, http: aiohttp.ClientSession, rate: float, due_s: list[f
     return serving_figures.figures(rate, outcomes, time.process_time() - cpu_s)
 
 
-async def _probe(api: Api, http: aiohttp.ClientSession, rng: random.Random) -> TokensPerWord:
-    """How many tokens our words have; also the server's first, slow answers."""
-    few, many = [(count, await count_tokens(api, http, serving_load.words(rng, count))) for count in PROBE_WORDS]
-    return TokensPerWord.of(few, many)
+async def _probe(api: Api, http: aiohttp.ClientSession) -> TokensPerWord:
+    """How many tokens our words have on average; also the server's first, slow answers."""
+    once, twice = [(len(words), await count_tokens(api, http, " ".join(words))) for words in (WORDS, WORDS * 2)]
+    return TokensPerWord.of(once, twice)
 
 
 def _asks(lengths: str, dataset: Path | None, rng: random.Random, tokens_per_word: TokensPerWord) -> Iterator[Ask]:

@@ -96,11 +96,9 @@ def from_file(file: Path, rng: random.Random, tokens_per_word: TokensPerWord) ->
 
 def prompt_text(ask: Ask, rng: random.Random, tokens_per_word: TokensPerWord) -> str:
     """The prompt of a request. Random words, so that no prefix cache knows it."""
-    return ask.text if ask.text is not None else words(rng, tokens_per_word.num_words(ask.num_prompt_tokens))
-
-
-def words(rng: random.Random, count: int) -> str:
-    return " ".join(rng.choices(WORDS, k=count))
+    if ask.text is not None:
+        return ask.text
+    return " ".join(rng.choices(WORDS, k=tokens_per_word.num_words(ask.num_prompt_tokens)))
 
 
 def arrival_times(rng: random.Random, rate: float, count: int) -> list[float]:
