@@ -25,6 +25,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",  # Gluon as the prefill kernel for Hopper is written in it
         "safetensors>=0.5",
         "tokenizers>=0.21",
+        "llguidance>=1.9",  # answers that follow a grammar; it has no dependencies
         "sentencepiece>=0.2.3",  # 0.2.2 rejects a vocabulary with a \x00 piece, which InternLM's has
         "jinja2>=3.1",
         "numpy",

@@ -116,7 +116,7 @@ _INTERNLM2 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
-# Qwen's formats differ only in the system line that is there when none is given.
+# Qwen's formats without tools differ only in the system line that is there when none is given.
 _CHATML = """\
 {%- if default_system and messages[0].role != 'system' %}
     {{- '<|im_start|>system\n' + default_system + '<|im_end|>\n' }}
@@ -126,6 +126,36 @@ _CHATML = """\
         {{- raise_exception('the role ' + message.role + ' does not exist in the chatml template') }}
     {%- endif %}
     {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+# Qwen2.5 and 3 call tools as Hermes did: functions and calls between tags, results as a user's turn.
+_QWEN = """\
+{%- set first = messages[0].content if messages[0].role == 'system' else default_system %}
+{%- if tools %}
+    {{- '<|im_start|>system\n' + (first + '\n\n' if first else '') + '# Tools\n\n' }}
+    {{- 'You may call one or more functions to assist with the user query.\n\n' }}
+    {{- 'You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n' }}
+    {%- for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}
+    {{- '</tools>\n\nFor each function call, return a json object with function name and arguments within ' }}
+    {{- '<tool_call></tool_call> XML tags:\n<tool_call>\n' }}
+    {{- '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n' }}
+{%- elif first %}{{ '<|im_start|>system\n' + first + '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in (messages[1:] if messages[0].role == 'system' else messages) %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user' if loop.previtem is not defined or loop.previtem.role != 'tool' }}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {{- '<|im_end|>\n' if loop.nextitem is not defined or loop.nextitem.role != 'tool' }}
+    {%- elif message.role in ('system', 'user', 'assistant') %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {{- ('\n' if message.content or not loop.first else '') + '<tool_call>\n' }}
+            {{- {'name': call.function.name, 'arguments': call.function.arguments} | tojson + '\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- else %}{{ raise_exception('the role ' + message.role + ' does not exist in the qwen template') }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
@@ -174,6 +204,9 @@ _LLAMA31 = """\
 {%- endif %}
 {%- for message in (messages[1:] if messages[0].role == 'system' else messages) %}
     {%- if message.role == 'assistant' and message.tool_calls %}
+        {%- if message.tool_calls | length > 1 %}
+            {{- raise_exception('llama3.1 calls one function at a time; send each call and its result by themselves') }}
+        {%- endif %}
         {%- set function = message.tool_calls[0].function %}
         {{- block('assistant', {'name': function.name, 'parameters': function.arguments} | tojson) }}
     {%- elif message.role in ('tool', 'ipython') %}{{ block('ipython', message.content) }}
@@ -211,9 +244,9 @@ _TEMPLATES = {
         BuiltinTemplate("internlm2", _INTERNLM2, ("<|im_end|>", "<|action_end|>")),
         BuiltinTemplate("chatml", _set(_CHATML, default_system=""), _IM_END),
         BuiltinTemplate("qwen2", _set(_CHATML, default_system="You are a helpful assistant."), _IM_END),
-        BuiltinTemplate("qwen2.5", _set(_CHATML, default_system="You are Qwen, created by Alibaba Cloud. "
-                                                                "You are a helpful assistant."), _IM_END),
-        BuiltinTemplate("qwen3", _set(_CHATML, default_system=""), _IM_END),
+        BuiltinTemplate("qwen2.5", _set(_QWEN, default_system="You are Qwen, created by Alibaba Cloud. "
+                                                              "You are a helpful assistant."), _IM_END),
+        BuiltinTemplate("qwen3", _set(_QWEN, default_system=""), _IM_END),
         BuiltinTemplate("llama2", _set(_INST, repeat_bos=True, system_start="<<SYS>>\n",
                                        system_end="\n<</SYS>>\n\n"), ("</s>",)),
         BuiltinTemplate("mistral", _set(_INST, repeat_bos=False, system_start="", system_end="\n\n"), ("</s>",)),

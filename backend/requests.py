@@ -43,6 +43,8 @@ class SamplingParams:
     ignore_eos          the model's end ids do not end the completion (stop_ids and stop still do)
     logprobs            None: none; 0: of the chosen token; k: and of the k likeliest. Of the raw distribution
     skip_special_tokens special tokens are left out of the text
+    grammar             what the completion must look like, a Lark grammar in llguidance's dialect (backend/text/grammar
+                        makes it from a JSON schema, a regex …); when nothing more can follow, the completion ends
     Lists are taken for tuples. Raises RequestError, saying what is allowed, for a value of a wrong kind or range."""
 
     max_new_tokens: int | None = None
@@ -62,6 +64,7 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("logit_bias", "bad_words", "stop_ids", "stop"):
@@ -189,6 +192,7 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "skip_special_tokens": (lambda value: isinstance(value, bool), "True or False"),
     "logprobs": (lambda value: value is None or _is_integer(value, 0, MAX_LOGPROBS),
                  f"an integer in 0..{MAX_LOGPROBS}, or None"),
+    "grammar": (lambda value: value is None or _is_text(value), "a Lark grammar as text, or None"),
 }
 
 

@@ -21,10 +21,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from backend.chat_templates import builtin_template
 from backend.errors import TemplateError
 from backend.text.tokenizer import Tokenizer
-from backend.tokenizer_files import read_settings
+from backend.text.tool_messages import RESULT_ROLES, results_in_order
+from backend.tokenizer_files import TokenizerSettings, read_settings
 
 Message = Mapping[str, Any]
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "environment", "ipython")
+ROLES = ("system", "developer", "user", "assistant", "function", *RESULT_ROLES)
 MAX_CHARACTERS = 16 * 2**20  # far above any session_len, far below what hurts
 MAX_SECONDS = 10.0
 
@@ -36,12 +37,15 @@ _MARKER = re.compile(r"\s*(<[^<>\s]+>|\[[^\[\]\s]+\])")  # `<|im_end|>`, `</s>`,
 class ChatTemplate:
     """One model's conversation format.
 
-    origin  where it comes from, for messages
-    stop    texts that end an answer, besides the model's end ids; `stop_tokens` splits them into ids and texts"""
+    origin       where it comes from, for messages
+    stop         texts that end an answer, besides the model's end ids; `stop_tokens` splits them into ids and texts
+    takes_tools  whether it has a place for functions that the model may call
+    tool_source  the Jinja source that renders conversations with tools"""
 
     def __init__(self, origin: str, sources: Mapping[str, str], special_tokens: Mapping[str, str],
                  stop: Sequence[str] | None = None) -> None:
-        """sources: name → Jinja source, with `default` or a single one; `tool_use` is taken for requests with tools.
+        """sources: name → Jinja source, with `default` or a single one; `tool_use` is taken where tools, calls or their
+        results occur.
         stop: None derives it from how the template closes an answer. Raises TemplateError for a bad source."""
         self.origin = origin
         default = "default" if "default" in sources else next(iter(sources))
@@ -50,7 +54,9 @@ class ChatTemplate:
         self._templates = {"default": self._compile(sources[default])}
         if "tool_use" in sources:
             self._templates["tool_use"] = self._compile(sources["tool_use"])
-        self._takes_tools = "tool_use" in sources or "tools" in sources[default]
+        self.takes_tools = "tool_use" in sources or "tools" in sources[default]
+        self.tool_source = sources.get("tool_use", sources[default])
+        self._sources = {"default": sources[default], "tool_use": self.tool_source}
         self.stop = tuple(stop) if stop is not None else self._derive_stop()
 
     @classmethod
@@ -58,7 +64,7 @@ class ChatTemplate:
         """The template in a tokenizer folder, else the built-in of model_name. Raises TemplateError if neither is."""
         settings = read_settings(Path(tokenizer_dir))
         if settings.chat_templates:
-            return cls("the checkpoint's own template", settings.chat_templates, settings.special_tokens)
+            return cls("the checkpoint's own template", _with_tool_use(settings), settings.special_tokens)
         if model_name is None:
             raise TemplateError(f"{tokenizer_dir} brings no chat template; give a model name that has a built-in one")
         builtin = builtin_template(model_name)
@@ -77,7 +83,7 @@ class ChatTemplate:
         checked = [_checked(message, index) for index, message in enumerate(_list(messages, "messages"))]
         if not checked:
             raise TemplateError("messages is empty; give at least one message")
-        if tools and not self._takes_tools:
+        if tools and not self.takes_tools:
             raise TemplateError(f"{self.origin} takes no tools; leave them out, or use a model trained for tool calls")
         tools = [_checked_tool(tool, index) for index, tool in enumerate(_list(tools, "tools"))] if tools else None
         taken = sorted({"messages", "tools", "documents", "add_generation_prompt", *self._special_tokens}
@@ -85,9 +91,13 @@ class ChatTemplate:
         if taken:
             raise TemplateError(f"{', '.join(taken)} cannot be set as template variables; they are the conversation's "
                                 "own")
-        template = self._templates["default"]
-        if tools:
-            template = self._templates.get("tool_use", template)
+        speaks_of_tools = tools or any(message.get("tool_calls") or message["role"] in RESULT_ROLES
+                                       for message in checked)
+        name = "tool_use" if speaks_of_tools and "tool_use" in self._templates else "default"
+        if name == "tool_use":
+            tools = tools or []  # such a template is written for a list
+        template, source = self._templates[name], self._sources[name]
+        checked = [{**message, "role": _known_role(message["role"], source)} for message in results_in_order(checked)]
         try:
             return _bounded(template.generate({
                 **(variables or {}), **self._special_tokens, "messages": checked, "tools": tools, "documents": None,
@@ -145,6 +155,22 @@ class ChatTemplate:
         return tuple(dict.fromkeys(text for text in candidates if text))
 
 
+def _with_tool_use(settings: TokenizerSettings) -> Mapping[str, str]:
+    """A checkpoint's templates. InternLM2.5 was trained to call tools, and its vocabulary has the tokens for that, but
+    its published template leaves tools out: the built-in one renders them."""
+    sources = settings.chat_templates
+    tokens = {*settings.additional_special_tokens, *(text for text, _ in settings.added_tokens.values())}
+    if not {"<|action_start|>", "<|plugin|>"} <= tokens or any("tools" in source for source in sources.values()):
+        return sources
+    return {**sources, "tool_use": builtin_template("internlm2").source}
+
+
+def _known_role(role: str, source: str) -> str:
+    """A role by the name that a template has for it: results of tools have three names, and `developer` is new."""
+    candidates = RESULT_ROLES if role in RESULT_ROLES else ("developer", "system") if role == "developer" else ()
+    return next((name for name in (role, *candidates) if f"'{name}'" in source or f'"{name}"' in source), role)
+
+
 def _list(value: Any, name: str) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
         raise TemplateError(f"{name} is a {type(value).__name__}; give a list of objects as in OpenAI's API")
@@ -195,6 +221,9 @@ def _tool_call(call: Any, index: int) -> dict[str, Any]:
     except ValueError as error:
         raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are not JSON: "
                             f"{error}") from None
+    if not isinstance(arguments, Mapping):
+        raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are no JSON object; "
+                            "send them back as they came")
     return {**call, "function": {**function, "arguments": arguments}}
 
 

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from backend.errors import RequestError
 from backend.model_source import ModelSource
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams, TokenLogprobs
 from backend.text.chat_template import ChatTemplate
 from backend.text.detokenizer import Detokenizer
 from backend.text.stop_words import StopWords
 from backend.text.tokenizer import Tokenizer
+from backend.text.tools.call_grammar import call_grammar
+from backend.text.tools.tool_format import CALL_END, ToolFormat, find_format
+from backend.text.tools.tool_plan import ToolPlan
 
 Message = Mapping[str, Any]
 
@@ -48,6 +52,11 @@ class TextFrontEnd:
         """Ids of a whole conversation, ready for the assistant to answer; variables: see ChatTemplate.render."""
         return self.tokenizer.encode(self.template.render(messages, tools, variables=variables))
 
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls; None where it does not, or in a way not known here."""
+        return find_format(self.template, self.tokenizer)
+
     def turn_ids(self, message: Message, is_first: bool) -> list[int]:
         """Ids that one more message adds to a conversation whose earlier part the engine holds."""
         return self.tokenizer.encode(self.template.render_turn(message, is_first=is_first))
@@ -64,6 +73,21 @@ class TextFrontEnd:
         ids, texts = self.template.stop_tokens(self.tokenizer)
         return dataclasses.replace(sampling, stop_ids=tuple(dict.fromkeys((*sampling.stop_ids, *ids))),
                                    stop=tuple(dict.fromkeys((*sampling.stop, *texts))))
+
+    def tool_sampling(self, sampling: SamplingParams, plan: ToolPlan) -> SamplingParams:
+        """chat_sampling for an answer that may call functions, whose text a CallParser of tool_format reads.
+
+        A grammar that is there already is what an answer without calls has to follow. Raises RequestError where the
+        model's calls cannot be read."""
+        if self.tool_format is None:
+            raise RequestError("how this model writes calls is not known here; leave tools out, or use a model that "
+                               "writes them as InternLM2.5, Llama 3.1, Qwen2.5 or Qwen3 do")
+        grammar = call_grammar(self.tool_format, plan, sampling.grammar)
+        chat = self.chat_sampling(dataclasses.replace(sampling, grammar=grammar), plan.tools)
+        # The end of a call is not yet the end of the answer: the grammar says what may follow it.
+        call_end = self.tokenizer.token_to_id(CALL_END)
+        return dataclasses.replace(chat, stop_ids=tuple(token_id for token_id in chat.stop_ids
+                                                        if token_id != call_end or token_id in sampling.stop_ids))
 
     def resolved(self, sampling: SamplingParams) -> SamplingParams:
         """With bad words given as text turned into the token sequences that spell them, alone and after a space."""

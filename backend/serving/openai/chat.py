@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from backend.requests import GenerateRequest
 from backend.serving.openai.chat_chunks import ChatChunks
@@ -21,7 +22,10 @@ from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import choices, generate, new_answer_id
 from backend.serving.openai.logprobs import chat_logprobs
+from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
 from backend.serving.openai.usage import UsageCount
+from backend.text.tools.call_parser import CallDelta
+from backend.text.tools.tool_plan import ToolPlan
 
 router = APIRouter()
 
@@ -43,6 +47,7 @@ class _Chat:
 
     requests: list[GenerateRequest]
     continues_prompt: bool
+    plan: ToolPlan | None
     answer_id: str = field(default_factory=lambda: new_answer_id("chatcmpl-"))
     created_s: int = field(default_factory=lambda: int(time.time()))
 
@@ -53,23 +58,35 @@ class _Delta:
 
     index: int
     content: str
+    calls: list[CallDelta]
     logprobs: dict[str, Any] | None
     finish_reason: str | None
 
 
 def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     """Raises ApiError or RequestError for what the fields' types do not refuse."""
-    for name in ("tools", "tool_choice", "response_format"):
-        if getattr(body, name):
-            raise ApiError(400, f"{name} is not supported yet; leave it out", code="unsupported_parameter", param=name)
+    if body.response_format:
+        raise ApiError(400, "response_format is not supported yet; leave it out", code="unsupported_parameter",
+                       param="response_format")
+    plan = _plan(body)
     sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body))
     if isinstance(body.messages, str):
         token_ids = context.front_end.prompt_ids(body.messages)
     else:
-        token_ids = context.front_end.chat_ids([_message(message) for message in body.messages], None,
-                                               body.chat_template_kwargs)
-        sampling = context.front_end.chat_sampling(sampling)
-    return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str))
+        token_ids = context.front_end.chat_ids([_message(message) for message in body.messages],
+                                               plan and plan.tools, body.chat_template_kwargs)
+        sampling = (context.front_end.chat_sampling(sampling) if plan is None
+                    else context.front_end.tool_sampling(sampling, plan))
+    return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
+
+
+def _plan(body: ChatRequest) -> ToolPlan | None:
+    choice = body.tool_choice
+    plan = tool_plan([tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+                     choice.model_dump() if isinstance(choice, BaseModel) else choice, body.parallel_tool_calls)
+    if plan is not None and isinstance(body.messages, str):
+        raise ApiError(400, "tools need a conversation; give messages as a list", code="invalid_value", param="tools")
+    return plan
 
 
 def _max_new_tokens(body: ChatRequest) -> int | None:
@@ -96,11 +113,13 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:
     tokenizer = context.front_end.tokenizer
     wants_logprobs = chat.requests[0].sampling.logprobs is not None
+    answers = [ToolAnswer(context, chat.plan) for _ in chat.requests]
     async with aclosing(generate(context, chat.answer_id, chat.requests, chat.continues_prompt)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             logprobs = chat_logprobs(tokenizer, increment.logprobs) if wants_logprobs else None
-            yield _Delta(index, increment.text, logprobs, increment.finish_reason and increment.finish_reason.value)
+            added, reason = answers[index].push(increment)
+            yield _Delta(index, added.content, added.calls, logprobs, reason)
 
 
 async def _stream(chat: _Chat, context: ApiContext, body: ChatRequest) -> AsyncGenerator[bytes, None]:
@@ -117,6 +136,8 @@ async def _stream(chat: _Chat, context: ApiContext, body: ChatRequest) -> AsyncG
                 events += chunks.delta(delta.index, {"content": delta.content}, delta.logprobs)
             elif delta.content:
                 events += chunks.text(delta.index, delta.content)
+            for call in delta.calls:
+                events += chunks.delta(delta.index, {"tool_calls": [call_delta(call)]})
             if delta.finish_reason is not None:
                 events += chunks.delta(delta.index, {}, None, delta.finish_reason)
             if events:
@@ -127,19 +148,28 @@ async def _stream(chat: _Chat, context: ApiContext, body: ChatRequest) -> AsyncG
 async def _whole(chat: _Chat, context: ApiContext) -> dict[str, Any]:
     usage = UsageCount(len(chat.requests))
     texts: list[list[str]] = [[] for _ in chat.requests]
+    calls: list[list[CallDelta]] = [[] for _ in chat.requests]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in chat.requests]
     reasons: list[str | None] = [None] * len(chat.requests)
     has_logprobs = chat.requests[0].sampling.logprobs is not None
     async with aclosing(_deltas(chat, context, usage)) as deltas:
         async for delta in deltas:
             texts[delta.index].append(delta.content)
+            calls[delta.index] += delta.calls
             reasons[delta.index] = delta.finish_reason
             if delta.logprobs is not None:
                 logprobs[delta.index] += delta.logprobs["content"]
     return {"id": chat.answer_id, "object": "chat.completion", "created": chat.created_s,
             "model": context.model_names[0],
             "choices": [{"index": index,
-                         "message": {"role": "assistant", "content": "".join(text), "refusal": None},
+                         "message": _answer_message("".join(text), whole_calls(calls[index])),
                          "logprobs": {"content": logprobs[index], "refusal": None} if has_logprobs else None,
                          "finish_reason": reasons[index]} for index, text in enumerate(texts)],
             "usage": usage.document()}
+
+
+def _answer_message(content: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """An answer that only calls has no content, and one without calls no list of them, as OpenAI's."""
+    if not calls:
+        return {"role": "assistant", "content": content, "refusal": None}
+    return {"role": "assistant", "content": content or None, "refusal": None, "tool_calls": calls}

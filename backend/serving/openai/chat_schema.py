@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from backend.serving.openai.sampling_fields import ApiModel, SamplingFields, StreamOptions
+from backend.serving.openai.tool_schema import ToolChoice, Tools
 
 _UNUSED = "Accepted; changes nothing here."
 _REFUSED = "Not supported here."
@@ -36,7 +37,8 @@ class ToolCall(ApiModel):
 class ChatMessage(ApiModel):
     """A message of a conversation; assistant messages of earlier answers may be sent back as they came."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function", "environment", "ipython"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "environment", "ipython"] = Field(
+        description="The last two are what LMDeploy and Llama call tool.")
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -59,8 +61,8 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(None, description="Absent: auto where there are tools.")
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
 

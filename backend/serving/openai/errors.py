@@ -106,6 +106,11 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, answer)
 
 
+# What took the place of fields that OpenAI has retired.
+_REPLACEMENTS = {"functions": "use tools, each {\"type\": \"function\", \"function\": …}",
+                 "function_call": "use tool_choice in a request, and tool_calls in a message"}
+
+
 def validation_error(error: RequestValidationError) -> ApiError:
     """400 with the field's name, of the first fault; of a field that may be of several kinds, the deepest one."""
     fault = max(error.errors(), key=lambda one: (len(one["loc"]), one["loc"][-1:] == ("body",)))
@@ -117,7 +122,8 @@ def validation_error(error: RequestValidationError) -> ApiError:
     if fault["type"] == "extra_forbidden":
         return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
     if fault["type"] == "none_required":
-        return ApiError(400, f"{name} is not supported by this server; leave it out", code="unsupported_parameter",
+        cure = _REPLACEMENTS.get(name.rpartition(".")[2], "leave it out")
+        return ApiError(400, f"{name} is not supported by this server; {cure}", code="unsupported_parameter",
                         param=name)
     if fault["type"] == "missing":
         return ApiError(400, f"the field {name} is missing; add it" if place else "the request has no body; send JSON",

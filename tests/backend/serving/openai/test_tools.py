@@ -1,0 +1,177 @@
+"""Tools in /v1/chat/completions on the demo model, which was trained on InternLM2.5's format."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.backend.serving.openai.conftest import Api
+
+PATH = "/v1/chat/completions"
+
+
+def tool(name: str, description: str, **types: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": {
+        "type": "object", "properties": {key: {"type": kind} for key, kind in types.items()},
+        "required": list(types)}}}
+
+
+ADD = tool("add", "Compute the sum of two numbers", a="int", b="int")
+MUL = tool("mul", "Calculate the product of two numbers", a="int", b="int")
+TOOLS = [ADD, MUL]
+NAMED = {"type": "function", "function": {"name": "mul"}}
+FUNCTIONS = {"add": lambda a, b: a + b, "mul": lambda a, b: a * b}
+
+
+def ask(api: Api, messages: list[dict[str, Any]], stream: bool = False, **fields: Any) -> dict[str, Any]:
+    """The first choice of a greedy answer; a streamed one put together from its deltas."""
+    fields = {"temperature": 0, "tools": TOOLS, "max_tokens": 120, **fields}
+    if not stream:
+        return api.ask(PATH, messages=messages, **fields)["choices"][0]
+    return joined(api.stream(PATH, messages=messages, **fields))
+
+
+def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
+    content, calls, reason = "", [], None
+    for choice in (choice for event in events for choice in event["choices"] if choice["index"] == index):
+        assert reason is None
+        delta, reason = choice["delta"], choice["finish_reason"]
+        content += delta.get("content") or ""
+        for call in delta.get("tool_calls", ()):
+            if call["index"] == len(calls):
+                assert call["type"] == "function" and call["id"] and call["function"]["name"]
+                calls.append({"id": call["id"], "type": "function", "function": {**call["function"]}})
+            else:
+                assert call.keys() == {"index", "function"} and call["function"].keys() == {"arguments"}
+                calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if calls:
+        message |= {"content": content or None, "tool_calls": calls}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+def without_ids(choice: dict[str, Any]) -> dict[str, Any]:
+    calls = [call["function"] for call in choice["message"].get("tool_calls", ())]
+    return {**choice, "message": {**choice["message"], "tool_calls": calls}}
+
+
+def call_of(choice: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    call, = choice["message"]["tool_calls"]
+    return call["function"]["name"], json.loads(call["function"]["arguments"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("role", ["tool", "environment"])
+def test_the_conversation_of_the_tutorials_ends_with_the_right_number(api, stream, role):
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "Compute (3+5)*2"}]
+    called, ids = [], set()
+    while (choice := ask(api, messages, stream))["finish_reason"] == "tool_calls":
+        messages.append(choice["message"])
+        for call in choice["message"]["tool_calls"]:
+            function = call["function"]
+            called.append(function["name"])
+            ids.add(call["id"])
+            result = FUNCTIONS[function["name"]](**json.loads(function["arguments"]))
+            answer = {"role": role, "content": str(result)}
+            messages.append({**answer, "tool_call_id": call["id"]} if role == "tool" else {**answer, "name": "plugin"})
+        assert len(called) < 4
+    assert called == ["add", "mul"] and len(ids) == 2
+    assert choice["finish_reason"] == "stop" and choice["message"]["content"] == "(3+5)*2 is 16."
+    assert "tool_calls" not in choice["message"]
+
+
+def test_streamed_and_unstreamed_answers_are_equal_for_every_choice(api):
+    fields = {"messages": [{"role": "user", "content": "Compute 17+25"}], "tools": TOOLS, "n": 3, "seed": 3,
+              "temperature": 1.0, "max_tokens": 80}
+    whole, events = api.ask(PATH, **fields), api.stream(PATH, **fields)
+    for index, choice in enumerate(whole["choices"]):
+        assert without_ids(joined(events, index)) == without_ids(choice)
+    ids = [call["id"] for choice in whole["choices"] for call in choice["message"].get("tool_calls", ())]
+    assert len(set(ids)) == len(ids) > 0
+
+
+def test_a_thought_before_a_call_is_content_and_the_name_comes_before_the_arguments(api):
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    choice = ask(api, messages)
+    assert choice["message"]["content"] == "I will use add for this."
+    assert call_of(choice) == ("add", {"a": 17, "b": 25}) and choice["finish_reason"] == "tool_calls"
+    events = api.stream(PATH, messages=messages, temperature=0, tools=TOOLS)
+    calls = [call for event in events for choice in event["choices"] for call in choice["delta"].get("tool_calls", ())]
+    assert calls[0]["function"] == {"name": "add", "arguments": ""}
+    assert len(calls) > 3 and "".join(call["function"]["arguments"] for call in calls) == '{"a": 17, "b": 25}'
+
+
+def test_a_question_that_needs_no_tool_is_answered(api):
+    choice = ask(api, [{"role": "user", "content": "What colour is the sky?"}])
+    assert choice["finish_reason"] == "stop" and choice["message"]["content"]
+    assert "tool_calls" not in choice["message"]
+
+
+def test_no_tool_is_shown_where_none_may_be_called(api):
+    question = [{"role": "user", "content": "What is 12 plus 30?"}]
+    choice = ask(api, question, tool_choice="none")
+    assert choice == ask(api, question, tools=None)
+    assert "42" in choice["message"]["content"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tool_choice, names", [("required", {"add", "mul"}), (NAMED, {"mul"})])
+@pytest.mark.parametrize("question", ["Compute 17+25", "What colour is the sky?"])
+def test_a_call_that_must_be_made_is_made_whatever_is_asked(api, question, tool_choice, names, stream):
+    choice = ask(api, [{"role": "user", "content": question}], stream, tool_choice=tool_choice,
+                 parallel_tool_calls=False)
+    name, arguments = call_of(choice)
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+    assert name in names and arguments.keys() == {"a", "b"}
+    assert all(isinstance(value, int) for value in arguments.values())
+
+
+def test_arguments_follow_the_schema_even_against_the_models_will(api):
+    words = tool("add", "Compute the sum of two numbers", a="string", b="boolean")
+    _, arguments = call_of(ask(api, [{"role": "user", "content": "Compute 17+25"}], tools=[words]))
+    assert isinstance(arguments["a"], str) and isinstance(arguments["b"], bool)
+
+
+def test_an_answer_that_is_cut_off_in_a_call_says_length(api):
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    whole, streamed = (ask(api, messages, stream, max_tokens=22) for stream in (False, True))
+    assert without_ids(whole) == without_ids(streamed)
+    assert whole["finish_reason"] == "length"
+
+
+def test_a_special_token_of_the_format_is_not_in_the_content(api):
+    choice = ask(api, [{"role": "user", "content": "Compute 17+25"}])
+    assert "<|" not in json.dumps(choice)
+
+
+RETIRED = [{"name": "add", "parameters": {}}]
+
+
+@pytest.mark.parametrize("fields, param, cure", [
+    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type", "function"),
+    ({"tools": [ADD, ADD]}, "tools", "give each function its own"),
+    ({"tools": [tool("a b", "")]}, "tools[0].function.name", "pattern"),
+    ({"tools": [{**ADD, "colour": 1}]}, "tools[0].colour", "leave it out"),
+    ({"tools": None, "tool_choice": "required"}, "tool_choice", "give tools"),
+    ({"tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice", "use one of add, mul"),
+    ({"tool_choice": "any"}, None, "auto"),
+    ({"functions": RETIRED}, "functions", "use tools"),
+    ({"function_call": "auto"}, "function_call", "use tool_choice"),
+    ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}]},
+     "messages[0].function_call", "tool_calls"),
+    ({"messages": [{"role": "function", "name": "add", "content": "3"}]}, "messages[0].role", "tool"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{oops"}}]}]}, None, "not JSON"),
+])
+def test_what_does_not_work_is_refused_with_its_cure(api, fields, param, cure):
+    response = api.post(PATH, **{"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, **fields})
+    error = response.json()["error"]
+    assert response.status_code == 400 and cure in error["message"], error
+    if param is not None:
+        assert error["param"] == param, error
+
+
+def test_retired_fields_that_are_null_are_no_fault(api):
+    assert ask(api, [{"role": "user", "content": "Hello"}], functions=None, function_call=None, max_tokens=4)
