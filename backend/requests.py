@@ -22,7 +22,7 @@ class FinishReason(str, Enum):
     """Why a generation ended."""
 
     STOP = "stop"  # a stop id, an end id or a stop text
-    LENGTH = "length"  # max_new_tokens, or the session is full
+    LENGTH = "length"  # max_new_tokens, or the session is full; or a grammar that grew too complex on the way
     ABORT = "abort"  # the caller cancelled
 
 
@@ -86,7 +86,9 @@ class GenerateRequest:
     end_session    forget the session after this request
     session_len    bounds prompt + completion of this request; the engine's own bound holds besides
     kept_end_ids   of the ids that end the completion, those that its session remembers; the others are forgotten
-    echo_prompt    the first output brings the whole prompt's ids, the session's history included"""
+    echo_prompt    the first output brings the whole prompt's ids, the session's history included
+    prompt_logprobs  the first output brings the logprobs of the prompt's tokens after the first, each with so many of
+                   the likeliest; such a request computes its whole prompt, so it can be of no session"""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -98,6 +100,14 @@ class GenerateRequest:
     session_len: int | None = None
     kept_end_ids: tuple[int, ...] = ()
     echo_prompt: bool = False
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.prompt_logprobs
+        _check("prompt_logprobs", count, count is None or _is_integer(count, 0, MAX_LOGPROBS),
+               f"an integer in 0..{MAX_LOGPROBS}, or None")
+        if count is not None and self.session_id is not None:
+            raise RequestError("prompt_logprobs and a session exclude each other; leave one of them out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +146,8 @@ class GenerateOutput:
     num_cached_tokens      prompt tokens that did not have to be computed
     num_completion_tokens  tokens generated so far
     logprobs               one per new token when asked for
-    prompt_ids             with the first output of a request that asked to have its prompt echoed"""
+    prompt_ids             with the first output of a request that asked to have its prompt echoed
+    prompt_logprobs        with the first output where asked for: of the prompt's tokens after the first"""
 
     request_id: str
     token_ids: tuple[int, ...] = ()
@@ -146,6 +157,7 @@ class GenerateOutput:
     num_completion_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_ids: tuple[int, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def _is_integer(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:

@@ -22,7 +22,8 @@ class RowSetup:
     num_prompt_tokens  where the completion begins (penalties, min_new_tokens)
     block_table        blocks that it already holds (from the prefix cache or its session)
     end_ids            ids that min_new_tokens masks: the model's end ids and the request's stop ids
-    seed               resolved: SamplingParams.seed or one that the engine drew"""
+    seed               resolved: SamplingParams.seed or one that the engine drew
+    prompt_logprobs    alternatives wanted for the prompt's tokens as they are computed; None: none are wanted"""
 
     row: int
     token_ids: tuple[int, ...]
@@ -31,6 +32,7 @@ class RowSetup:
     sampling: SamplingParams
     end_ids: tuple[int, ...]
     seed: int
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,39 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarEnd:
+    """Nothing can follow a row's last token: its grammar is complete, or could not be followed any further.
+
+    fault  why it could not; empty where it is complete"""
+
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The token sampled for one row; logprobs when its request asked for them."""
+    """The token sampled for one row; logprobs when its request asked for them.
+
+    grammar_end  the row's grammar ended before this token, which then means nothing"""
 
     row: int
     token_id: int
     logprobs: TokenLogprobs | None = None
+    grammar_end: GrammarEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Logprobs of a row's prompt tokens from position `first` on, which the step computed the tokens before."""
+
+    row: int
+    first: int
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The tokens of a plan's sampling rows, in the plan's order."""
+    """The tokens of a plan's sampling rows, in the plan's order, and the prompts' logprobs where they are wanted."""
 
     step: int
     tokens: tuple[SampledToken, ...]
+    prompts: tuple[PromptLogprobs, ...] = ()

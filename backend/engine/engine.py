@@ -17,7 +17,7 @@ from backend.engine.sequence import Sequence
 from backend.errors import CapacityError, ContextLengthError, EngineDeadError, RequestError, SessionError
 from backend.model_source import ModelSource
 from backend.requests import EngineStats, FinishReason, GenerateOutput, GenerateRequest
-from backend.steps import SampledToken
+from backend.steps import GrammarEnd, SampledToken
 from backend.worker.executor import Executor, StepHandle, start_executor
 
 logger = logging.getLogger(__name__)
@@ -148,21 +148,35 @@ class Engine:
 
     def _read_oldest(self) -> None:
         scheduled, handle = self._in_flight.popleft()
-        tokens = {token.row: token for token in handle.wait().tokens}
+        result = handle.wait()
+        tokens = {token.row: token for token in result.tokens}
+        prompts = {prompt.row: prompt for prompt in result.prompts}
         for sequence, row in zip(scheduled.sequences, scheduled.plan.rows, strict=True):
             if sequence.is_finished:
                 continue  # it ended or was aborted while this step ran
+            if row.row in prompts:
+                sequence.take_prompt_logprobs(prompts[row.row].first, prompts[row.row].logprobs)
             if row.samples:
                 self._outputs.append(self._take_token(sequence, tokens[row.row]))
             elif sequence.max_new_tokens == 0 and sequence.num_uncomputed == 0:
                 self._outputs.append(self._finish(sequence, (), FinishReason.LENGTH))
 
     def _take_token(self, sequence: Sequence, token: SampledToken) -> GenerateOutput:
+        if token.grammar_end is not None:
+            return self._end_of_grammar(sequence, token.grammar_end)
         reason = sequence.append(token.token_id)
         self.scheduler.publish_full_blocks(sequence)
         if reason is not None:
             return self._finish(sequence, (token,), reason)
         return _output(sequence, (token,), None)
+
+    def _end_of_grammar(self, sequence: Sequence, end: GrammarEnd) -> GenerateOutput:
+        """Its grammar was complete before this token; where it could not be followed, what there is of it is cut."""
+        if not end.fault:
+            return self._finish(sequence, (), FinishReason.STOP)
+        logger.warning("request %s ends after %d tokens: its grammar could not be followed any further (%s)",
+                       sequence.request_id, sequence.num_completion_tokens, end.fault)
+        return self._finish(sequence, (), FinishReason.LENGTH)
 
     def _finish(self, sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason,
                 num_completion_tokens: int | None = None) -> GenerateOutput:
@@ -201,7 +215,9 @@ def start_engine(source: ModelSource, config: EngineConfig) -> Engine:
 
 def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason | None) -> GenerateOutput:
     prompt_ids, sequence.prompt_to_echo = sequence.prompt_to_echo, ()
+    prompt_logprobs, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
     return GenerateOutput(
         sequence.request_id, tuple([token.token_id for token in tokens]), reason, sequence.num_prompt_tokens,
         sequence.num_cached_prompt_tokens or 0, sequence.num_completion_tokens,
-        tuple([token.logprobs for token in tokens if token.logprobs is not None]), prompt_ids)
+        tuple([token.logprobs for token in tokens if token.logprobs is not None]), prompt_ids,
+        prompt_logprobs)

@@ -111,7 +111,8 @@ class Scheduler:
             self.sessions.lend_blocks(sequence, sequence.num_history_tokens)
         if not sequence.block_table:
             resumes = False
-            sequence.block_table, sequence.digests = self.blocks.share_prefix(sequence.token_ids)
+            if not sequence.needs_whole_prompt:
+                sequence.block_table, sequence.digests = self.blocks.share_prefix(sequence.token_ids)
             sequence.num_cached = len(sequence.block_table) * self.blocks.block_size
         needed = self._num_new_blocks(sequence, sequence.num_uncomputed)
         if needed + len(self.running) > self.blocks.num_free:
@@ -188,4 +189,5 @@ class Scheduler:
 
 def _setup(sequence: Sequence) -> RowSetup:
     return RowSetup(sequence.row, tuple(sequence.token_ids), sequence.num_prompt_tokens, tuple(sequence.block_table),
-                    sequence.sampling, tuple(sequence.end_ids), sequence.seed)
+                    sequence.sampling, tuple(sequence.end_ids), sequence.seed,
+                    sequence.wanted_prompt_logprobs if sequence.needs_whole_prompt else None)

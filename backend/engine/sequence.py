@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from backend.requests import FinishReason, GenerateRequest
+from backend.requests import FinishReason, GenerateRequest, TokenLogprobs
 
 
 class SequenceStatus(Enum):
@@ -22,6 +22,8 @@ class Sequence:
     num_pending    tokens sampled on the device whose ids have not been read yet
     num_cached     tokens whose KV is stored, or will be by the steps already launched
     block_table    logical block index → physical block;  digests: of its full blocks, as far as published
+    prompt_logprobs      where wanted, of the prompt's tokens after the first, until an output has taken them along
+    num_prompt_logprobs  how many have been computed
     end_ids        ids that end it;  max_new_tokens: resolved against session_len;  seed: resolved"""
 
     def __init__(self, request: GenerateRequest, history: list[int], end_ids: frozenset[int], max_new_tokens: int,
@@ -33,6 +35,9 @@ class Sequence:
         self.num_history_tokens = len(history)
         self.num_prompt_tokens = len(self.token_ids)
         self.prompt_to_echo = tuple(self.token_ids) if request.echo_prompt else ()  # until the first output
+        self.wanted_prompt_logprobs = request.prompt_logprobs
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self.num_prompt_logprobs = 0
         self.end_ids = end_ids
         self.kept_end_ids = frozenset(request.kept_end_ids)
         self.max_new_tokens = max_new_tokens
@@ -55,6 +60,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether its prompt has to be computed where its KV is cached, too: logprobs of it are still missing."""
+        return self.wanted_prompt_logprobs is not None and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+
+    @property
     def num_uncomputed(self) -> int:
         return len(self.token_ids) + self.num_pending - self.num_cached
 
@@ -66,6 +76,12 @@ class Sequence:
     def wants_no_more(self) -> bool:
         """Launched steps already sample its last allowed token."""
         return 0 < self.max_new_tokens <= len(self.token_ids) + self.num_pending - self.num_prompt_tokens
+
+    def take_prompt_logprobs(self, first: int, logprobs: tuple[TokenLogprobs, ...]) -> None:
+        """Those of the tokens from position `first` on; after a preemption some come again."""
+        new = logprobs[self.num_prompt_logprobs - (first - 1):]
+        self.prompt_logprobs += new
+        self.num_prompt_logprobs += len(new)
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes a token that was pending; returns why the sequence ends with it, if it does."""

@@ -70,6 +70,11 @@ def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor,
                                frequency)
 
 
+def mask_tokens(logits: Tensor, index: Tensor, bits: Tensor) -> None:
+    """See sampling_reference.mask_tokens."""
+    _sampling(logits).mask_tokens(logits, index, bits)
+
+
 def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor,
          token_table: Tensor, slots: Tensor) -> Tensor:
     """See sampling_reference.draw."""
@@ -94,10 +99,12 @@ def _triton_kernels() -> SimpleNamespace:
         prefill_attention,
         rms_norm,
         sampling,
+        token_mask,
         w4_linear,
     )
 
     return SimpleNamespace(
         rms_norm=rms_norm.rms_norm, linear=linear.linear, linear_w4=w4_linear.linear_w4, logits=linear.logits,
         rotary_and_store=kv_store.rotary_and_store, penalise=penalties.penalise, draw=sampling.draw,
+        mask_tokens=token_mask.mask_tokens,
         paged_decode=decode_attention.paged_decode, paged_prefill=prefill_attention.paged_prefill)

@@ -1,5 +1,5 @@
-"""Reference of the sampling kernels in plain torch: the CPU's implementation and the oracle of sampling.py's and
-penalties.py's tests at once.
+"""Reference of the sampling kernels in plain torch: the CPU's implementation and the oracle of the tests of
+sampling.py, penalties.py and token_mask.py at once.
 
 Reads its parameters on the host, so it runs on the CPU only. Used by worker/sampler.py, worker/noise.py (the hash's
 constants), tests."""
@@ -66,6 +66,17 @@ def penalise(logits: Tensor, token_table: Tensor, counts: Tensor, index: Tensor,
     penalised -= presence[:, None] * (completed > 0) + frequency[:, None] * completed
     is_lowered = length > 0
     logits[index[is_lowered]] = penalised[is_lowered]
+
+
+def mask_tokens(logits: Tensor, index: Tensor, bits: Tensor) -> None:
+    """Sets, in place, the logits of tokens that may not come next to -inf.
+
+    logits  [R, V] float32
+    index   [C] int64                   which row of the logits
+    bits    [C, ceil(V / 32)] int32     bit v % 32 of word v // 32 says whether token v may come"""
+    tokens = torch.arange(logits.shape[1])
+    is_allowed = (bits[:, tokens // 32] >> (tokens % 32).int()) & 1 == 1
+    logits[index] = logits[index].masked_fill(~is_allowed, -torch.inf)
 
 
 def gumbel_noise(keys: Tensor, vocab_size: int) -> Tensor:

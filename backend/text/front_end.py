@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import RequestError
 from backend.model_source import ModelSource
@@ -22,6 +22,9 @@ from backend.text.tools.call_grammar import call_grammar
 from backend.text.tools.tool_format import CALL_END, ToolFormat, find_format
 from backend.text.tools.tool_plan import ToolPlan
 
+if TYPE_CHECKING:
+    from backend.text.grammar_check import GrammarChecker
+
 Message = Mapping[str, Any]
 
 
@@ -32,6 +35,13 @@ class TextFrontEnd:
         self.model = source.model
         self.tokenizer = Tokenizer(source.tokenizer_dir)
         self._tokenizer_dir = source.tokenizer_dir
+
+    @cached_property
+    def grammars(self) -> GrammarChecker:
+        """Its process starts with the first grammar."""
+        from backend.text.grammar_check import GrammarChecker
+
+        return GrammarChecker(self._tokenizer_dir, self.model.vocab_size)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -90,12 +100,21 @@ class TextFrontEnd:
                                                         if token_id != call_end or token_id in sampling.stop_ids))
 
     def resolved(self, sampling: SamplingParams) -> SamplingParams:
-        """With bad words given as text turned into the token sequences that spell them, alone and after a space."""
+        """With bad words given as text turned into the token sequences that spell them, alone and after a space.
+
+        Checks the grammar, which takes milliseconds, at most a second, and nothing if it was checked lately: a server
+        does that in a thread first (check_grammar). Raises RequestError where it does not work."""
+        self.check_grammar(sampling.grammar)
         words: list[tuple[int, ...]] = []
         for word in sampling.bad_words:
             spellings = (word, " " + word.lstrip()) if isinstance(word, str) else ()
             words += [tuple(self.tokenizer.encode(text)) for text in spellings] or [word]
         return dataclasses.replace(sampling, bad_words=tuple(dict.fromkeys(words)))
+
+    def check_grammar(self, grammar: str | None) -> None:
+        """See GrammarChecker.check."""
+        if grammar is not None:
+            self.grammars.check(grammar)
 
     def answer(self, request: GenerateRequest, continues_prompt: bool) -> Answer:
         """Collects the text of a request's outputs.

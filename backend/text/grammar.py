@@ -16,8 +16,9 @@ from backend.errors import RequestError
 MAX_GRAMMAR_CHARACTERS = 1_000_000  # an enum of 30,000 texts; beyond it nothing is tried
 MAX_CHOICES = 10_000
 MAX_SCHEMA_DEPTH = 60  # llguidance reads 128 levels of JSON, of which a nested property takes two
-# Between two JSON tokens: room for an indented document, but an end to what a small model may write of nothing else.
-WHITESPACE = r"[ \n\t\r]{0,32}"
+# Between two JSON tokens: a space, or a line break with its indentation. Where more is allowed, a model whose likeliest
+# continuation is a space may write nothing else.
+WHITESPACE = r" |\n[ \t]{0,20}"
 
 # Names that tutorials use, after Python's, and JSON Schema's for them.
 _TYPE_NAMES = {"int": "integer", "float": "number", "double": "number", "str": "string", "text": "string",

@@ -6,6 +6,8 @@ Used by grammar_check.py and worker/grammar_rows.py; imports no torch."""
 
 from __future__ import annotations
 
+import re
+
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from backend.errors import RequestError
@@ -13,9 +15,11 @@ from backend.text.tokenizer import Tokenizer
 
 # A byte that joins no other in a token, in front of a text whose first token must not be one of a text's beginning.
 _ANCHOR = "\x02"
+_QUOTED = re.compile(r"\n\s*\d+ \| |<state>|<backtrace>|<non-verbose/>")
 # What one step may cost at most is some 10 ms; the sizes of states keep a matcher within some 100 MB.
-_LIMITS = LLParserLimits(initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=50_000,
-                         max_lexer_states=50_000, max_grammar_size=100_000, verbose_errors=False)
+_LIMITS = LLParserLimits(max_items_in_row=10_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000,
+                         step_max_items=50_000, max_lexer_states=50_000, max_grammar_size=100_000,
+                         verbose_errors=False)
 
 
 class GrammarCompiler:
@@ -37,9 +41,8 @@ class GrammarCompiler:
 
 
 def reason(matcher: LLMatcher) -> str:
-    """Why a matcher failed, in one line."""
-    text = matcher.get_error().split("<state>")[0].split("<backtrace>")[0]
-    return " ".join(text.split())[:300]
+    """Why a matcher failed, in one line, without what it quotes of the grammar below."""
+    return " ".join(_QUOTED.split(matcher.get_error())[0].split())[:300]
 
 
 class _Tokens:

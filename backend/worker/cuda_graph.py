@@ -78,7 +78,7 @@ class DecodeGraphs:
     def fits(self, inputs: StepInputs) -> bool:
         """Whether the step is nothing but decodes that sample. Rows that begin have ids to be stored first."""
         return (inputs.max_query_len == 0 and len(inputs.logits_indices) == inputs.num_decodes
-                and not len(inputs.setup_slots) and len(inputs.blocks) <= inputs.num_decodes)
+                and inputs.prompts is None and not len(inputs.setup_slots) and len(inputs.blocks) <= inputs.num_decodes)
 
     def replay(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """Launches a step that fits. Returns its logits [R, V] and the tokens [R] that the token table then holds too;

@@ -13,6 +13,7 @@ import torch
 from backend.forward_batch import ForwardBatch, LayerKv
 from backend.memory_plan import blocks_of
 from backend.steps import StepPlan
+from backend.worker.prompt_logprobs import PromptBatch, prompt_batch
 from backend.worker.row_tables import RowTables
 from backend.worker.sampling_state import Array, SamplingBatch
 from backend.worker.upload import upload
@@ -41,13 +42,15 @@ class StepInputs(RowInputs):
     """All that a step uploads.
 
     setup_slots, setup_tokens  flat places in the token table, and the ids that rows which begin have there
-    sampling                   None where no row samples"""
+    sampling                   None where no row samples
+    prompts                    None where no row wants logprobs of its prompt's tokens"""
 
     setup_slots: Array
     setup_tokens: Array
     query_start: Array
     logits_indices: Array
     sampling: SamplingBatch | None
+    prompts: PromptBatch | None
     num_decodes: int
     max_query_len: int
     max_context_len: int
@@ -65,7 +68,7 @@ class InputBuilder:
 
     def build(self, plan: StepPlan) -> tuple[ForwardBatch, SamplingBatch | None]:
         """The batch of a plan with at least one row, and the sampler's part of it if any row samples."""
-        return self.upload(self.arrange(plan))
+        return self.upload(self.arrange(plan))[:2]
 
     def arrange(self, plan: StepPlan) -> StepInputs:
         """Brings the host's tables up to date and gathers from them what the plan's step needs."""
@@ -98,10 +101,11 @@ class InputBuilder:
             context_lens=context_lens.astype(np.int32), query_start=query_start.astype(np.int32),
             logits_indices=query_start[1:][sampling_rows] - 1,
             sampling=self._sampling(rows[sampling_rows], context_lens[sampling_rows]), num_decodes=num_decodes,
+            prompts=prompt_batch(self.tables.sampling, rows, num_cached, num_new),
             max_query_len=int(num_new[num_decodes:].max(initial=0)), max_context_len=max_context_len,
             sum_context_len=int(context_lens[num_decodes:].sum()))
 
-    def upload(self, inputs: StepInputs) -> tuple[ForwardBatch, SamplingBatch | None]:
+    def upload(self, inputs: StepInputs) -> tuple[ForwardBatch, SamplingBatch | None, PromptBatch | None]:
         """The batch of a step, on the device; what it brings is in the device's tables from here on."""
         inputs = upload(inputs, self.device)
         flat_token_ids = self.tables.token_ids.view(-1)
@@ -117,7 +121,7 @@ class InputBuilder:
             context_lens=inputs.context_lens, query_start=inputs.query_start, logits_indices=inputs.logits_indices,
             kv_cache=self.kv_cache, num_decodes=inputs.num_decodes, max_query_len=inputs.max_query_len,
             max_context_len=inputs.max_context_len, sum_context_len=inputs.sum_context_len)
-        return batch, inputs.sampling
+        return batch, inputs.sampling, inputs.prompts
 
     def _sampling(self, rows: np.ndarray, positions: np.ndarray) -> SamplingBatch | None:
         if not rows.size:

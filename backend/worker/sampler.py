@@ -1,9 +1,9 @@
 """Sampler: logits → the next token of each row, entirely on the device.
 
-Order: repetition, presence and frequency penalty → logit bias, bad words, min_new_tokens → temperature → top_k →
-top_p → min_p → draw. Log-probabilities are of the raw distribution, before any of it. Filters cut by value, not by
-rank, so equal logits are kept or dropped together and a row's outcome does not depend on how a sort breaks ties.
-Penalties and draws are kernels, which a CUDA graph contains too; the rest, which is rare, is torch.
+Order: grammar → repetition, presence and frequency penalty → logit bias, bad words, min_new_tokens → temperature →
+top_k → top_p → min_p → draw. Log-probabilities are of the raw distribution, before any of it. Filters cut by value,
+not by rank, so equal logits are kept or dropped together and a row's outcome does not depend on how a sort breaks ties.
+Masks, penalties and draws are kernels, the last two in CUDA graphs too; the rest, which is rare, is torch.
 Used by model_runner.py and cuda_graph.py."""
 
 from __future__ import annotations
@@ -31,20 +31,24 @@ class SampledTokens:
     top_token_ids: Tensor | None = None
 
 
-def sample(logits: Tensor, batch: SamplingBatch, token_table: Tensor) -> SampledTokens:
+def sample(logits: Tensor, batch: SamplingBatch, token_table: Tensor, mask: Tensor | None = None) -> SampledTokens:
     """Chooses a token per row and writes it into the token table.
 
     logits       [R, V] float32, left as they are
-    token_table  [rows, positions] int32: read for penalties and bad words, written at batch.slots"""
+    token_table  [rows, positions] int32: read for penalties and bad words, written at batch.slots
+    mask         [C, ceil(V / 32)] int32: the tokens that each of batch.masked may take, see worker/grammar_rows.py"""
     scores = logits
-    if batch.penalties is not None or batch.changes is not None:
+    if batch.penalties is not None or batch.changes is not None or batch.masked is not None:
         scores = logits.clone()
+    if batch.masked is not None:
+        kernels.mask_tokens(scores, batch.masked, mask)
     if batch.penalties is not None:
         counts = torch.zeros((len(batch.penalties.index), logits.shape[1]), dtype=torch.int32, device=logits.device)
         penalise(scores, batch.penalties, token_table, counts)
     if batch.changes is not None:
+        allowed = scores.clone() if batch.masked is not None else logits
         _change(scores, batch.changes, token_table)
-        _forbid_no_row_everything(scores, logits)
+        _forbid_no_row_everything(scores, allowed)
     if batch.draw is None:
         token_ids = scores.argmax(-1)
         token_table.view(-1).index_copy_(0, batch.slots, token_ids.int())
@@ -79,10 +83,10 @@ def _change(scores: Tensor, changes: LogitChanges, token_table: Tensor) -> None:
     scores.index_put_((changes.index, changes.token_ids), values, accumulate=True)
 
 
-def _forbid_no_row_everything(scores: Tensor, logits: Tensor) -> None:
-    """A row in which everything is forbidden may take the raw argmax."""
+def _forbid_no_row_everything(scores: Tensor, allowed: Tensor) -> None:
+    """A row in which everything is forbidden may take the likeliest of the tokens that its grammar allows."""
     is_forbidden = scores.amax(-1, keepdim=True) == -torch.inf
-    likeliest = logits.argmax(-1, keepdim=True)
+    likeliest = allowed.argmax(-1, keepdim=True)
     scores.scatter_(1, likeliest, scores.gather(1, likeliest).masked_fill_(is_forbidden, 0.0))
 
 

@@ -87,6 +87,7 @@ class SamplingBatch:
     """The R sampling rows of a step, in the plan's order.
 
     slots             [R] int64: flat places in the token table where the sampled ids go
+    masked            [C] int64: rows of the logits that follow a grammar
     logprobs_index    [L] int64: rows of the logits whose log-probabilities are wanted
     num_top_logprobs  the most alternatives that one of them wants, a host integer"""
 
@@ -94,13 +95,14 @@ class SamplingBatch:
     draw: Draw | None
     penalties: Penalties | None
     changes: LogitChanges | None
+    masked: Array | None
     logprobs_index: Array | None
     num_top_logprobs: int
 
     @property
     def is_plain(self) -> bool:
         """Nothing but draws and penalties is asked for."""
-        return self.changes is None and self.logprobs_index is None
+        return self.changes is None and self.masked is None and self.logprobs_index is None
 
 
 class SamplingState:
@@ -120,7 +122,9 @@ class SamplingState:
         self.frequency = np.zeros(max_batch_size, np.float32)
         self.uses_penalties = np.zeros(max_batch_size, np.bool_)
         self.changes_logits = np.zeros(max_batch_size, np.bool_)
+        self.has_grammar = np.zeros(max_batch_size, np.bool_)
         self.num_logprobs = np.full(max_batch_size, -1, np.int64)
+        self.num_prompt_logprobs = np.full(max_batch_size, -1, np.int64)
 
     def set_row(self, setup: RowSetup) -> None:
         """A sequence takes its row."""
@@ -138,16 +142,20 @@ class SamplingState:
         self.uses_penalties[row] = (params.repetition_penalty != 1.0 or params.presence_penalty != 0.0
                                     or params.frequency_penalty != 0.0)
         self.changes_logits[row] = bool(params.logit_bias or params.bad_words or params.min_new_tokens)
+        self.has_grammar[row] = params.grammar is not None
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.num_prompt_logprobs[row] = -1 if setup.prompt_logprobs is None else setup.prompt_logprobs
 
     def batch(self, rows: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> SamplingBatch:
         """What the sampler needs for the step's sampling rows.
 
         rows, positions [R] int64: their table rows, and where in the sequence the sampled token goes
         slots [R] int64: the same as flat places in the token table"""
+        masked = np.flatnonzero(self.has_grammar[rows])
         wants_logprobs = np.flatnonzero(self.num_logprobs[rows] >= 0)
         return SamplingBatch(
             slots, self._draw(rows, positions), self._penalties(rows, positions), self._changes(rows, positions),
+            masked if masked.size else None,
             wants_logprobs if wants_logprobs.size else None, max(0, int(self.num_logprobs[rows].max())))
 
     def _draw(self, rows: np.ndarray, positions: np.ndarray) -> Draw | None:

@@ -19,7 +19,7 @@ from backend.worker.model_runner import RunningStep
 SHORT_PROMPT = 16
 SAMPLINGS = (SamplingParams(temperature=0.0), SamplingParams(),
              SamplingParams(top_k=40, top_p=0.9, min_p=0.05, repetition_penalty=1.1, presence_penalty=0.1,
-                            frequency_penalty=0.1, logit_bias=((0, 0.1),), logprobs=1))
+                            frequency_penalty=0.1, logit_bias=((0, 0.1),), logprobs=1, grammar="start: /.*/"))
 
 
 def warm_up(run: Callable[[StepPlan], RunningStep], engine: EngineConfig) -> None:

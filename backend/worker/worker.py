@@ -20,6 +20,7 @@ from backend.model_source import ModelSource
 from backend.models.decoder import Decoder
 from backend.steps import StepPlan
 from backend.worker.device import device_name, free_memory_bytes, on_device, resolve_device, resolve_dtype, synchronize
+from backend.worker.grammar_rows import GrammarRows
 from backend.worker.kv_cache import allocate_kv_cache
 from backend.worker.model_runner import ModelRunner, RunningStep
 from backend.worker.past_kv_scale import read_past_kv_scale
@@ -61,6 +62,8 @@ class Worker:
             num_bytes = load_weights(self.model, source, self.dtype, self.device, show_progress=tp.rank == 0)
             facts.append(f"{num_bytes / GIB:.2f} GiB read")
         self.tables = RowTables(source.model, engine, self.device)
+        self.grammars = GrammarRows(source.tokenizer_dir, source.model.vocab_size, source.model.eos_token_ids,
+                                    engine.max_batch_size, is_pinned=self.device.type == "cuda")
         self.runner: ModelRunner | None = None
 
     def num_blocks(self) -> int:
@@ -78,14 +81,16 @@ class Worker:
             if self.device.type == "cuda":
                 self._get_gpu_ready(kv_cache)
             else:
-                self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs=False)
+                self.runner = ModelRunner(self.model, self.tables, self.grammars, kv_cache, self.device,
+                                          use_graphs=False)
         self.start.log_ready()
 
     def _get_gpu_ready(self, kv_cache: list[LayerKv]) -> None:
         with counted_kernels() as kernels:
             with self.start.phase("graphs") as facts:
                 use_graphs = uses_cuda_graphs(self.engine)
-                self.runner = ModelRunner(self.model, self.tables, kv_cache, self.device, use_graphs)
+                self.runner = ModelRunner(self.model, self.tables, self.grammars, kv_cache, self.device,
+                                          use_graphs)
                 facts.append(str(self.runner.graphs or "none"))
             with self.start.phase("warm-up") as facts:
                 warm_up(self.runner.run, self.engine)

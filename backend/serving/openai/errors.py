@@ -4,7 +4,7 @@ Used by app.py, which registers the handlers, and by every endpoint, which raise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -59,8 +59,8 @@ class ApiError(MillraceError):
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
-        return msgspec.json.encode({"error": {"message": str(self), "type": self.type, "param": self.param,
-                                              "code": self.code}})
+        return msgspec.json.encode({"error": {"message": _as_unicode(str(self)), "type": self.type,
+                                              "param": self.param and _as_unicode(self.param), "code": self.code}})
 
     def response(self) -> Response:
         return Response(self.body(), self.status, self.headers, "application/json")
@@ -112,35 +112,41 @@ _REPLACEMENTS = {"functions": "use tools, each {\"type\": \"function\", \"functi
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """400 with the field's name, of the first fault; of a field that may be of several kinds, the deepest one."""
-    fault = max(error.errors(), key=lambda one: (len(one["loc"]), one["loc"][-1:] == ("body",)))
-    place = [part for part in fault["loc"] if part != "body"]
+    """400 with the field's name, of one fault: where a field may be of several kinds, of the kind that got furthest."""
+    fault = max(error.errors(), key=lambda one: len(one["loc"]))
+    place = fault["loc"][1:] if fault["loc"][:1] == ("body",) else fault["loc"]
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return ApiError(400, f"the body is no JSON: {reason}; send a JSON object", code="invalid_json")
-    name = _field_name(place)
     if fault["type"] == "extra_forbidden":
+        name = ".".join(filter(None, (_field_name(place[:-1]), str(place[-1]))))
         return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
+    name = _field_name(place)
     if fault["type"] == "none_required":
         cure = _REPLACEMENTS.get(name.rpartition(".")[2], "leave it out")
         return ApiError(400, f"{name} is not supported by this server; {cure}", code="unsupported_parameter",
                         param=name)
     if fault["type"] == "missing":
-        return ApiError(400, f"the field {name} is missing; add it" if place else "the request has no body; send JSON",
+        return ApiError(400, f"the field {name} is missing; add it" if name else "the body is missing; send JSON",
                         code="missing_required_parameter", param=name or None)
     message = fault["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
 
 
-def _field_name(place: list[str | int]) -> str:
-    """`messages[0].content`, without the names of alternatives that pydantic puts between."""
+def _field_name(place: Sequence[str | int]) -> str:
+    """`messages[0].content`, without the names of alternatives that pydantic puts between: types, and classes."""
     name = ""
     for part in place:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part.isidentifier() and not (name and part in ("str", "int", "float", "bool")):
+        elif part.isidentifier() and part[0].islower() and not (name and part in ("str", "int", "float", "bool")):
             name += f".{part}" if name else part
     return name
+
+
+def _as_unicode(text: str) -> str:
+    """Without lone surrogates, which a client's own words may hold and no JSON can."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 _HTTP_MESSAGES = {404: "there is nothing at this path; the paths are in /openapi.json",

@@ -23,14 +23,17 @@ def new_answer_id(prefix: str) -> str:
 
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
             prompt_logprobs: int | None = None) -> list[GenerateRequest]:
-    """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each."""
+    """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each.
+
+    prompt_logprobs  see GenerateRequest"""
     resolved = context.front_end.resolved(sampling)
     made = []
     for index in range(num_choices):
         seeded = resolved
         if index and resolved.seed is not None:
             seeded = dataclasses.replace(resolved, seed=(resolved.seed + index) % (MAX_SEED + 1))
-        made.append(GenerateRequest(context.engine.new_request_id(), tuple(token_ids), seeded))
+        made.append(GenerateRequest(context.engine.new_request_id(), tuple(token_ids), seeded,
+                                    prompt_logprobs=prompt_logprobs))
     return made
 
 

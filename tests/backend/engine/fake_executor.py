@@ -3,10 +3,11 @@ token of a fixed function of all tokens before it, so that any schedule has to g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backend.requests import TokenLogprobs
-from backend.steps import RowSetup, SampledToken, ScheduledRow, StepPlan, StepResult
+from backend.steps import PromptLogprobs, RowSetup, SampledToken, ScheduledRow, StepPlan, StepResult
 
 VOCAB_SIZE = 97
 EOS = 1
@@ -84,7 +85,16 @@ class FakeExecutor:
                 row.token_ids.append(token_id)
                 wanted = row.setup.sampling.logprobs is not None
                 tokens.append(SampledToken(scheduled.row, token_id, TokenLogprobs(token_id, -1.0) if wanted else None))
-        return Handle(StepResult(plan.step, tuple(tokens)))
+        return Handle(StepResult(plan.step, tuple(tokens), tuple(self._prompts(plan))))
+
+    def _prompts(self, plan: StepPlan) -> Iterator[PromptLogprobs]:
+        """The "logprob" of a prompt's token is minus its position."""
+        for scheduled in plan.rows:
+            setup, first = self.rows[scheduled.row].setup, scheduled.num_cached + 1
+            last = min(first + scheduled.num_new, setup.num_prompt_tokens)
+            if setup.prompt_logprobs is not None and first < last:
+                yield PromptLogprobs(scheduled.row, first, tuple(
+                    TokenLogprobs(setup.token_ids[position], -position) for position in range(first, last)))
 
     def close(self) -> None:
         pass

@@ -31,7 +31,7 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 def request(name: str, token_ids: tuple[int, ...], **sampling: object) -> GenerateRequest:
     turn = {key: sampling.pop(key) for key in ("session_id", "session_start", "session_step", "end_session",
-                                               "echo_prompt") if key in sampling}
+                                               "echo_prompt", "prompt_logprobs") if key in sampling}
     return GenerateRequest(name, token_ids, SamplingParams(**{"max_new_tokens": 40, **sampling}), **turn)
 
 
@@ -65,17 +65,22 @@ def test_one_request_gets_the_models_completion():
        max_prefill_tokens=st.integers(1, 100), prefix=st.integers(0, 80), caching=st.booleans())
 def test_any_schedule_gives_the_same_tokens(lengths, num_blocks, max_in_flight, max_batch_size, max_prefill_tokens,
                                             prefix, caching):
-    """Few blocks force preemptions; a common prefix exercises sharing; small budgets force chunks."""
+    """Few blocks force preemptions; a common prefix exercises sharing; small budgets force chunks. Every other request
+    wants its prompt's logprobs, all of them whatever is cached."""
     engine = make_engine(num_blocks, max_in_flight, max_batch_size=max_batch_size,
                          max_prefill_tokens=max_prefill_tokens, enable_prefix_caching=caching)
     prompts = {str(i): prompt(99, prefix)[:length - 1] + prompt(i, length)[-1:] + prompt(i, length)
                for i, (length, _) in enumerate(lengths)}
     prompts = {name: ids[:190] for name, ids in prompts.items()}
     for name, ids in prompts.items():
-        engine.add_request(request(name, ids, max_new_tokens=lengths[int(name)][1]))
+        engine.add_request(request(name, ids, max_new_tokens=lengths[int(name)][1],
+                                   prompt_logprobs=0 if int(name) % 2 else None))
     outputs = run(engine)
     for name, ids in prompts.items():
         assert tokens(outputs[name]) == completion(list(ids), lengths[int(name)][1])
+        found = [(one.token_id, -one.logprob) for one in outputs[name][0].prompt_logprobs]
+        assert found == (list(zip(ids[1:], range(1, len(ids)), strict=True)) if int(name) % 2 else [])
+        assert not any(output.prompt_logprobs for output in outputs[name][1:])
     assert engine.scheduler.blocks.num_free == num_blocks
     assert engine.executor.largest_step <= max_prefill_tokens + max_batch_size
 
