@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from backend.serving.openai import chat, completions, models
+from backend.serving.openai import chat, completions, health, models
 from backend.serving.openai.context import ApiContext
 from backend.serving.openai.errors import ERROR_RESPONSES, add_error_handlers
 
-ROUTERS = (chat.router, completions.router, models.router)
+ROUTERS = (chat.router, completions.router, models.router, health.router)
 
 
 def build_app(context: ApiContext) -> FastAPI:
