@@ -40,8 +40,8 @@ def test_the_port_is_the_default_one_where_none_is_given(given, address):
     assert ChatClient(given).address == address
 
 
-@pytest.mark.parametrize("address", ["http://gpu-server:23333", "", "gpu-server/v1"])
-def test_what_is_no_grpc_address_is_refused(address):
+@pytest.mark.parametrize("address", ["ftp://gpu-server", "", "gpu-server/v1"])
+def test_what_is_no_address_is_refused(address):
     with pytest.raises(RequestRefusedError, match="use HOST:33337"):
         ChatClient(address)
 
