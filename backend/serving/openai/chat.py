@@ -65,9 +65,6 @@ class _Delta:
 
 def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     """Raises ApiError or RequestError for what the fields' types do not refuse."""
-    if body.response_format:
-        raise ApiError(400, "response_format is not supported yet; leave it out", code="unsupported_parameter",
-                       param="response_format")
     plan = _plan(body)
     sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body))
     if isinstance(body.messages, str):

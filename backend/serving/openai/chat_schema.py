@@ -64,7 +64,8 @@ class ChatRequest(SamplingFields):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = Field(None, description="Absent: auto where there are tools.")
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = Field(None, description=(
+        "text, json_object, or json_schema, whose schema the answer follows whether strict or not."))
 
     user: str | None = Field(None, description=_UNUSED)
     safety_identifier: str | None = Field(None, description=_UNUSED)

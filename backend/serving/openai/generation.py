@@ -43,7 +43,10 @@ async def generate(context: ApiContext, answer_id: str, requests: Sequence[Gener
 
     answer_id         with it RunningAnswers.abort can end them all; each then ends with finish_reason abort
     continues_prompt  see TextFrontEnd.answer
-    Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
+    Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with, and
+    RequestError for a grammar that does not work."""
+    for grammar in {request.sampling.grammar for request in requests} - {None}:
+        await asyncio.to_thread(context.front_end.check_grammar, grammar)
     with context.running.running(answer_id, [request.request_id for request in requests]):
         if len(requests) == 1:
             async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
