@@ -50,6 +50,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="KV cache: share of the memory free after the weights, or a number of blocks."),
         click.option("--quant_policy", type=int,
                      help="KV cache: 0, the model's dtype; 8, int8; 4, int4, or int8 with calibrated scales."),
+        click.option("--enable_prefix_caching/--disable_prefix_caching", default=None,
+                     help="Use again what an earlier prompt of the same beginning has computed.  [default: enabled]"),
+        click.option("--cache_block_seq_len", "block_size", type=int, help="KV cache: tokens in a block."),
         click.option("--use_context_fmha", type=click.BOOL, help="1: fused prefill attention; 0: plain."),
         click.option("--tp", type=int, help="Ranks (GPUs) that share the model."),
         click.option("--device", help="auto, cpu or cuda.  [default: auto, which is cuda where there is one]"),
@@ -67,7 +70,8 @@ def model_format_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def log_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --log_level, which is in force once the options are read; the command itself does not get it."""
-    return click.option("--log_level", type=click.Choice(("info", "warning", "error")), default="info",
+    levels = ("debug", "info", "warning", "error", "critical")
+    return click.option("--log_level", type=click.Choice(levels, case_sensitive=False), default="info",
                         show_default=True, expose_value=False, callback=_set_log_level,
                         help="What is said on stderr.")(command)
 
@@ -84,6 +88,6 @@ def sampling_params(options: Mapping[str, Any]) -> SamplingParams:
 
 def engine_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that engine_options added."""
-    names = ("session_len", "max_batch_size", "cache_max_entry_count", "quant_policy", "use_context_fmha", "tp",
-             "device", "dtype")
+    names = ("session_len", "max_batch_size", "cache_max_entry_count", "quant_policy", "enable_prefix_caching",
+             "block_size", "use_context_fmha", "tp", "device", "dtype")
     return {name: options[name] for name in names}

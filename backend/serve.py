@@ -1,6 +1,8 @@
-"""Serve: a model on ports 33337 (gRPC) and 33338 (HTTP), in the KServe v2 protocol: `python -m backend.serve PATH`.
+"""Serve: a model over OpenAI's API on port 23333, and in the KServe v2 protocol on 33337 (gRPC) and 33338 (HTTP):
+`python -m backend.serve PATH`.
 
-Starts the engine in a process of its own and a server beside it: Millrace's own, or the tritonserver of this machine.
+Starts the engine in a process of its own and servers beside it: Millrace's own, or for KServe the tritonserver of this
+machine. The options are LMDeploy's where it has them, in both spellings, with dashes and with underscores.
 service_docker_up.sh and the container of docker/Dockerfile come down to this command."""
 
 from __future__ import annotations
@@ -25,58 +27,91 @@ from backend.command_line import (
 from backend.config import EngineConfig
 from backend.model_source import ModelSource, open_model
 from backend.serving.address import Address
-from protocol.ports import GRPC_PORT, HTTP_PORT
+from protocol.ports import GRPC_PORT, HTTP_PORT, OPENAI_PORT
 
 if TYPE_CHECKING:
     from backend.engine.async_engine import AsyncEngine
     from backend.serving.service import Server
+    from backend.text.front_end import TextFrontEnd
 
 EPILOG = """\b
 Examples:
   python -m backend.serve ./workspace
-  python -m backend.serve ./workspace --port 40000 --http_port 40001 --host 127.0.0.1
-  python -m backend.serve /path/to/internlm2-chat-7b internlm2 --session_len 8192
+  python -m backend.serve /path/to/internlm2_5-7b-chat --server-port 8000 --tp 2 --session-len 8192
+  python -m backend.serve ./workspace --api kserve --port 40000 --http_port 40001 --host 127.0.0.1
 """
 
 
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=EPILOG)
 @click.argument("model_path")
 @click.argument("model_name", required=False)
+@click.option("--api", type=click.Choice(["openai", "kserve", "both"]), default="both", show_default=True,
+              help="Which protocols are spoken.")
+@click.option("--server_name", "--host", "host", default="0.0.0.0", show_default=True,
+              help="Interface; 127.0.0.1 is this machine alone.")
+@click.option("--server_port", type=click.IntRange(1, 65535), default=OPENAI_PORT, show_default=True,
+              help="Port of OpenAI's API.")
+@click.option("--port", type=click.IntRange(1, 65535), default=GRPC_PORT, show_default=True,
+              help="gRPC port of KServe v2.")
+@click.option("--http_port", type=click.IntRange(1, 65535), default=HTTP_PORT, show_default=True,
+              help="HTTP port of KServe v2.")
 @click.option("--server", type=click.Choice(["embedded", "triton"]), default="embedded", show_default=True,
-              help="embedded: Millrace's own; triton: the tritonserver on this machine, which needs a workspace.")
-@click.option("--host", default="0.0.0.0", show_default=True, help="Interface; 127.0.0.1 is this machine alone.")
-@click.option("--port", type=click.IntRange(1, 65535), default=GRPC_PORT, show_default=True, help="gRPC port.")
-@click.option("--http_port", type=click.IntRange(1, 65535), default=HTTP_PORT, show_default=True, help="HTTP port.")
+              help="For KServe v2. embedded: Millrace's own; triton: the tritonserver on this machine, which needs a "
+                   "workspace.")
+@click.option("--model_name", "served_names", multiple=True,
+              help="What OpenAI's clients call the model; may be given several times, answers use the first.  "
+                   "[default: the model's own name, and MODEL_PATH as it is given]")
+@click.option("--chat_template",
+              help="Instead of the model's own: a built-in one's name, a file of Jinja, or LMDeploy's JSON, as a file "
+                   "or as text.  Millrace's own servers use it.")
 @click.option("--grace", type=click.FloatRange(min=0), default=10.0, show_default=True,
               help="Seconds that running requests get once the service is told to stop.")
 @model_format_option
 @engine_options
 @log_option
-def main(model_path: str, model_name: str | None, server: str, host: str, port: int, http_port: int, grace: float,
-         model_format: str | None, **options: Any) -> None:
+def main(model_path: str, model_name: str | None, api: str, host: str, server_port: int, port: int, http_port: int,
+         server: str, served_names: tuple[str, ...], chat_template: str | None, grace: float, model_format: str | None,
+         **options: Any) -> None:
     """Serve the model in MODEL_PATH, a workspace or a Hugging Face folder, until Ctrl-C or SIGTERM.
 
     MODEL_NAME chooses the built-in chat template where the model brings none."""
-    address = Address(host, port, http_port)
+    address = Address(host, *((port, http_port) if api != "openai" else (None, None)),
+                      server_port if api != "kserve" else None)
     address.check_is_free()
     source = open_model(model_path, model_name, model_format)
     config = source.engine.with_options(engine_overrides(options))
-    open_server = _opener(server, source, config, address)
+    from backend.text.chat_template_option import read_chat_template
+    from backend.text.front_end import TextFrontEnd
+
+    front_end = TextFrontEnd(source, read_chat_template(chat_template, source.tokenizer_dir) if chat_template else None)
+    openers = [_kserve_opener(server, source, config, front_end, address)] if api != "openai" else []
+    if api != "kserve":
+        names = served_names or tuple(dict.fromkeys((source.model.model_name, model_path)))
+        openers.append(_openai_opener(front_end, names, address))
+    from backend.serving.servers import Servers
     from backend.serving.service import run_service  # takes seconds, and what can be refused was refused above
 
     _use_uvloop()
     asyncio.run(run_service(
-        source, config, open_server, grace,
+        source, config, lambda engine: Servers([opener(engine) for opener in openers]), grace,
         on_ready=lambda: click.echo(f"serving {source.model.model_name} at {address}; stop with Ctrl-C")))
 
 
-def _opener(server: str, source: ModelSource, config: EngineConfig,
-            address: Address) -> Callable[[AsyncEngine], Server]:
+def _openai_opener(front_end: TextFrontEnd, model_names: tuple[str, ...],
+                   address: Address) -> Callable[[AsyncEngine], Server]:
+    """Builds the server once the engine runs."""
+    from backend.serving.openai.embedded import EmbeddedOpenAi
+
+    return lambda engine: EmbeddedOpenAi(front_end, engine, model_names, address)
+
+
+def _kserve_opener(server: str, source: ModelSource, config: EngineConfig, front_end: TextFrontEnd,
+                   address: Address) -> Callable[[AsyncEngine], Server]:
     """Builds the server once the engine runs; what it needs of the machine is looked for at once."""
     if server == "embedded":
         from backend.serving.embedded_server import EmbeddedServer
 
-        return lambda engine: EmbeddedServer(source, config, engine, address)
+        return lambda engine: EmbeddedServer(source, config, front_end, engine, address)
     from backend.serving.tritonserver_process import TritonserverProcess, find_repository, find_tritonserver
 
     program, repository = find_tritonserver(), find_repository(source.path)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client import ChatClient
-from protocol.ports import GRPC_PORT, HTTP_PORT
+from protocol.ports import GRPC_PORT, HTTP_PORT, OPENAI_PORT
 
 SCRIPT = Path(__file__).resolve().parent.parent / "service_docker_up.sh"
 QUESTIONS = ("Tell me a story about a fox and a rabbit.", "My name is Ada.", "What is my name?")
@@ -24,8 +24,8 @@ STOP_TIMEOUT_S = 30.0
 
 
 def main(workspace: str) -> None:
-    port, http_port = _free_port(GRPC_PORT), _free_port(HTTP_PORT)
-    with _service(workspace, port, http_port) as service, ChatClient(f"127.0.0.1:{port}") as client:
+    port = _free_port(GRPC_PORT)
+    with _service(workspace, port) as service, ChatClient(f"127.0.0.1:{port}") as client:
         _wait_until_ready(client, service)
         session = client.session()
         for question in QUESTIONS:
@@ -39,9 +39,10 @@ def main(workspace: str) -> None:
 
 
 @contextmanager
-def _service(workspace: str, port: int, http_port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _service(workspace: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     service = subprocess.Popen(["bash", SCRIPT, workspace, "--runtime", "embedded", "--port", str(port),
-                                "--http-port", str(http_port)], start_new_session=True)
+                                "--http-port", str(_free_port(HTTP_PORT)),
+                                "--server-port", str(_free_port(OPENAI_PORT))], start_new_session=True)
     try:
         yield service
     finally:

@@ -94,7 +94,8 @@ def test_help_names_every_option_and_needs_nothing(machine):
     done = machine.run("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in (
-        "WORKSPACE", "--runtime", "--port", "--http-port", "--gpus", "--dry-run", "docker", "triton", "embedded"))
+        "WORKSPACE", "--runtime", "--port", "--http-port", "--server-port", "--gpus", "--dry-run", "docker", "triton",
+        "embedded"))
 
 
 def test_without_docker_and_tritonserver_the_embedded_server_is_taken_and_the_reasons_said(machine):
@@ -103,7 +104,7 @@ def test_without_docker_and_tritonserver_the_embedded_server_is_taken_and_the_re
     assert "runtime embedded (not docker: docker is not installed; not triton: no tritonserver is there" in done.stderr
     assert shlex.split(done.stdout) == [
         "env", "PYTHONSAFEPATH=1", f"{sys.prefix}/bin/python", "-m", "backend.serve", str(workspace),
-        "--server", "embedded", "--port", "33337", "--http-port", "33338"]
+        "--server", "embedded", "--port", "33337", "--http-port", "33338", "--server-port", "23333"]
 
 
 def test_docker_with_gpus_and_image_comes_first(machine):
@@ -114,7 +115,7 @@ def test_docker_with_gpus_and_image_comes_first(machine):
     assert machine.command("--port", 40000) == [
         "docker", "run", "--rm", "--init", "--stop-timeout", "30", "--shm-size", "16g",
         "--user", f"{os.getuid()}:{os.getgid()}", "--gpus", '"device=0,1"',
-        "--publish", "40000:33337", "--publish", "33338:33338",
+        "--publish", "23333:23333", "--publish", "40000:33337", "--publish", "33338:33338",
         "--mount", f'type=bind,"source={workspace}",target=/workspace/models,readonly',
         "--mount", "type=volume,source=millrace-cache,target=/cache",
         "millrace:latest", "python3", "-m", "backend.serve", "/workspace/models", "--server", "triton"]
@@ -219,6 +220,7 @@ def test_no_tritonserver_is_one_line_with_the_cure(machine):
     (["--port", "99999"], "99999 is no port"),
     (["--port", "ssh"], "ssh is no port"),
     (["--port", "33338"], "choose two different ones"),
+    (["--server-port", "33338"], "choose two different ones"),
     (["--port"], "--port needs a value"),
     (["--gpu", "1"], "unknown option --gpu"),
     (["workspace", "workspace"], "one workspace is served at a time"),

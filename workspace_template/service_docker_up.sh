@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts the service for one workspace: gRPC (KServe v2) on port 33337, the same over HTTP on 33338.
+# Starts the service for one workspace: OpenAI's API on port 23333, KServe v2 over gRPC on 33337 and over HTTP on 33338.
 #
 # Chooses where it runs and hands over to one command, which it prints with --dry-run: `docker run` of the image of
 # docker/Dockerfile, or `python -m backend.serve` with tritonserver or with Millrace's own server. `convert` copies this
@@ -25,8 +25,9 @@ Serves a workspace until Ctrl-C. WORKSPACE defaults to the workspace that this s
                   triton: a tritonserver on this machine
                   embedded: Millrace's own server
                   [default: the first of these that is there]
-  --port N        gRPC port  [default: 33337]
-  --http-port N   HTTP port  [default: 33338]
+  --server-port N OpenAI's API  [default: 23333]
+  --port N        KServe v2 over gRPC  [default: 33337]
+  --http-port N   KServe v2 over HTTP  [default: 33338]
   --gpus LIST     GPUs to use, as many as tp in config.ini, e.g. 2,3; none: run on the CPU  [default: the first ones]
   --dry-run       print the exact command and run nothing
   -h, --help      this text
@@ -47,7 +48,7 @@ fail() {
 
 # --- what was asked ---------------------------------------------------------------------------------------------------
 
-workspace="" runtime="" port=33337 http_port=33338 gpus="" is_dry_run=false
+workspace="" runtime="" port=33337 http_port=33338 server_port=23333 gpus="" is_dry_run=false
 serve_options=()
 
 while [ $# -gt 0 ]; do
@@ -58,7 +59,7 @@ while [ $# -gt 0 ]; do
     esac
     option="${option//_/-}"
     case "$option" in
-        --runtime | --port | --http-port | --gpus)
+        --runtime | --port | --http-port | --server-port | --gpus)
             if ! $has_value; then
                 [ $# -ge 2 ] || fail "$option needs a value; see --help"
                 value="$2"
@@ -69,6 +70,7 @@ while [ $# -gt 0 ]; do
         --runtime) runtime="$value" ;;
         --port) port="$value" ;;
         --http-port) http_port="$value" ;;
+        --server-port) server_port="$value" ;;
         --gpus) gpus="$value" ;;
         --dry-run) is_dry_run=true ;;
         -h | --help) usage; exit 0 ;;
@@ -84,12 +86,15 @@ case "$runtime" in
     "" | docker | triton | embedded) ;;
     *) fail "--runtime $runtime does not exist; use docker, triton or embedded" ;;
 esac
-for number in "$port" "$http_port"; do
+for number in "$port" "$http_port" "$server_port"; do
     if ! [[ "$number" =~ ^[1-9][0-9]{0,4}$ ]] || [ "$number" -gt 65535 ]; then
         fail "$number is no port; use a number from 1 to 65535"
     fi
 done
-[ "$port" != "$http_port" ] || fail "--port and --http-port are both $port; choose two different ones"
+require_two_ports() { [ "$2" != "$4" ] || fail "$1 and $3 are both $2; choose two different ones"; }
+require_two_ports --port "$port" --http-port "$http_port"
+require_two_ports --port "$port" --server-port "$server_port"
+require_two_ports --http-port "$http_port" --server-port "$server_port"
 
 # --- the workspace ----------------------------------------------------------------------------------------------------
 
@@ -202,7 +207,7 @@ if [ "$runtime" = docker ]; then
         devices="${gpus:-$(seq -s, 0 $((tp - 1)))}"
         command+=(--gpus "\"device=$devices\"")  # the inner quotes keep docker from splitting at the commas
     fi
-    command+=(--publish "$port:33337" --publish "$http_port:33338"
+    command+=(--publish "$server_port:23333" --publish "$port:33337" --publish "$http_port:33338"
         --mount "type=bind,\"source=$workspace\",target=$CONTAINER_WORKSPACE,readonly"
         --mount "type=volume,source=millrace-cache,target=/cache"  # compiled kernels
         "$IMAGE" python3 -m backend.serve "$CONTAINER_WORKSPACE" --server triton)
@@ -215,7 +220,8 @@ else
     elif [ -n "$gpus" ]; then
         command+=("CUDA_VISIBLE_DEVICES=$gpus")
     fi
-    command+=("$python" -m backend.serve "$workspace" --server "$runtime" --port "$port" --http-port "$http_port")
+    command+=("$python" -m backend.serve "$workspace" --server "$runtime" --port "$port" --http-port "$http_port"
+        --server-port "$server_port")
 fi
 command+=(${serve_options[@]+"${serve_options[@]}"})
 
@@ -239,4 +245,5 @@ fi
 [ -z "$problem" ] || fail "$problem"
 check_port_is_free "$port" --port
 check_port_is_free "$http_port" --http-port
+check_port_is_free "$server_port" --server-port
 exec "${command[@]}"

@@ -7,27 +7,42 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import dataclass
+from itertools import combinations
 
 from backend.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a service listens: one host, gRPC on `port`, HTTP on `http_port`."""
+    """Where a service listens: one host, and a port for each protocol, None for one that it does not speak.
+
+    port         KServe v2 over gRPC
+    http_port    KServe v2 over HTTP
+    server_port  OpenAI's API"""
 
     host: str
-    port: int
-    http_port: int
+    port: int | None = None
+    http_port: int | None = None
+    server_port: int | None = None
 
     def check_is_free(self) -> None:
         """Raises ConfigError, naming port and option, before anything slow has begun."""
-        if self.port == self.http_port:
-            raise ConfigError(f"--port and --http_port are both {self.port}; choose two different ones")
-        _check_port(self.host, self.port, "--port")
-        _check_port(self.host, self.http_port, "--http_port")
+        for (one, port), (other, number) in combinations(self._ports.items(), 2):
+            if port == number:
+                raise ConfigError(f"{one} and {other} are both {port}; choose two different ones")
+        for option, port in self._ports.items():
+            _check_port(self.host, port, option)
 
     def __str__(self) -> str:
-        return f"grpc://{self.host}:{self.port} and http://{self.host}:{self.http_port}"
+        forms = {"--server_port": "http://{}:{}/v1", "--port": "grpc://{}:{}", "--http_port": "http://{}:{}"}
+        urls = [form.format(self.host, self._ports[option]) for option, form in forms.items() if option in self._ports]
+        return " and ".join(filter(None, (", ".join(urls[:-1]), urls[-1])))
+
+    @property
+    def _ports(self) -> dict[str, int]:
+        """By option, those that are used."""
+        ports = {"--port": self.port, "--http_port": self.http_port, "--server_port": self.server_port}
+        return {option: port for option, port in ports.items() if port is not None}
 
 
 def _check_port(host: str, port: int, option: str) -> None:

@@ -29,9 +29,10 @@ TEMPLATE_MODELS = Path(__file__).resolve().parents[2] / "workspace_template" / "
 class EmbeddedServer:
     """A Server (service.py). A Hugging Face folder is served with the template's model configurations."""
 
-    def __init__(self, source: ModelSource, config: EngineConfig, engine: AsyncEngine, address: Address) -> None:
+    def __init__(self, source: ModelSource, config: EngineConfig, front_end: TextFrontEnd, engine: AsyncEngine,
+                 address: Address) -> None:
         own = source.path / "model_repository"
-        models = build_models(TextFrontEnd(source), engine)
+        models = build_models(front_end, engine)
         repository = ModelRepository(models, own if own.is_dir() else TEMPLATE_MODELS, engine.process.is_alive)
         _describe(repository, source, config)
         self._address = address

@@ -31,8 +31,10 @@ Message = Mapping[str, Any]
 class TextFrontEnd:
     """Everything between text and token ids for the model of `source`."""
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, template: ChatTemplate | None = None) -> None:
+        """template: instead of the model's own."""
         self.model = source.model
+        self._given_template = template
         self.tokenizer = Tokenizer(source.tokenizer_dir)
         self._tokenizer_dir = source.tokenizer_dir
 
@@ -46,7 +48,7 @@ class TextFrontEnd:
     @cached_property
     def template(self) -> ChatTemplate:
         """Read when a conversation first needs it: plain completion works without one."""
-        return ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
+        return self._given_template or ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -34,9 +35,10 @@ class Service:
     """A service in a process of its own."""
 
     def __init__(self, model: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        self.port, self.http_port = free_port(), free_port()
+        self.port, self.http_port, self.server_port = free_port(), free_port(), free_port()
         command = [sys.executable, "-m", "backend.serve", str(model), "--host", "127.0.0.1", "--port", str(self.port),
-                   "--http_port", str(self.http_port), "--cache_max_entry_count", "64", *options]
+                   "--http_port", str(self.http_port), "--server-port", str(self.server_port),
+                   "--cache_max_entry_count", "64", *options]
         self.process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
         self.lines: list[str] = []
@@ -101,6 +103,15 @@ def run_documented_example(port: int) -> str:
                           capture_output=True, timeout=TIMEOUT_S).stdout
 
 
+def ask(port: int, model: str, question: str) -> str:
+    """The greedy answer of OpenAI's API at this port."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body.encode(),
+                                     {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        return json.load(answer)["choices"][0]["message"]["content"]
+
+
 def answer_slowly(client: ChatClient, num_tokens: int) -> tuple[threading.Thread, list[str | ChatError]]:
     """Begins an answer of so many tokens in a thread; returns once its first token is there."""
     received: list[str | ChatError] = []
@@ -123,8 +134,9 @@ def answer_slowly(client: ChatClient, num_tokens: int) -> tuple[threading.Thread
 def test_a_workspace_is_served_until_sigterm_and_what_runs_is_finished(workspace):
     with serving(workspace, "--grace", str(TIMEOUT_S)) as service:
         assert service.read_until("serving") == (
-            f"serving internlm2 at grpc://127.0.0.1:{service.port} and http://127.0.0.1:{service.http_port}; "
-            "stop with Ctrl-C")
+            f"serving internlm2 at http://127.0.0.1:{service.server_port}/v1, grpc://127.0.0.1:{service.port} and "
+            f"http://127.0.0.1:{service.http_port}; stop with Ctrl-C")
+        assert ask(service.server_port, "internlm2", "What is 12 plus 30?").startswith("12 plus 30 is 42")
         with urllib.request.urlopen(f"http://127.0.0.1:{service.http_port}/v2/health/ready", timeout=10) as ready:
             assert ready.status == 200
         with ChatClient(f"127.0.0.1:{service.port}") as client:
@@ -139,6 +151,22 @@ def test_a_workspace_is_served_until_sigterm_and_what_runs_is_finished(workspace
             reading.join(TIMEOUT_S)
             assert received[-1] == "length"
         assert service.end() == 0
+
+
+def test_a_hugging_face_folder_is_served_with_lmdeploy_s_flags_over_openai_s_api_alone():
+    flags = ["--api", "openai", "--server-name", "127.0.0.1", "--tp", "1", "--session-len", "512",
+             "--max-batch-size", "8", "--model-name", "mine", "--quant-policy", "8", "--model-format", "hf",
+             "--cache-max-entry-count", "32", "--log-level", "ERROR", "--enable-prefix-caching",
+             "--cache-block-seq-len", "32", "--chat-template", '{"model_name": "internlm2"}']
+    with serving(CHECKPOINT, *flags) as service:
+        assert service.read_until("serving") == (
+            f"serving checkpoint at http://127.0.0.1:{service.server_port}/v1; stop with Ctrl-C")
+        assert ask(service.server_port, "mine", "What is 12 plus 30?").startswith("12 plus 30 is 42")
+        for port in (service.port, service.http_port):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=10)
+        assert service.end(signal.SIGTERM) == 0
+        assert len(service.lines) == 1
 
 
 def test_an_answer_longer_than_the_grace_is_ended_and_the_exit_is_clean(workspace):
@@ -180,8 +208,8 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(workspace):
 
 
 def serve_here(*arguments: object) -> None:
-    main.main([*map(str, arguments), "--port", str(free_port()), "--http_port", str(free_port())],
-              standalone_mode=False)
+    main.main([*map(str, arguments), "--port", str(free_port()), "--http_port", str(free_port()), "--server_port",
+               str(free_port())], standalone_mode=False)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
@@ -210,6 +238,8 @@ def test_triton_is_refused_for_a_folder_that_is_no_workspace(tmp_path, monkeypat
 def test_two_equal_ports_are_refused():
     with pytest.raises(ConfigError, match="both 4000"):
         Address("127.0.0.1", 4000, 4000).check_is_free()
+    with pytest.raises(ConfigError, match="--http_port and --server_port are both 4001"):
+        Address("127.0.0.1", 4000, 4001, 4001).check_is_free()
 
 
 def test_an_unknown_host_is_refused():
