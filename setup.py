@@ -40,7 +40,7 @@ setup(
         "client": [*GRPC, *HTTP],
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,
-        "bench": [*HTTP, "transformers>=5.0", "matplotlib>=3.9"],
+        "bench": [*HTTP, "transformers>=5.0", "matplotlib>=3.9", "psutil"],
         "examples": EXAMPLES,
         "dev": DEV,
     },
