@@ -8,7 +8,7 @@ GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
 EXAMPLES = ["openai>=1.68", "langchain-openai>=0.3", "openai-agents>=0.1"]
 DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect",
-       "playwright>=1.50", "psutil", "ruff", "transformers>=5.0", "tritonclient[http]>=2.73"]
+       "playwright>=1.50", "psutil", "ruff", "schemathesis>=4.0", "transformers>=5.0", "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
@@ -36,7 +36,8 @@ setup(
     ],
     extras_require={
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34",
-                  "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'"],
+                  "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'",
+                  "fastapi-offline>=1.7"],  # Swagger UI's files
         "client": [*GRPC, *HTTP],
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,

@@ -21,6 +21,7 @@ from backend.text.tokenizer import Tokenizer
 from backend.text.tools.call_grammar import call_grammar
 from backend.text.tools.tool_format import CALL_END, ToolFormat, find_format
 from backend.text.tools.tool_plan import ToolPlan
+from backend.tokenizer_files import TokenizerSettings, read_settings
 
 if TYPE_CHECKING:
     from backend.text.grammar_check import GrammarChecker
@@ -49,6 +50,11 @@ class TextFrontEnd:
     def template(self) -> ChatTemplate:
         """Read when a conversation first needs it: plain completion works without one."""
         return self._given_template or ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
+
+    @cached_property
+    def tokenizer_settings(self) -> TokenizerSettings:
+        """What the tokenizer's small files say."""
+        return read_settings(self._tokenizer_dir)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""
@@ -130,15 +136,17 @@ class TextFrontEnd:
 class TextOutput:
     """One increment of an answer.
 
-    text           new text, final: it will not be taken back
-    output         the engine's increment it came with
-    finish_reason  None while it goes on; stop also where a stop text was met
-    logprobs       where asked for: of the tokens whose text is complete with this increment. The id that ended the
-                   answer is not among them, nor is what lies in a stop text"""
+    text             new text, final: it will not be taken back
+    output           the engine's increment it came with
+    finish_reason    None while it goes on; stop also where a stop text was met
+    num_kept_tokens  completion tokens that a session remembers: without the id, or the stop text, that ended it
+    logprobs         where asked for: of the tokens whose text is complete with this increment. The id that ended the
+                     answer is not among them, nor is what lies in a stop text"""
 
     text: str
     output: GenerateOutput
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | None
+    num_kept_tokens: int
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
@@ -159,8 +167,13 @@ class Answer:
         text = self._push_tokens(output)
         is_cut = self._stop_words.matched is not None
         reason = FinishReason.STOP if is_cut else output.finish_reason
+        num_kept = output.num_completion_tokens
+        if output.finish_reason is FinishReason.STOP:
+            num_kept -= 1
+        elif is_cut:
+            num_kept = self.num_kept_tokens
         if not output.logprobs and not self._logprobs:
-            return TextOutput(text, output, reason)
+            return TextOutput(text, output, reason, num_kept)
         self._logprobs += output.logprobs
         if is_cut:
             num_final = self.num_kept_tokens
@@ -169,7 +182,7 @@ class Answer:
         else:
             num_final = bisect.bisect_right(self._ends, self._stop_words.num_shown)
         begin, self._num_given = self._num_given, max(self._num_given, num_final)
-        return TextOutput(text, output, reason, tuple(self._logprobs[begin:num_final]))
+        return TextOutput(text, output, reason, num_kept, tuple(self._logprobs[begin:num_final]))
 
     def _push_tokens(self, output: GenerateOutput) -> str:
         """The text that may be shown after these tokens."""
