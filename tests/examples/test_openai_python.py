@@ -182,3 +182,22 @@ def test_parse_gives_an_object_of_the_class(client, json_schema):
     with client.chat.completions.stream(model=MODEL, messages=SUM, temperature=0, response_format=Answer) as stream:
         streamed = stream.get_final_completion()
     assert streamed.choices[0].message.parsed == parsed.choices[0].message.parsed
+
+
+def test_responses_say_what_chats_say_and_follow_one_another(client):
+    asked = client.responses.create(model=MODEL, input="My name is Ada.", temperature=0)
+    assert "Ada" in asked.output_text and asked.status == "completed"
+    recalled = client.responses.create(model=MODEL, input="What is my name?", temperature=0,
+                                       previous_response_id=asked.id)
+    assert recalled.output_text == "Your name is Ada."
+    with client.responses.stream(model=MODEL, input=SUM[0]["content"], temperature=0) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert stream.get_final_response().output_text == text == ANSWER
+
+
+def test_a_text_is_completed_streamed_and_not(client):
+    whole = client.completions.create(model=MODEL, prompt="Once there was", temperature=0, max_tokens=12)
+    streamed = client.completions.create(model=MODEL, prompt="Once there was", temperature=0, max_tokens=12,
+                                         stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text != ""
+    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 12
