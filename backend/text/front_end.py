@@ -167,18 +167,16 @@ class Answer:
         text = self._push_tokens(output)
         is_cut = self._stop_words.matched is not None
         reason = FinishReason.STOP if is_cut else output.finish_reason
-        num_kept = output.num_completion_tokens
-        if output.finish_reason is FinishReason.STOP:
-            num_kept -= 1
-        elif is_cut:
-            num_kept = self.num_kept_tokens
+        # A grammar that is complete ends an answer without an id of its own.
+        has_end_id = output.finish_reason is FinishReason.STOP and bool(output.token_ids)
+        num_kept = self.num_kept_tokens if is_cut and not has_end_id else output.num_completion_tokens - has_end_id
         if not output.logprobs and not self._logprobs:
             return TextOutput(text, output, reason, num_kept)
         self._logprobs += output.logprobs
         if is_cut:
             num_final = self.num_kept_tokens
         elif reason is not None:
-            num_final = len(self._logprobs) - (reason is FinishReason.STOP)
+            num_final = len(self._logprobs) - has_end_id
         else:
             num_final = bisect.bisect_right(self._ends, self._stop_words.num_shown)
         begin, self._num_given = self._num_given, max(self._num_given, num_final)

@@ -21,6 +21,12 @@ def new_answer_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4().hex}"
 
 
+async def check_grammar(context: ApiContext, sampling: SamplingParams) -> None:
+    """Before `choices`, which does it too and would keep other requests waiting. Raises RequestError."""
+    if sampling.grammar is not None:
+        await asyncio.to_thread(context.front_end.check_grammar, sampling.grammar)
+
+
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
             prompt_logprobs: int | None = None) -> list[GenerateRequest]:
     """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each.

@@ -5,6 +5,8 @@ response_store.py."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
 from backend.errors import MillraceError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest
@@ -25,6 +28,9 @@ from backend.serving.openai.response_events import ResponseBuilder, new_id
 from backend.serving.openai.response_items import to_messages
 from backend.serving.openai.response_store import StoredResponse, stored
 from backend.serving.openai.responses_schema import DeletedResponse, InputItemList, ResponseObject, ResponseRequest
+from backend.serving.openai.tool_answer import ToolAnswer, tool_plan
+from backend.text.grammar import grammar_of
+from backend.text.tools.tool_plan import ToolPlan
 
 router = APIRouter()
 
@@ -34,7 +40,7 @@ async def create_response(body: ResponseRequest, context: Context, request: Requ
     """The answer to a conversation; with `stream`, its growth as server-sent events."""
     if body.model is not None:
         context.check_model(body.model)
-    answer = _answer(body, context)
+    answer = await _answer(body, context)
     if body.stream:
         return await event_stream(request, _events(answer, context))
     return _json(await while_connected(request, _whole(answer, context)))
@@ -76,24 +82,34 @@ class _Answer:
     """What is asked of the engine, what the answer says of itself, and what it answers, earlier turns included."""
 
     request: GenerateRequest
+    plan: ToolPlan | None
     head: Mapping[str, Any]
     input_items: tuple[Mapping[str, Any], ...]
     is_stored: bool
 
 
-def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
+async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     earlier = None if body.previous_response_id is None else context.responses.get(body.previous_response_id)
     if body.previous_response_id is not None and earlier is None:
         raise ApiError(400, f"the answer {body.previous_response_id!r} is not stored here (any more); send the whole "
                        "conversation in input", code="previous_response_not_found", param="previous_response_id")
     items = (*(earlier.items if earlier is not None else ()), *_input_items(body))
-    if body.tools or (body.text and body.text.format and body.text.format.type != "text"):
-        raise ApiError(400, "not supported yet")
-    front_end = context.front_end
-    token_ids = front_end.chat_ids(to_messages(body.instructions, items), None, body.chat_template_kwargs)
-    sampling = front_end.chat_sampling(body.sampling(body.max_output_tokens, _num_logprobs(body)))
+    front_end, plan = context.front_end, _plan(body)
+    sampling = body.sampling(body.max_output_tokens, _num_logprobs(body))
+    sampling = dataclasses.replace(sampling, grammar=grammar_of(body.text.response_format() if body.text else None))
+    sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
+    await asyncio.to_thread(front_end.check_grammar, sampling.grammar)
+    token_ids = front_end.chat_ids(to_messages(body.instructions, items), plan and plan.tools,
+                                   body.chat_template_kwargs)
     [request] = choices(context, token_ids, sampling)
-    return _Answer(request, _head(body, request, context), items, body.store is not False)
+    return _Answer(request, plan, _head(body, request, context), items, body.store is not False)
+
+
+def _plan(body: ResponseRequest) -> ToolPlan | None:
+    choice = body.tool_choice
+    return tool_plan([tool.as_chat_tool() for tool in body.tools or ()],
+                     choice if choice is None or isinstance(choice, str) else choice.as_chat_choice(),
+                     body.parallel_tool_calls)
 
 
 def _input_items(body: ResponseRequest) -> list[dict[str, Any]]:
@@ -118,9 +134,22 @@ def _head(body: ResponseRequest, request: GenerateRequest, context: ApiContext) 
             "previous_response_id": body.previous_response_id, "store": body.store is not False,
             "max_output_tokens": body.max_output_tokens, "temperature": request.sampling.temperature,
             "top_p": request.sampling.top_p, "top_logprobs": body.top_logprobs or 0,
-            "text": {"format": {"type": "text"}}, "tools": [], "tool_choice": "auto", "parallel_tool_calls": True,
+            "text": {"format": _format(body)}, "tools": [tool.model_dump() for tool in body.tools or ()],
+            "tool_choice": _plain(body.tool_choice, "auto"),
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "truncation": "disabled", "background": False, "service_tier": "default",
             "metadata": body.metadata or {}}
+
+
+def _format(body: ResponseRequest) -> dict[str, Any]:
+    return _plain(body.text and body.text.format, {"type": "text"})
+
+
+def _plain(given: BaseModel | str | None, default: Any) -> Any:
+    """What a request said, as its answer repeats it."""
+    if isinstance(given, BaseModel):
+        return given.model_dump(by_alias=True, exclude_none=True)
+    return default if given is None else given
 
 
 async def _events(answer: _Answer, context: ApiContext) -> AsyncGenerator[bytes, None]:
@@ -149,12 +178,20 @@ async def _whole(answer: _Answer, context: ApiContext) -> dict[str, Any]:
 
 async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -> AsyncGenerator[bytes, None]:
     """Puts the engine's increments into the builder; what it makes of each."""
-    tokenizer = context.front_end.tokenizer
+    tokenizer, tools = context.front_end.tokenizer, ToolAnswer(context, answer.plan)
     async with aclosing(generate(context, builder.response["id"], [answer.request])) as increments:
         async for _, increment in increments:
+            delta, reason = tools.push(increment)
             logprobs = chat_logprobs(tokenizer, increment.logprobs)["content"] if increment.logprobs else ()
-            events = builder.text(increment.text, logprobs) if increment.text or logprobs else b""
-            if increment.finish_reason is not None:
+            # Tokens that write a call have no place for logprobs.
+            has_text = bool(delta.content or (logprobs and answer.plan is None))
+            events = builder.text(delta.content, logprobs) if has_text else b""
+            for call in delta.calls:
+                if call.name is not None:
+                    events += builder.call(call.id, call.name)
+                if call.arguments:
+                    events += builder.arguments(call.arguments)
+            if reason is not None:
                 events += builder.end(_usage(increment.output), _INCOMPLETE.get(increment.finish_reason))
                 if answer.is_stored:
                     context.responses.put(stored(builder.response, answer.input_items))

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from backend.serving.openai.sampling_fields import ApiModel, SamplingFields
+from backend.serving.openai.tool_schema import FunctionDeclaration
+from backend.text.tools.tool_plan import MAX_TOOLS
 
 _UNUSED = "Accepted; changes nothing here."
 _REFUSED = "Not supported here."
@@ -75,25 +77,32 @@ InputItem = Annotated[
     | Annotated[FunctionCallOutputItem, Tag("function_call_output")], Discriminator(_kind)]
 
 
-class FunctionTool(ApiModel):
-    """strict: arguments follow the schema in either case."""
+class FunctionTool(FunctionDeclaration):
+    """A function as in chats, without an object around it."""
 
     type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description=_UNUSED)
+
+    def as_chat_tool(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        return {"type": "function", "function": self.model_dump(exclude_none=True, exclude={"type"})}
 
 
-class NamedTool(ApiModel):
+class NamedFunction(ApiModel):
     type: Literal["function"]
     name: str
 
+    def as_chat_choice(self) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": self.name}}
 
-class AllowedTools(ApiModel):
+
+class AllowedFunctions(ApiModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: Annotated[list[NamedFunction], Field(min_length=1, max_length=MAX_TOOLS)]
+
+    def as_chat_choice(self) -> dict[str, Any]:
+        return {"type": "allowed_tools",
+                "allowed_tools": {"mode": self.mode, "tools": [tool.as_chat_choice() for tool in self.tools]}}
 
 
 class PlainFormat(ApiModel):
@@ -113,6 +122,12 @@ class SchemaFormat(ApiModel):
 class TextConfig(ApiModel):
     format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     verbosity: Literal["medium"] | None = Field(None, description="Only medium: there is no other.")
+
+    def response_format(self) -> dict[str, Any] | None:
+        """As chats have it."""
+        if isinstance(self.format, SchemaFormat):
+            return {"type": "json_schema", "json_schema": {"name": self.format.name, "schema": self.format.schema_}}
+        return None if self.format is None else self.format.model_dump()
 
 
 class Reasoning(ApiModel):
@@ -139,9 +154,10 @@ class ResponseRequest(SamplingFields):
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="Absent: what the context allows.")
     text: TextConfig | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
-    parallel_tool_calls: bool | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | AllowedFunctions | None = Field(
+        None, description="Absent: auto where there are tools.")
+    parallel_tool_calls: bool | None = Field(None, description="Absent: true.")
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
         None, description="Logprobs of the text; there is no encrypted reasoning to include.")

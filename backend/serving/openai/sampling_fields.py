@@ -54,8 +54,9 @@ class SamplingFields(ApiModel):
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     skip_special_tokens: bool | None = None
 
-    def sampling(self, max_new_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """As the engine takes them; what is absent has SamplingParams' own default. Raises RequestError."""
+    def sampling(self, max_new_tokens: int | None, logprobs: int | None, grammar: str | None = None) -> SamplingParams:
+        """As the engine takes them, with what is not among these fields. What is absent has SamplingParams' own
+        default. Raises RequestError."""
         given: dict[str, Any] = {name: getattr(self, name) for name in (
             "temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty",
             "ignore_eos", "skip_special_tokens")}
@@ -68,5 +69,5 @@ class SamplingFields(ApiModel):
             given["seed"] = self.seed % (MAX_SEED + 1)
         if self.logit_bias is not None:
             given["logit_bias"] = [(int(token_id), bias) for token_id, bias in self.logit_bias.items()]
-        return SamplingParams(max_new_tokens=max_new_tokens, logprobs=logprobs,
+        return SamplingParams(max_new_tokens=max_new_tokens, logprobs=logprobs, grammar=grammar,
                               **{name: value for name, value in given.items() if value is not None})

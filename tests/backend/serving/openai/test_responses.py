@@ -88,7 +88,7 @@ def test_what_is_not_to_be_stored_is_not(api):
     ({"input": "a", "background": True}, "background"),
     ({"input": "a", "truncation": "auto"}, "truncation"),
     ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning.effort"),
-    ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"input": "a", "tools": [{"type": "web_search", "name": "a"}]}, "tools[0].type"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
      "input_image"),
