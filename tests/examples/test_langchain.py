@@ -84,7 +84,5 @@ def test_a_demanded_tool_is_called(chat):
 
 
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
-def test_structured_output_is_an_object_of_the_class(chat, method, request):
-    if method == "json_schema":
-        request.getfixturevalue("json_schema")
+def test_structured_output_is_an_object_of_the_class(chat, method):
     assert isinstance(chat.with_structured_output(Reply, method=method).invoke(QUESTION), Reply)
