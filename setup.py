@@ -6,7 +6,7 @@ HTTP = ["aiohttp>=3.11"]  # of the client and of benchmarks.serving
 # tritonclient carries the KServe v2 stubs. Its code refuses a protobuf older than 6.33.5, whatever its metadata says.
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
-EXAMPLES = ["openai>=1.68", "langchain-openai>=0.3", "openai-agents>=0.1"]
+EXAMPLES = ["openai>=1.92", "langchain-openai>=0.3", "openai-agents>=0.1"]
 DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect",
        "playwright>=1.50", "psutil", "ruff", "schemathesis>=4.0", "transformers>=5.0", "tritonclient[http]>=2.73"]
 
