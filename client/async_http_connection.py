@@ -55,7 +55,8 @@ class AsyncHttpConnection:
             if not waiting.is_left:
                 raise
         finally:
-            del self._answers[inputs["CORRID"]]
+            if self._answers.get(inputs["CORRID"]) is waiting:
+                del self._answers[inputs["CORRID"]]
             if response is not None:
                 response.close()
         if waiting.is_left:

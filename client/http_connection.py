@@ -52,7 +52,8 @@ class HttpConnection:
             if not exchange.is_left:
                 raise
         finally:
-            del self._answers[inputs["CORRID"]]
+            if self._answers.get(inputs["CORRID"]) is exchange:  # sessions may share an id: here it names nothing
+                del self._answers[inputs["CORRID"]]
             exchange.close()
         if exchange.is_left:
             yield from reader.aborted()

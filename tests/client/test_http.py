@@ -170,6 +170,14 @@ def test_cancel_before_the_first_word_ends_the_request(client, server):
     wait_until(lambda: server.num_running == 0)
 
 
+def test_sessions_of_one_id_do_not_meet(client):
+    first, second = client.session(7), client.session(7)
+    parts = first.stream("one two")
+    next(parts)
+    assert second.infer("three").text == "I heard 1: three "
+    assert "".join(part.text for part in parts) == "heard 1: one two "
+
+
 def test_leaving_the_loop_ends_the_answer_on_the_server(client, server):
     session = client.session()
     for _ in session.stream("forever"):
