@@ -313,10 +313,13 @@ def test_tls_trusts_the_authority_it_is_given_and_no_other(certificate):
             if part.num_completion_tokens == 3:
                 threading.Thread(target=session.cancel).start()
         assert part.finish_reason == "abort"
-    with ChatClient(server.url) as client, pytest.raises(ServerAwayError, match="certificate"):
+    with ChatClient(server.url) as client, pytest.raises(RequestRefusedError, match="--tls_ca"):
         client.session().infer("hello")
 
     async def asked() -> str:
+        async with AsyncChatClient(server.url) as client:
+            with pytest.raises(RequestRefusedError, match="--tls_ca"):
+                await client.session().infer("hello")
         async with AsyncChatClient(server.url, tls=tls) as client:
             return (await client.session().infer("hello")).text
 
