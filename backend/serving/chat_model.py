@@ -16,7 +16,7 @@ from backend.errors import RequestError, SessionError
 from backend.requests import FinishReason, GenerateRequest, SamplingParams
 from backend.serving.inputs import Inputs
 from backend.serving.served_model import InferContext, Tensors
-from backend.text.front_end import TextFrontEnd, TextOutput
+from backend.text.front_end import TextFrontEnd
 from protocol.models import CHAT
 
 
@@ -83,18 +83,11 @@ class ChatModel:
                 if increment.finish_reason is not None and output.finish_reason is None:
                     await self._engine.finish(request.request_id, answer.num_kept_tokens)
                 if increment.text or increment.finish_reason is not None:
-                    yield self._increment(increment, answer.num_kept_tokens)
+                    yield _response(increment.text, increment.finish_reason, output.num_prompt_tokens,
+                                    output.num_cached_tokens, output.num_completion_tokens,
+                                    output.num_prompt_tokens + increment.num_kept_tokens)
                 if increment.finish_reason is not None:
                     return
-
-    def _increment(self, increment: TextOutput, num_kept_tokens: int) -> dict[str, np.ndarray]:
-        output = increment.output
-        num_held = output.num_completion_tokens
-        if increment.finish_reason is FinishReason.STOP:
-            # The session forgets the id, or the stop text, that ended the answer.
-            num_held = num_held - 1 if output.finish_reason is FinishReason.STOP else num_kept_tokens
-        return _response(increment.text, increment.finish_reason, output.num_prompt_tokens, output.num_cached_tokens,
-                         output.num_completion_tokens, output.num_prompt_tokens + num_held)
 
     def _messages(self, inputs: Inputs) -> list[dict[str, Any]] | None:
         prompt, messages = inputs.text("PROMPT"), inputs.json_list("MESSAGES")

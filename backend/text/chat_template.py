@@ -38,6 +38,7 @@ class ChatTemplate:
     """One model's conversation format.
 
     origin       where it comes from, for messages
+    source       its Jinja, for clients that render it themselves
     stop         texts that end an answer, besides the model's end ids; `stop_tokens` splits them into ids and texts
     takes_tools  whether it has a place for functions that the model may call
     tool_source  the Jinja source that renders conversations with tools"""
@@ -51,7 +52,8 @@ class ChatTemplate:
         default = "default" if "default" in sources else next(iter(sources))
         # The special tokens' roles are always defined, so that a template may add a BOS that the vocabulary lacks.
         self._special_tokens = {"bos_token": "", "eos_token": "", **special_tokens}
-        self._templates = {"default": self._compile(sources[default])}
+        self.source = sources[default]
+        self._templates = {"default": self._compile(self.source)}
         if "tool_use" in sources:
             self._templates["tool_use"] = self._compile(sources["tool_use"])
         self.takes_tools = "tool_use" in sources or "tools" in sources[default]

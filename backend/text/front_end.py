@@ -21,6 +21,7 @@ from backend.text.tokenizer import Tokenizer
 from backend.text.tools.call_grammar import call_grammar
 from backend.text.tools.tool_format import CALL_END, ToolFormat, find_format
 from backend.text.tools.tool_plan import ToolPlan
+from backend.tokenizer_files import TokenizerSettings, read_settings
 
 if TYPE_CHECKING:
     from backend.text.grammar_check import GrammarChecker
@@ -49,6 +50,11 @@ class TextFrontEnd:
     def template(self) -> ChatTemplate:
         """Read when a conversation first needs it: plain completion works without one."""
         return self._given_template or ChatTemplate.load(self._tokenizer_dir, self.model.model_name)
+
+    @cached_property
+    def tokenizer_settings(self) -> TokenizerSettings:
+        """What the tokenizer's small files say."""
+        return read_settings(self._tokenizer_dir)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Ids of a plain prompt, begun with the start token; given ids are taken as they are. Never empty."""
@@ -102,7 +108,11 @@ class TextFrontEnd:
                                                         if token_id != call_end or token_id in sampling.stop_ids))
 
     def resolved(self, sampling: SamplingParams) -> SamplingParams:
-        """With bad words given as text turned into the token sequences that spell them, alone and after a space."""
+        """With bad words given as text turned into the token sequences that spell them, alone and after a space.
+
+        Checks the grammar, which takes milliseconds, at most a second, and nothing if it was checked lately: a server
+        does that in a thread first (check_grammar). Raises RequestError where it does not work."""
+        self.check_grammar(sampling.grammar)
         words: list[tuple[int, ...]] = []
         for word in sampling.bad_words:
             spellings = (word, " " + word.lstrip()) if isinstance(word, str) else ()
@@ -110,8 +120,7 @@ class TextFrontEnd:
         return dataclasses.replace(sampling, bad_words=tuple(dict.fromkeys(words)))
 
     def check_grammar(self, grammar: str | None) -> None:
-        """See GrammarChecker.check. Before it no request with the grammar may reach the engine; a server checks in a
-        thread."""
+        """See GrammarChecker.check."""
         if grammar is not None:
             self.grammars.check(grammar)
 
@@ -127,15 +136,17 @@ class TextFrontEnd:
 class TextOutput:
     """One increment of an answer.
 
-    text           new text, final: it will not be taken back
-    output         the engine's increment it came with
-    finish_reason  None while it goes on; stop also where a stop text was met
-    logprobs       where asked for: of the tokens whose text is complete with this increment. The id that ended the
-                   answer is not among them, nor is what lies in a stop text"""
+    text             new text, final: it will not be taken back
+    output           the engine's increment it came with
+    finish_reason    None while it goes on; stop also where a stop text was met
+    num_kept_tokens  completion tokens that a session remembers: without the id, or the stop text, that ended it
+    logprobs         where asked for: of the tokens whose text is complete with this increment. The id that ended the
+                     answer is not among them, nor is what lies in a stop text"""
 
     text: str
     output: GenerateOutput
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | None
+    num_kept_tokens: int
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
@@ -156,17 +167,20 @@ class Answer:
         text = self._push_tokens(output)
         is_cut = self._stop_words.matched is not None
         reason = FinishReason.STOP if is_cut else output.finish_reason
+        # A grammar that is complete ends an answer without an id of its own.
+        has_end_id = output.finish_reason is FinishReason.STOP and bool(output.token_ids)
+        num_kept = self.num_kept_tokens if is_cut and not has_end_id else output.num_completion_tokens - has_end_id
         if not output.logprobs and not self._logprobs:
-            return TextOutput(text, output, reason)
+            return TextOutput(text, output, reason, num_kept)
         self._logprobs += output.logprobs
         if is_cut:
             num_final = self.num_kept_tokens
         elif reason is not None:
-            num_final = len(self._logprobs) - (reason is FinishReason.STOP)
+            num_final = len(self._logprobs) - has_end_id
         else:
             num_final = bisect.bisect_right(self._ends, self._stop_words.num_shown)
         begin, self._num_given = self._num_given, max(self._num_given, num_final)
-        return TextOutput(text, output, reason, tuple(self._logprobs[begin:num_final]))
+        return TextOutput(text, output, reason, num_kept, tuple(self._logprobs[begin:num_final]))
 
     def _push_tokens(self, output: GenerateOutput) -> str:
         """The text that may be shown after these tokens."""

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from backend.serving.openai import chat, completions, models
+from backend.serving.openai import (
+    abort,
+    chat,
+    completions,
+    docs_page,
+    generate_tokens,
+    health,
+    interactive,
+    models,
+    responses,
+    tokens,
+)
 from backend.serving.openai.context import ApiContext
 from backend.serving.openai.errors import ERROR_RESPONSES, add_error_handlers
 
-ROUTERS = (chat.router, completions.router, models.router)
+ROUTERS = tuple(module.router for module in (chat, completions, responses, interactive, generate_tokens, tokens, models,
+                                             abort, health, docs_page))
 
 
 def build_app(context: ApiContext) -> FastAPI:

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from backend.serving.openai.format_fields import FormatFields, ResponseFormat
 from backend.serving.openai.sampling_fields import ApiModel, SamplingFields, StreamOptions
 from backend.serving.openai.tool_schema import ToolChoice, Tools
 
 _UNUSED = "Accepted; changes nothing here."
+_SENT_BACK = "What clients add to an answer and send back with it; changes nothing here."
 _REFUSED = "Not supported here."
 
 
@@ -26,12 +28,14 @@ class CalledFunction(ApiModel):
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(None, exclude=True, description=_SENT_BACK)
 
 
 class ToolCall(ApiModel):
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: int | None = Field(None, exclude=True, description=_SENT_BACK)
 
 
 class ChatMessage(ApiModel):
@@ -43,13 +47,14 @@ class ChatMessage(ApiModel):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    parsed: Any = Field(None, exclude=True, description=_SENT_BACK)
     refusal: str | None = Field(None, description=_UNUSED)
     annotations: list[Any] | None = Field(None, description=_UNUSED)
     audio: None = Field(None, description=_REFUSED)
     function_call: None = Field(None, description=_REFUSED)
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, FormatFields):
     """See https://platform.openai.com/docs/api-reference/chat/create. What OpenAI does not have stands at the end."""
 
     model: str
@@ -64,8 +69,7 @@ class ChatRequest(SamplingFields):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = Field(None, description="Absent: auto where there are tools.")
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = Field(None, description=(
-        "text, json_object, or json_schema, whose schema the answer follows whether strict or not."))
+    response_format: ResponseFormat | None = None
 
     user: str | None = Field(None, description=_UNUSED)
     safety_identifier: str | None = Field(None, description=_UNUSED)

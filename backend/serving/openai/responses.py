@@ -1,0 +1,222 @@
+"""/v1/responses: OpenAI's Responses API for text: a conversation of items in, the next items out, streamed as events.
+
+Used by app.py. The wire's two sides are responses_schema.py and response_events.py; what is kept is in
+response_store.py."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from backend.errors import MillraceError
+from backend.requests import FinishReason, GenerateOutput, GenerateRequest
+from backend.serving.openai.context import ApiContext, Context
+from backend.serving.openai.errors import ApiError, api_error
+from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
+from backend.serving.openai.generation import choices, generate
+from backend.serving.openai.logprobs import chat_logprobs
+from backend.serving.openai.response_events import ResponseBuilder, new_id
+from backend.serving.openai.response_items import to_messages
+from backend.serving.openai.response_store import StoredResponse, stored
+from backend.serving.openai.responses_schema import DeletedResponse, InputItemList, ResponseObject, ResponseRequest
+from backend.serving.openai.tool_answer import ToolAnswer, tool_plan
+from backend.text.grammar import grammar_of
+from backend.text.tools.tool_plan import ToolPlan
+
+router = APIRouter()
+
+
+@router.post("/v1/responses", response_model=ResponseObject, responses=EVENT_STREAM)
+async def create_response(body: ResponseRequest, context: Context, request: Request) -> Response:
+    """The answer to a conversation; with `stream`, its growth as server-sent events."""
+    if body.model is not None:
+        context.check_model(body.model)
+    answer = await _answer(body, context)
+    if body.stream:
+        return await event_stream(request, _events(answer, context))
+    return _json(await while_connected(request, _whole(answer, context)))
+
+
+@router.get("/v1/responses/{response_id}", response_model=ResponseObject)
+async def retrieve_response(response_id: str, context: Context) -> Response:
+    """An answer that was stored."""
+    return _json(_stored(response_id, context).body)
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, context: Context) -> DeletedResponse:
+    """Forgets an answer; later ones of the same conversation keep it in their own."""
+    _stored(response_id, context)
+    context.responses.delete(response_id)
+    return DeletedResponse(id=response_id, object="response", deleted=True)
+
+
+@router.get("/v1/responses/{response_id}/input_items", response_model=InputItemList)
+async def list_input_items(response_id: str, context: Context, limit: int = Query(20, ge=1, le=100),
+                           order: Literal["asc", "desc"] = "desc", after: str | None = None) -> Response:
+    """What a stored answer answers, earlier turns included."""
+    items = list(_stored(response_id, context).input_items)
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None:
+        if after not in ids:
+            raise ApiError(400, f"after={after!r} is no item of this answer; use an id from its list", param="after")
+        items = items[ids.index(after) + 1:]
+    page = items[:limit]
+    return _json({"object": "list", "data": page, "first_id": page[0]["id"] if page else None,
+                  "last_id": page[-1]["id"] if page else None, "has_more": len(items) > limit})
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is asked of the engine, what the answer says of itself, and what it answers, earlier turns included."""
+
+    request: GenerateRequest
+    plan: ToolPlan | None
+    head: Mapping[str, Any]
+    input_items: tuple[Mapping[str, Any], ...]
+    is_stored: bool
+
+
+async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
+    earlier = None if body.previous_response_id is None else context.responses.get(body.previous_response_id)
+    if body.previous_response_id is not None and earlier is None:
+        raise ApiError(400, f"the answer {body.previous_response_id!r} is not stored here (any more); send the whole "
+                       "conversation in input", code="previous_response_not_found", param="previous_response_id")
+    items = (*(earlier.items if earlier is not None else ()), *_input_items(body))
+    front_end, plan = context.front_end, _plan(body)
+    sampling = body.sampling(body.max_output_tokens, _num_logprobs(body))
+    sampling = dataclasses.replace(sampling, grammar=grammar_of(body.text.response_format() if body.text else None))
+    sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
+    await asyncio.to_thread(front_end.check_grammar, sampling.grammar)
+    token_ids = front_end.chat_ids(to_messages(body.instructions, items), plan and plan.tools,
+                                   body.chat_template_kwargs)
+    [request] = choices(context, token_ids, sampling)
+    return _Answer(request, plan, _head(body, request, context), items, body.store is not False)
+
+
+def _plan(body: ResponseRequest) -> ToolPlan | None:
+    choice = body.tool_choice
+    return tool_plan([tool.as_chat_tool() for tool in body.tools or ()],
+                     choice if choice is None or isinstance(choice, str) else choice.as_chat_choice(),
+                     body.parallel_tool_calls)
+
+
+def _input_items(body: ResponseRequest) -> list[dict[str, Any]]:
+    """As plain dicts, each with an id."""
+    if isinstance(body.input, str):
+        content = [{"type": "input_text", "text": body.input}]
+        return [{"id": new_id("msg"), "type": "message", "role": "user", "status": "completed", "content": content}]
+    given = [item.model_dump(exclude_none=True) for item in body.input]
+    return [item if "id" in item else {"id": new_id("item"), **item} for item in given]
+
+
+def _num_logprobs(body: ResponseRequest) -> int | None:
+    if body.top_logprobs is None and "message.output_text.logprobs" not in (body.include or ()):
+        return None
+    return body.top_logprobs or 0
+
+
+def _head(body: ResponseRequest, request: GenerateRequest, context: ApiContext) -> dict[str, Any]:
+    return {"id": new_id("resp"), "object": "response", "created_at": int(time.time()), "completed_at": None,
+            "status": "in_progress", "error": None, "incomplete_details": None, "model": context.model_names[0],
+            "output": [], "usage": None, "instructions": body.instructions,
+            "previous_response_id": body.previous_response_id, "store": body.store is not False,
+            "max_output_tokens": body.max_output_tokens, "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p, "top_logprobs": body.top_logprobs or 0,
+            "text": {"format": _format(body)}, "tools": [tool.model_dump() for tool in body.tools or ()],
+            "tool_choice": _plain(body.tool_choice, "auto"),
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "truncation": "disabled", "background": False, "service_tier": "default",
+            "metadata": body.metadata or {}}
+
+
+def _format(body: ResponseRequest) -> dict[str, Any]:
+    return _plain(body.text and body.text.format, {"type": "text"})
+
+
+def _plain(given: BaseModel | str | None, default: Any) -> Any:
+    """What a request said, as its answer repeats it."""
+    if isinstance(given, BaseModel):
+        return given.model_dump(by_alias=True, exclude_none=True)
+    return default if given is None else given
+
+
+async def _events(answer: _Answer, context: ApiContext) -> AsyncGenerator[bytes, None]:
+    """The events of the answer. What fails after the first one is the last event, not an error of HTTP."""
+    builder = ResponseBuilder(answer.head)
+    begun = builder.begin()
+    try:
+        async with aclosing(_run(answer, context, builder)) as increments:
+            async for events in increments:
+                yield begun + events
+                begun = b""
+    except MillraceError as error:
+        if begun:
+            raise
+        failure = api_error(error)
+        yield builder.fail(failure.code or failure.type, str(failure))
+
+
+async def _whole(answer: _Answer, context: ApiContext) -> dict[str, Any]:
+    builder = ResponseBuilder(answer.head)
+    async with aclosing(_run(answer, context, builder)) as increments:
+        async for _ in increments:
+            pass
+    return builder.response
+
+
+async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -> AsyncGenerator[bytes, None]:
+    """Puts the engine's increments into the builder; what it makes of each."""
+    tokenizer, tools = context.front_end.tokenizer, ToolAnswer(context, answer.plan)
+    async with aclosing(generate(context, builder.response["id"], [answer.request])) as increments:
+        async for _, increment in increments:
+            delta, reason = tools.push(increment)
+            logprobs = chat_logprobs(tokenizer, increment.logprobs)["content"] if increment.logprobs else ()
+            # Tokens that write a call have no place for logprobs.
+            has_text = bool(delta.content or (logprobs and answer.plan is None))
+            events = builder.text(delta.content, logprobs) if has_text else b""
+            for call in delta.calls:
+                if call.name is not None:
+                    events += builder.call(call.id, call.name)
+                if call.arguments:
+                    events += builder.arguments(call.arguments)
+            if reason is not None:
+                events += builder.end(_usage(increment.output), _INCOMPLETE.get(increment.finish_reason))
+                if answer.is_stored:
+                    context.responses.put(stored(builder.response, answer.input_items))
+            if events:
+                yield events
+
+
+_INCOMPLETE = {FinishReason.LENGTH: "max_output_tokens", FinishReason.ABORT: "abort"}
+
+
+def _usage(output: GenerateOutput) -> dict[str, Any]:
+    num_input, num_output = output.num_prompt_tokens, output.num_completion_tokens
+    return {"input_tokens": num_input,
+            "input_tokens_details": {"cached_tokens": output.num_cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": num_output, "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": num_input + num_output}
+
+
+def _stored(response_id: str, context: ApiContext) -> StoredResponse:
+    found = context.responses.get(response_id)
+    if found is None:
+        raise ApiError(404, f"the answer {response_id!r} is not stored here (any more)", code="not_found",
+                       param="response_id")
+    return found
+
+
+def _json(document: Mapping[str, Any]) -> Response:
+    return Response(msgspec.json.encode(document), media_type="application/json")

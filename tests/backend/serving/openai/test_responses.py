@@ -1,0 +1,110 @@
+"""/v1/responses on the demo model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+PATH = "/v1/responses"
+STORY = "Tell me a story about a fox and a rabbit."
+
+
+def text_of(response):
+    return "".join(part["text"] for item in response["output"] for part in item["content"])
+
+
+def events_of(api, **fields):
+    answer = api.post(PATH, stream=True, **fields)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return [json.loads(event.split("\ndata: ")[1]) for event in answer.text.split("\n\n") if event]
+
+
+def test_an_answer_equals_the_chat_endpoint_s(api):
+    response = api.ask(PATH, input=STORY, instructions="You are kind.", temperature=0, max_output_tokens=30)
+    chat = api.ask("/v1/chat/completions", temperature=0, max_tokens=30, messages=[
+        {"role": "system", "content": "You are kind."}, {"role": "user", "content": STORY}])
+    assert text_of(response) == chat["choices"][0]["message"]["content"]
+    assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    usage = response["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (chat["usage"]["prompt_tokens"], 30)
+    assert usage["total_tokens"] == usage["input_tokens"] + 30
+
+
+def test_a_stream_ends_with_the_unstreamed_answer(api):
+    fields = {"input": STORY, "seed": 4, "max_output_tokens": 30, "stop": [" the "], "top_logprobs": 2}
+    whole, events = api.ask(PATH, **fields), events_of(api, **fields)
+    streamed = events[-1]["response"]
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(event["delta"] for event in deltas) == text_of(streamed) == text_of(whole)
+    assert streamed["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+    logprobs = [token for event in deltas for token in event["logprobs"]]
+    part = whole["output"][0]["content"][0]
+    assert [token["token"] for token in logprobs] == [token["token"] for token in part["logprobs"]] != []
+    assert all(len(token["top_logprobs"]) == 2 for token in logprobs)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+def test_a_conversation_goes_on_from_a_stored_answer(api):
+    first = api.ask(PATH, input="My name is Anna.", instructions="You are kind.", temperature=0, max_output_tokens=30)
+    second = api.ask(PATH, input="What is my name?", previous_response_id=first["id"], temperature=0,
+                     max_output_tokens=30)
+    items = [{"role": "user", "content": "My name is Anna."}, *first["output"],
+             {"role": "user", "content": "What is my name?"}]
+    whole = api.ask(PATH, input=items, temperature=0, max_output_tokens=30)
+    assert text_of(second) == text_of(whole)  # without the instructions, which are not carried over
+    assert second["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+    assert second["previous_response_id"] == first["id"]
+
+
+def test_a_stored_answer_can_be_read_listed_and_deleted(api):
+    streamed = events_of(api, input="Hello!", max_output_tokens=5)[-1]["response"]
+    place = f"{PATH}/{streamed['id']}"
+    assert api.client.get(place).json() == streamed
+    later = api.ask(PATH, input="And then?", previous_response_id=streamed["id"], max_output_tokens=5)
+    items = api.client.get(f"{PATH}/{later['id']}/input_items", params={"order": "asc"}).json()
+    assert [item["role"] for item in items["data"]] == ["user", "assistant", "user"] and not items["has_more"]
+    page = api.client.get(f"{PATH}/{later['id']}/input_items",
+                          params={"limit": 1, "after": items["data"][2]["id"]}).json()
+    assert page["data"] == [items["data"][1]] and page["has_more"]
+    assert api.client.delete(place).json() == {"id": streamed["id"], "object": "response", "deleted": True}
+    assert api.client.get(place).status_code == api.client.delete(place).status_code == 404
+    assert api.client.get(f"{PATH}/{later['id']}").status_code == 200
+
+
+def test_what_is_not_to_be_stored_is_not(api):
+    response = api.ask(PATH, input="Hello!", store=False, max_output_tokens=5)
+    assert api.client.get(f"{PATH}/{response['id']}").status_code == 404
+    answer = api.post(PATH, input="Hello!", previous_response_id=response["id"])
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "previous_response_not_found"
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({}, "input"),
+    ({"input": []}, "input"),
+    ({"input": "a", "colour": 1}, "colour"),
+    ({"input": "a", "conversation": "conv_1"}, "conversation"),
+    ({"input": "a", "background": True}, "background"),
+    ({"input": "a", "truncation": "auto"}, "truncation"),
+    ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning.effort"),
+    ({"input": "a", "tools": [{"type": "web_search", "name": "a"}]}, "tools[0].type"),
+    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
+     "input_image"),
+    ({"input": "a", "max_output_tokens": 5000}, "session_len"),
+])
+def test_what_cannot_be_done_is_400_with_its_name(api, fields, words):
+    response = api.post(PATH, **fields)
+    assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+def test_the_openai_client_reads_answers_and_streams(api):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{api.url}/v1", api_key="none")
+    response = client.responses.create(model="internlm2", input=STORY, temperature=0, max_output_tokens=20)
+    with client.responses.stream(model="internlm2", input=STORY, temperature=0, max_output_tokens=20) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == response.output_text
+    assert client.responses.retrieve(response.id).output_text == response.output_text
+    type(response).model_validate(response.model_dump(), strict=False)
