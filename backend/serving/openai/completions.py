@@ -25,6 +25,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount
 from backend.text.front_end import TextOutput
@@ -36,6 +37,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, context: Context, request: Request) -> Response:
     """The continuation of each prompt; with `stream`, parts of them as server-sent events."""
     context.check_model(body.model)
+    limit_time(body.timeout)
     asked = await _asked(body, context)
     if body.stream:
         return await event_stream(request, _stream(asked, context, body))
