@@ -20,7 +20,7 @@ from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, Chat
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
+from backend.serving.openai.generation import choices, generate, new_answer_id
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
 from backend.serving.openai.usage import UsageCount
@@ -34,7 +34,7 @@ router = APIRouter()
 async def create_chat_completion(body: ChatRequest, context: Context, request: Request) -> Response:
     """The assistant's answer to a conversation; with `stream`, chunks of it as server-sent events."""
     context.check_model(body.model)
-    chat = await _chat(body, context)
+    chat = _chat(body, context)
     if body.stream:
         return await event_stream(request, _stream(chat, context, body))
     document = await while_connected(request, _whole(chat, context))
@@ -63,10 +63,10 @@ class _Delta:
     finish_reason: str | None
 
 
-async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
+def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     """Raises ApiError or RequestError for what the fields' types do not refuse."""
     plan = _plan(body)
-    sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body), body.answer_grammar(body.response_format))
+    sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body))
     if isinstance(body.messages, str):
         token_ids = context.front_end.prompt_ids(body.messages)
     else:
@@ -74,7 +74,6 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
                                                plan and plan.tools, body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
-    await check_grammar(context, sampling)
     return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from backend.serving.openai.chat_schema import Usage
-from backend.serving.openai.format_fields import FormatFields
 from backend.serving.openai.sampling_fields import SamplingFields, StreamOptions, TokenId
 
 MAX_PROMPTS = 1024
@@ -20,7 +19,7 @@ _Prompts = (str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPT
             | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)])
 
 
-class CompletionRequest(SamplingFields, FormatFields):
+class CompletionRequest(SamplingFields):
     """See https://platform.openai.com/docs/api-reference/completions/create."""
 
     model: str

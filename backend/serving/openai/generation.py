@@ -21,12 +21,6 @@ def new_answer_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4().hex}"
 
 
-async def check_grammar(context: ApiContext, sampling: SamplingParams) -> None:
-    """Before `choices`, which does it too and would keep other requests waiting. Raises RequestError."""
-    if sampling.grammar is not None:
-        await asyncio.to_thread(context.front_end.check_grammar, sampling.grammar)
-
-
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
             prompt_logprobs: int | None = None) -> list[GenerateRequest]:
     """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each.
@@ -49,7 +43,10 @@ async def generate(context: ApiContext, answer_id: str, requests: Sequence[Gener
 
     answer_id         with it RunningAnswers.abort can end them all; each then ends with finish_reason abort
     continues_prompt  see TextFrontEnd.answer
-    Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
+    Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with, and
+    RequestError for a grammar that does not work."""
+    for grammar in {request.sampling.grammar for request in requests} - {None}:
+        await asyncio.to_thread(context.front_end.check_grammar, grammar)
     with context.running.running(answer_id, [request.request_id for request in requests]):
         if len(requests) == 1:
             async with aclosing(_one(context, requests[0], continues_prompt)) as increments:

@@ -146,6 +146,22 @@ def test_a_special_token_of_the_format_is_not_in_the_content(api):
     assert "<|" not in json.dumps(choice)
 
 
+POINT = {"type": "json_schema", "json_schema": {"name": "point", "schema": {
+    "type": "object", "properties": {"x": {"type": "int"}}, "required": ["x"], "additionalProperties": False}}}
+
+
+@pytest.mark.parametrize("tool_choice, reasons", [("auto", {"tool_calls", "stop"}), ("none", {"stop"}),
+                                                  ("required", {"tool_calls"})])
+def test_an_answer_calls_or_has_its_response_format(api, tool_choice, reasons):
+    choice = ask(api, [{"role": "user", "content": "Compute 17+25"}], tool_choice=tool_choice, response_format=POINT,
+                 parallel_tool_calls=False)
+    assert choice["finish_reason"] in reasons
+    if choice["finish_reason"] == "tool_calls":
+        assert choice["message"]["content"] is None and call_of(choice)[1].keys() == {"a", "b"}
+    else:
+        assert json.loads(choice["message"]["content"]).keys() == {"x"}
+
+
 def test_what_clients_add_to_an_answer_may_be_sent_back(api):
     question = [{"role": "user", "content": "Compute 17+25"}]
     message = ask(api, question)["message"]
@@ -172,6 +188,8 @@ RETIRED = [{"name": "add", "parameters": {}}]
     ({"function_call": "auto"}, "function_call", "use tool_choice"),
     ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}]},
      "messages[0].function_call", "tool_calls"),
+    ({"grammar": 'start: a\na: "b"'}, None, "cannot be followed beside tools"),
+    ({"tools": [tool("f", "", a="what")]}, None, "Invalid type: what"),
     ({"messages": [{"role": "function", "name": "add", "content": "3"}]}, "messages[0].role", "tool"),
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{oops"}}]}]}, None, "not JSON"),
