@@ -146,7 +146,6 @@ class LLM:
 
     def _add(self, ids: Sequence[int], sampling: SamplingParams, continues_prompt: bool,
              session_id: int | None = None) -> GenerateRequest:
-        self.front_end.check_grammar(sampling.grammar)
         request = GenerateRequest(str(next(self._request_numbers)), tuple(ids), self.front_end.resolved(sampling),
                                   session_id)
         self.engine.add_request(request)

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from backend.errors import ConfigError, MillraceError
+from backend.serving.api_keys import KEY_REFUSAL
 from backend.serving.generate import read_generate, write_generate
 from backend.serving.http_tensors import HEADER_LENGTH, read_json, read_request, write_response
 from backend.serving.infer_request import InferCall, check_request
@@ -27,7 +28,7 @@ from backend.serving.inference import Inference, only_response
 from backend.serving.message_json import to_json
 from backend.serving.model_repository import LOAD_REFUSAL, SHARED_MEMORY_REFUSAL, ModelRepository
 from backend.serving.protocol_error import ProtocolError, wire_status
-from backend.serving.server_options import KEY_REFUSAL, ServerOptions
+from backend.serving.server_options import ServerOptions
 
 _MAX_QUEUED_EVENTS = 256
 
@@ -119,7 +120,7 @@ class _Endpoints:
                needs_key: bool = True) -> Route:
         async def answer(request: Request) -> Response:
             try:
-                if needs_key and not self._options.lets_in(request.headers.get("authorization")):
+                if needs_key and not self._options.api_keys.lets_in(request.headers.get("authorization")):
                     raise ProtocolError("UNAUTHENTICATED", KEY_REFUSAL)
                 return await endpoint(request)
             except MillraceError as error:

@@ -108,7 +108,11 @@ class TextFrontEnd:
                                                         if token_id != call_end or token_id in sampling.stop_ids))
 
     def resolved(self, sampling: SamplingParams) -> SamplingParams:
-        """With bad words given as text turned into the token sequences that spell them, alone and after a space."""
+        """With bad words given as text turned into the token sequences that spell them, alone and after a space.
+
+        Checks the grammar, which takes milliseconds, at most a second, and nothing if it was checked lately: a server
+        does that in a thread first (check_grammar). Raises RequestError where it does not work."""
+        self.check_grammar(sampling.grammar)
         words: list[tuple[int, ...]] = []
         for word in sampling.bad_words:
             spellings = (word, " " + word.lstrip()) if isinstance(word, str) else ()
@@ -116,8 +120,7 @@ class TextFrontEnd:
         return dataclasses.replace(sampling, bad_words=tuple(dict.fromkeys(words)))
 
     def check_grammar(self, grammar: str | None) -> None:
-        """See GrammarChecker.check. Before it no request with the grammar may reach the engine; a server checks in a
-        thread."""
+        """See GrammarChecker.check."""
         if grammar is not None:
             self.grammars.check(grammar)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from backend.serving.openai.format_fields import FormatFields, ResponseFormat
 from backend.serving.openai.sampling_fields import ApiModel, SamplingFields, StreamOptions
 from backend.serving.openai.tool_schema import ToolChoice, Tools
 
@@ -53,7 +54,7 @@ class ChatMessage(ApiModel):
     function_call: None = Field(None, description=_REFUSED)
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, FormatFields):
     """See https://platform.openai.com/docs/api-reference/chat/create. What OpenAI does not have stands at the end."""
 
     model: str
@@ -68,8 +69,7 @@ class ChatRequest(SamplingFields):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = Field(None, description="Absent: auto where there are tools.")
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = Field(None, description=(
-        "text, json_object, or json_schema, whose schema the answer follows whether strict or not."))
+    response_format: ResponseFormat | None = None
 
     user: str | None = Field(None, description=_UNUSED)
     safety_identifier: str | None = Field(None, description=_UNUSED)

@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from backend.serving.openai.chat_schema import Usage
+from backend.serving.openai.format_fields import FormatFields
 from backend.serving.openai.sampling_fields import SamplingFields, StreamOptions, TokenId
 
 MAX_PROMPTS = 1024
+MAX_CHOICES_IN_ALL = 1024
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 _Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
@@ -19,7 +21,7 @@ _Prompts = (str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPT
             | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)])
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, FormatFields):
     """See https://platform.openai.com/docs/api-reference/completions/create."""
 
     model: str

@@ -8,13 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.errors import RequestError
 from backend.requests import MAX_SEED, SamplingParams
-from backend.serving.openai.errors import ApiError
-from backend.text.grammar import grammar_of
 
 MAX_CHOICES = 128
-MAX_ANSWER_CHOICES = 10_000
 MAX_STOP_TEXTS = 16
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -57,19 +53,14 @@ class SamplingFields(ApiModel):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     skip_special_tokens: bool | None = None
-    regex: str | None = Field(None, min_length=1, description="The answer matches it from its beginning to its end.")
-    choice: Annotated[list[str], Field(min_length=1, max_length=MAX_ANSWER_CHOICES)] | None = Field(
-        None, description="The answer is one of these texts.")
-    grammar: str | None = Field(None, min_length=1, description=(
-        "The answer follows this Lark grammar, in llguidance's dialect."))
 
-    def sampling(self, max_new_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """As the engine takes them; what is absent has SamplingParams' own default. Raises RequestError."""
+    def sampling(self, max_new_tokens: int | None, logprobs: int | None, grammar: str | None = None) -> SamplingParams:
+        """As the engine takes them, with what is not among these fields. What is absent has SamplingParams' own
+        default. Raises RequestError."""
         given: dict[str, Any] = {name: getattr(self, name) for name in (
             "temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty",
             "ignore_eos", "skip_special_tokens")}
         given |= {"min_new_tokens": self.min_tokens, "stop": self.stop, "stop_ids": self.stop_token_ids}
-        grammar = self._grammar()
         if self.top_p == 0:
             given |= {"top_p": None, "top_k": 1}  # the smallest set of tokens with any weight is the likeliest one
         elif self.top_k is not None:
@@ -80,14 +71,3 @@ class SamplingFields(ApiModel):
             given["logit_bias"] = [(int(token_id), bias) for token_id, bias in self.logit_bias.items()]
         return SamplingParams(max_new_tokens=max_new_tokens, logprobs=logprobs, grammar=grammar,
                               **{name: value for name, value in given.items() if value is not None})
-
-    def _grammar(self) -> str | None:
-        """What the answer has to follow, by whichever field says so; response_format is of chats alone."""
-        response_format = getattr(self, "response_format", None)
-        given = {"response_format": response_format, "regex": self.regex, "choice": self.choice,
-                 "grammar": self.grammar}
-        try:
-            return grammar_of(**given)
-        except RequestError as error:
-            name = next(name for name, value in given.items() if value is not None)
-            raise ApiError(400, str(error), code="invalid_value", param=name) from None

@@ -58,13 +58,14 @@ def test_a_completion_and_each_of_several_choices_follow_a_regex(api):
 
 
 @pytest.mark.parametrize(("fields", "name", "words"), [
-    ({"response_format": {"type": "xml"}}, "response_format", "use text, json_object or json_schema"),
-    ({"response_format": {"type": "json_schema"}}, "response_format", "has no schema"),
-    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "response_format", "has no field 'schema' there"),
+    ({"response_format": {"type": "xml"}}, "response_format", "'text', 'json_object', 'json_schema'"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "has no schema"),
     ({"response_format": json_schema({"type": "strng"})}, None, "Invalid type: strng"),
     ({"response_format": json_schema({"$ref": "file:///etc/passwd"})}, None, "does not fetch resources"),
     ({"response_format": json_schema({"type": "integer", "multipleOf": 123456789})}, None, "too complex"),
-    ({"response_format": json_schema(False)}, None, "Unsatisfiable schema"),
+    ({"response_format": json_schema(False)}, "response_format.json_schema.schema", "valid dictionary"),
+    ({"response_format": json_schema({"type": "integer", "minimum": 5, "maximum": 1})}, None, "Unsatisfiable"),
     ({"regex": "(?=a)b"}, None, "look-around"),
     ({"regex": "a", "choice": ["a"]}, "regex", "regex and choice cannot both be followed"),
     ({"choice": [""]}, "choice", "none empty"),
