@@ -183,6 +183,24 @@ def with_template(api: Api, name: str) -> Iterator[Api]:
         api.run(server.stop(grace_s=0))
 
 
+def test_the_end_of_a_call_is_not_the_end_of_an_answer_where_the_template_says_so(api):
+    """The built-in template's stop texts have <|action_end|>, for clients that read the calls themselves."""
+    with with_template(api, "internlm2") as other:
+        choice = ask(other, [{"role": "user", "content": "Compute 17+25"}])
+        assert call_of(choice) == ("add", {"a": 17, "b": 25}) and choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parallel_calls_have_indices_and_ids_of_their_own(api, stream):
+    end_ids = [str(api.context.front_end.tokenizer.token_to_id(token)) for token in ("<|im_end|>", "</s>")]
+    calls = ask(api, [{"role": "user", "content": "Compute 17+25"}], stream, max_tokens=150,
+                logit_bias=dict.fromkeys(end_ids, -100))["message"]["tool_calls"]
+    assert len(calls) > 2 and len({call["id"] for call in calls}) == len(calls)
+    for call in calls[:-1]:  # the last one may be cut off
+        assert call["function"]["name"] in FUNCTIONS
+        assert json.loads(call["function"]["arguments"]).keys() == {"a", "b"}
+
+
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1"])
 def test_a_call_that_must_be_made_is_made_in_the_format_of_each_family(api, name):
     choose = {"type": "function", "function": {"name": "choose", "parameters": {
