@@ -21,6 +21,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
 from backend.serving.openai.usage import UsageCount
@@ -34,6 +35,7 @@ router = APIRouter()
 async def create_chat_completion(body: ChatRequest, context: Context, request: Request) -> Response:
     """The assistant's answer to a conversation; with `stream`, chunks of it as server-sent events."""
     context.check_model(body.model)
+    limit_time(body.timeout)
     chat = await _chat(body, context)
     if body.stream:
         return await event_stream(request, _stream(chat, context, body))

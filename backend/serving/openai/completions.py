@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from backend.requests import FinishReason, GenerateRequest, TokenLogprobs
+from backend.requests import GenerateRequest, TokenLogprobs
 from backend.serving.openai.completions_schema import (
     DEFAULT_MAX_TOKENS,
     MAX_CHOICES_IN_ALL,
@@ -25,6 +25,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount
 from backend.text.front_end import TextOutput
@@ -36,6 +37,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, context: Context, request: Request) -> Response:
     """The continuation of each prompt; with `stream`, parts of them as server-sent events."""
     context.check_model(body.model)
+    limit_time(body.timeout)
     asked = await _asked(body, context)
     if body.stream:
         return await event_stream(request, _stream(asked, context, body))
@@ -109,9 +111,8 @@ async def _parts(asked: _Asked, context: ApiContext, usage: UsageCount) -> Async
         async for index, increment in increments:
             usage.add(index, increment.output)
             text, tokens = increment.text, increment.logprobs
-            if increment.output.finish_reason is FinishReason.STOP:
-                # The id that ended it has no text, but a place: lm-eval takes the last one off unseen.
-                tokens = (*tokens, *increment.output.logprobs[-1:])
+            if increment.end_logprob is not None:  # it has no text, but a place: lm-eval takes the last one off unseen
+                tokens = (*tokens, increment.end_logprob)
             if index not in begun:
                 begun.add(index)
                 if asked.echoes[index] is not None:

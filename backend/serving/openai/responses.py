@@ -5,7 +5,6 @@ response_store.py."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -22,7 +21,8 @@ from backend.requests import FinishReason, GenerateOutput, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError, api_error
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import choices, generate
+from backend.serving.openai.generation import check_grammar, choices, generate
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id
 from backend.serving.openai.response_items import to_messages
@@ -38,6 +38,7 @@ router = APIRouter()
 @router.post("/v1/responses", response_model=ResponseObject, responses=EVENT_STREAM)
 async def create_response(body: ResponseRequest, context: Context, request: Request) -> Response:
     """The answer to a conversation; with `stream`, its growth as server-sent events."""
+    limit_time(body.timeout)
     if body.model is not None:
         context.check_model(body.model)
     answer = await _answer(body, context)
@@ -98,7 +99,7 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     sampling = body.sampling(body.max_output_tokens, _num_logprobs(body))
     sampling = dataclasses.replace(sampling, grammar=grammar_of(body.text.response_format() if body.text else None))
     sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
-    await asyncio.to_thread(front_end.check_grammar, sampling.grammar)
+    await check_grammar(context, sampling)
     token_ids = front_end.chat_ids(to_messages(body.instructions, items), plan and plan.tools,
                                    body.chat_template_kwargs)
     [request] = choices(context, token_ids, sampling)
