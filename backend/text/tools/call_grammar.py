@@ -72,7 +72,7 @@ def _hermes(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[
 
 
 def _lazily(rule: str, body: str, has_special_tokens: bool) -> str:
-    """A rule that ends with its first marker: a special token is never inside of text, any other is looked for there."""
+    """A rule that ends with its first marker: a special token is never inside of text, any other is looked for."""
     return f"{rule}: {body}" if has_special_tokens else f"{rule}[lazy]: {body}"
 
 
