@@ -51,7 +51,8 @@ class Rates(click.ParamType):
         return rates
 
 
-@click.command(help=__doc__, context_settings={**CONTEXT_SETTINGS, "show_default": True})
+@click.command(help=__doc__.replace("\n\n    ", "\n\n\b\n    "),  # the commands stay a line each
+               context_settings={**CONTEXT_SETTINGS, "show_default": True})
 @click.argument("url")
 @click.option("--rates", default="1,2,4,8", type=Rates(), help="Requests per second, one run each; inf is all at once.")
 @click.option("--duration_s", default=30.0, type=click.FloatRange(0, min_open=True),
@@ -61,7 +62,7 @@ class Rates(click.ParamType):
 @click.option("--dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="ShareGPT's JSON, or lines of num_new_tokens with prompt or num_prompt_tokens.")
 @click.option("--endpoint", default="chat", type=click.Choice(["chat", "completions"]))
-@click.option("--model", help="Drawn from /v1/models if not given.")
+@click.option("--model", help="The first of /v1/models if not given.")
 @click.option("--api_key", envvar="OPENAI_API_KEY", help="Also from OPENAI_API_KEY.")
 @click.option("--limit_field", default="max_tokens", type=click.Choice(["max_tokens", "max_completion_tokens"]))
 @click.option("--natural_ends", is_flag=True, help="Let the model end its answers: no ignore_eos is sent.")
