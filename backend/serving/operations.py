@@ -23,13 +23,19 @@ class Operations:
         self.watchdog = EngineWatchdog(engine, options.stuck_after_s, pid)
         self.tracing: Tracing | None = open_tracing(options.otlp_endpoint)
         self._engine = engine
+        self._num_users = 0
         engine.observe = self.metrics.observe
 
     def start(self) -> None:
-        """Once the engine is ready; further calls change nothing."""
+        """By each server that uses it, once the engine is ready."""
+        self._num_users += 1
         self.watchdog.start()
 
     async def stop(self) -> None:
+        """By each server that has started it; ends with the last."""
+        self._num_users -= 1
+        if self._num_users > 0:
+            return
         await self.watchdog.stop()
         if self.tracing is not None:
             self.tracing.close()

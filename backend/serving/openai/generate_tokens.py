@@ -16,6 +16,7 @@ from backend.requests import GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import choices, generate, new_answer_id
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields, TokenId
 from backend.text.front_end import TextOutput
 
@@ -66,6 +67,7 @@ class GenerateAnswer(BaseModel):
 @router.post("/generate", response_model=GenerateAnswer, responses=EVENT_STREAM)
 async def generate_tokens(body: GenerateBody, request: Request, context: Context) -> Response:
     """Continues a prompt; the answer has the ids beside the text."""
+    limit_time(body.timeout)
     ids = context.front_end.prompt_ids(body.prompt if body.input_ids is None else body.input_ids)
     sampling = body.sampling(body.max_tokens, 0 if body.return_logprob else None)
     [engine_request] = choices(context, ids, sampling)

@@ -1,7 +1,7 @@
 """In flight: the calls that are being answered now, and what can end one early: its deadline, or the server's stop.
 
 An ASGI middleware; a call that it ends is told so, with 504 or 503, or as the last event of its stream. Used by
-door.py; endpoints set a deadline that a body asks for through `current_deadline`."""
+door.py; endpoints hand a deadline that a body asks for to `limit_time`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ TIMEOUT_HEADER = b"x-request-timeout"
 OPEN_PATH = "/health"  # probes carry no key and are answered whatever the server's state
 
 current_deadline: ContextVar[Deadline | None] = ContextVar("current_deadline", default=None)
+
+
+def limit_time(timeout_s: float | None) -> None:
+    """The call that the current task answers has so many seconds from its arrival; None: what it has already."""
+    deadline = current_deadline.get()
+    if timeout_s is not None and deadline is not None:
+        deadline.limit(timeout_s)
 
 
 class Deadline:

@@ -20,6 +20,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import generate, new_answer_id
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields
 
 router = APIRouter(tags=["chat"])
@@ -62,6 +63,7 @@ class InteractiveAnswer(BaseModel):
              responses=EVENT_STREAM)
 async def interactive(body: InteractiveRequest, request: Request, context: Context) -> Response:
     """A turn of a chat that the server holds."""
+    limit_time(body.timeout)
     if body.cancel:
         return await _cancel(body, context)
     if body.prompt in ("", []):

@@ -22,6 +22,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError, api_error
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import check_grammar, choices, generate
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id
 from backend.serving.openai.response_items import to_messages
@@ -37,6 +38,7 @@ router = APIRouter()
 @router.post("/v1/responses", response_model=ResponseObject, responses=EVENT_STREAM)
 async def create_response(body: ResponseRequest, context: Context, request: Request) -> Response:
     """The answer to a conversation; with `stream`, its growth as server-sent events."""
+    limit_time(body.timeout)
     if body.model is not None:
         context.check_model(body.model)
     answer = await _answer(body, context)

@@ -36,6 +36,7 @@ def test_answers_to_good_requests_are_as_the_schema_says(api, operation):
     @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     def ask(case):
         if isinstance(case.body, dict):
+            case.body.pop("timeout", None)  # with a short one 504 is the right answer
             if "model" in case.body:
                 case.body["model"] = "internlm2"
             if limit is not None:
