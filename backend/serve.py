@@ -82,12 +82,12 @@ def main(model_path: str, model_name: str | None, api: str, host: str, server_po
     """Serve the model in MODEL_PATH, a workspace or a Hugging Face folder, until Ctrl-C or SIGTERM.
 
     MODEL_NAME chooses the built-in chat template where the model brings none."""
-    address = Address(host, *((port, http_port) if api != "openai" else (None, None)),
-                      server_port if api != "kserve" else None)
     server_options = read_server_flags(options)
     if server == "triton" and api != "openai" and (server_options.api_keys or server_options.tls_key):
         raise ConfigError("tritonserver takes neither API keys nor TLS files from us; use --server embedded, or "
                           "--api openai")
+    address = Address(host, *((port, http_port) if api != "openai" else (None, None)),
+                      server_port if api != "kserve" else None, has_tls=server_options.tls_key is not None)
     address.check_is_free()
     if server_options.http_workers > 1:
         from backend.serving.openai.workers import share_metrics

@@ -84,7 +84,7 @@ def test_keys_and_tls_guard_every_port_and_calls_are_measured_and_logged(tls, tm
                "--log-format", "json"]
     environment = {"SSL_KEYFILE": str(key), "SSL_CERTFILE": str(cert), "MILLRACE_API_KEYS": "from-environment"}
     with serving(CHECKPOINT, "internlm2", *options, environment=environment) as service:
-        service.read_until("serving")
+        assert "https://127.0.0.1:" in service.read_until("serving")
         openai, kserve = f"https://127.0.0.1:{service.server_port}", f"https://127.0.0.1:{service.http_port}"
         for path in ("/v1/models", "/metrics", "/openapi.json", "/"):
             assert fetch(openai + path, context=trusted)[0] == 401
