@@ -2,11 +2,15 @@
 
 from setuptools import find_packages, setup
 
+HTTP = ["aiohttp>=3.11"]  # of the client and of benchmarks.serving
 # tritonclient carries the KServe v2 stubs. Its code refuses a protobuf older than 6.33.5, whatever its metadata says.
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
-DEV = [*CALIBRATION, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "pexpect", "playwright>=1.50", "psutil",
-       "ruff", "schemathesis>=4.0", "transformers>=5.0", "tritonclient[http]>=2.73"]
+TRACING = ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"]
+EXAMPLES = ["openai>=1.68", "langchain-openai>=0.3", "openai-agents>=0.1"]
+DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "opentelemetry-sdk>=1.30", "pytest", "pytest-timeout", "pytest-xdist",
+       "hypothesis", "pexpect", "playwright>=1.50", "psutil", "ruff", "schemathesis>=4.0", "transformers>=5.0",
+       "tritonclient[http]>=2.73"]
 
 setup(
     name="millrace",
@@ -35,11 +39,14 @@ setup(
     extras_require={
         "serve": ["pyzmq>=26", "msgspec>=0.19", *GRPC, "starlette>=0.46", "uvicorn>=0.34",
                   "fastapi>=0.115", "pydantic>=2.9", "httptools>=0.6", "uvloop>=0.21; platform_system != 'Windows'",
-                  "fastapi-offline>=1.7"],  # Swagger UI's files
-        "client": GRPC,
+                  "fastapi-offline>=1.7",  # Swagger UI's files
+                  "prometheus-client>=0.21"],
+        "tracing": TRACING,
+        "client": [*GRPC, *HTTP],
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,
-        "bench": ["transformers>=5.0", "matplotlib>=3.9"],
+        "bench": [*HTTP, "transformers>=5.0", "matplotlib>=3.9"],
+        "examples": EXAMPLES,
         "dev": DEV,
     },
     entry_points={

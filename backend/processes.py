@@ -5,8 +5,10 @@ alone, so a script needs no `if __name__ == "__main__"`. Used by worker/process_
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 from backend.logs import configure_logging
 
+STACKS_SIGNAL = signal.SIGUSR1  # a process of ours writes the stacks of its threads to stderr
 _LOCK = threading.Lock()
 
 
@@ -33,6 +36,8 @@ def start_process(target: Callable[..., None], args: tuple[Any, ...], name: str,
 
 
 def _run(level: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    # Answered even by a process that hangs in native code: serving/watchdog.py asks for the stacks of a stuck engine.
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
     configure_logging(level)
     target(*args)
 

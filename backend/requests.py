@@ -123,7 +123,9 @@ class TokenLogprobs:
 class EngineStats:
     """An engine's books at one moment, and its counts since it started (prompt, cached and completion tokens).
 
-    num_cached_tokens  prompt tokens that the prefix cache or a session saved from being computed"""
+    num_cached_tokens  prompt tokens that the prefix cache or a session saved from being computed
+    num_aborts         requests that a caller, or a caller's leaving, ended
+    num_steps          steps launched since the start: an engine that has work and launches none is stuck"""
 
     num_blocks: int
     num_free_blocks: int
@@ -134,6 +136,22 @@ class EngineStats:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_completion_tokens: int
+    num_aborts: int = 0
+    num_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTiming:
+    """Where the time of one request went, seconds, as far as the engine knows; decoding is the rest.
+
+    queued_s     from its arrival in the engine to its first row
+    prefill_s    from there to its first token, preemptions taken out
+    preempted_s  without a row after losing one; what is computed again then counts as decoding"""
+
+    queued_s: float
+    prefill_s: float
+    preempted_s: float
+    num_preemptions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +165,8 @@ class GenerateOutput:
     num_completion_tokens  tokens generated so far
     logprobs               one per new token when asked for
     prompt_ids             with the first output of a request that asked to have its prompt echoed
-    prompt_logprobs        with the first output where asked for: of the prompt's tokens after the first"""
+    prompt_logprobs        with the first output where asked for: of the prompt's tokens after the first
+    timing                 with the first token and after each preemption"""
 
     request_id: str
     token_ids: tuple[int, ...] = ()
@@ -158,6 +177,7 @@ class GenerateOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_ids: tuple[int, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    timing: RequestTiming | None = None
 
 
 def _is_integer(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,14 +25,20 @@ from backend.command_line import (
     run,
 )
 from backend.config import EngineConfig
+from backend.errors import ConfigError
 from backend.model_source import ModelSource, open_model
 from backend.serving.address import Address
+from backend.serving.server_flags import ServeCommand, read_server_flags, server_flags
+from backend.serving.server_options import ServerOptions
 from protocol.ports import GRPC_PORT, HTTP_PORT, OPENAI_PORT
 
 if TYPE_CHECKING:
     from backend.engine.async_engine import AsyncEngine
+    from backend.serving.operations import Operations
     from backend.serving.service import Server
     from backend.text.front_end import TextFrontEnd
+
+    _Opener = Callable[[AsyncEngine, Operations], Server]
 
 EPILOG = """\b
 Examples:
@@ -42,7 +48,7 @@ Examples:
 """
 
 
-@click.command(context_settings=CONTEXT_SETTINGS, epilog=EPILOG)
+@click.command(cls=ServeCommand, context_settings=CONTEXT_SETTINGS, epilog=EPILOG)
 @click.argument("model_path")
 @click.argument("model_name", required=False)
 @click.option("--api", type=click.Choice(["openai", "kserve", "both"]), default="both", show_default=True,
@@ -68,6 +74,7 @@ Examples:
               help="Seconds that running requests get once the service is told to stop.")
 @model_format_option
 @engine_options
+@server_flags
 @log_option
 def main(model_path: str, model_name: str | None, api: str, host: str, server_port: int, port: int, http_port: int,
          server: str, served_names: tuple[str, ...], chat_template: str | None, grace: float, model_format: str | None,
@@ -77,6 +84,10 @@ def main(model_path: str, model_name: str | None, api: str, host: str, server_po
     MODEL_NAME chooses the built-in chat template where the model brings none."""
     address = Address(host, *((port, http_port) if api != "openai" else (None, None)),
                       server_port if api != "kserve" else None)
+    server_options = read_server_flags(options)
+    if server == "triton" and api != "openai" and (server_options.api_keys or server_options.tls_key):
+        raise ConfigError("tritonserver takes neither API keys nor TLS files from us; use --server embedded, or "
+                          "--api openai")
     address.check_is_free()
     source = open_model(model_path, model_name, model_format)
     config = source.engine.with_options(engine_overrides(options))
@@ -84,38 +95,71 @@ def main(model_path: str, model_name: str | None, api: str, host: str, server_po
     from backend.text.front_end import TextFrontEnd
 
     front_end = TextFrontEnd(source, read_chat_template(chat_template, source.tokenizer_dir) if chat_template else None)
-    openers = [_kserve_opener(server, source, config, front_end, address)] if api != "openai" else []
-    if api != "kserve":
-        names = served_names or tuple(dict.fromkeys((source.model.model_name, model_path)))
-        openers.append(_openai_opener(front_end, names, address))
-    from backend.serving.servers import Servers
-    from backend.serving.service import run_service  # takes seconds, and what can be refused was refused above
-
+    kserve = None if api == "openai" else _kserve_opener(server, source, config, front_end, address)
+    names = served_names or tuple(dict.fromkeys((source.model.model_name, model_path)))
     _use_uvloop()
-    asyncio.run(run_service(
-        source, config, lambda engine: Servers([opener(engine) for opener in openers]), grace,
+    asyncio.run(_serve(
+        source, config, kserve, None if api == "kserve" else _OpenAiOpener(front_end, names, address, server_options),
+        server_options, grace,
         on_ready=lambda: click.echo(f"serving {source.model.model_name} at {address}; stop with Ctrl-C")))
 
 
-def _openai_opener(front_end: TextFrontEnd, model_names: tuple[str, ...],
-                   address: Address) -> Callable[[AsyncEngine], Server]:
-    """Builds the server once the engine runs."""
-    from backend.serving.openai.embedded import EmbeddedOpenAi
+async def _serve(source: ModelSource, config: EngineConfig, kserve: _Opener | None, openai: _OpenAiOpener | None,
+                 options: ServerOptions, grace_s: float, on_ready: Callable[[], object]) -> None:
+    """Both servers, or one, on one engine, until a signal."""
+    from backend.serving.operations import Operations
+    from backend.serving.servers import Servers
+    from backend.serving.service import run_service  # takes seconds, and what can be refused was refused above
 
-    return lambda engine: EmbeddedOpenAi(front_end, engine, model_names, address)
+    def open_servers(engine: AsyncEngine) -> Server:
+        operations = Operations(options, engine, engine.process.pid)
+        return Servers([opener(engine, operations) for opener in (kserve, openai) if opener is not None])
+
+    if openai is None:
+        await run_service(source, config, open_servers, grace_s, on_ready)
+        return
+    async with openai.loading():
+        await run_service(source, config, open_servers, grace_s, on_ready)
+
+
+class _OpenAiOpener:
+    """Holds the port while the model loads, and builds the server once the engine runs."""
+
+    def __init__(self, front_end: TextFrontEnd, model_names: tuple[str, ...], address: Address,
+                 options: ServerOptions) -> None:
+        self._front_end, self._model_names = front_end, model_names
+        self._address, self._options = address, options
+
+    @contextlib.asynccontextmanager
+    async def loading(self) -> AsyncIterator[None]:
+        """Says that the model loads until `__call__`'s server takes over."""
+        from backend.serving.openai.listener import LoadingServer
+
+        self._loading = LoadingServer(self._address.host, self._address.server_port, self._options)
+        await self._loading.start()
+        try:
+            yield
+        finally:
+            await self._loading.stop()
+
+    def __call__(self, engine: AsyncEngine, operations: Operations) -> Server:
+        from backend.serving.openai.context import ApiContext
+        from backend.serving.openai.embedded import EmbeddedOpenAi
+
+        return EmbeddedOpenAi(ApiContext(self._front_end, engine, self._model_names), operations, self._loading)
 
 
 def _kserve_opener(server: str, source: ModelSource, config: EngineConfig, front_end: TextFrontEnd,
-                   address: Address) -> Callable[[AsyncEngine], Server]:
+                   address: Address) -> _Opener:
     """Builds the server once the engine runs; what it needs of the machine is looked for at once."""
     if server == "embedded":
         from backend.serving.embedded_server import EmbeddedServer
 
-        return lambda engine: EmbeddedServer(source, config, front_end, engine, address)
+        return lambda engine, operations: EmbeddedServer(source, config, front_end, engine, address, operations)
     from backend.serving.tritonserver_process import TritonserverProcess, find_repository, find_tritonserver
 
     program, repository = find_tritonserver(), find_repository(source.path)
-    return lambda engine: TritonserverProcess(program, repository, engine.address, address)
+    return lambda engine, _: TritonserverProcess(program, repository, engine.address, address)
 
 
 def _use_uvloop() -> None:

@@ -4,10 +4,11 @@
     session = ChatClient("127.0.0.1:33337").session()
     print(session.infer("Hello!").text)
 
-Speaks the KServe v2 protocol over gRPC to the served model `chat`. Needs neither torch nor anything of backend."""
+Speaks the KServe v2 protocol over gRPC to the served model `chat`, or OpenAI's API to a URL. Needs neither torch nor
+anything of backend."""
 
 from client.async_session import AsyncSession
-from client.chat_client import AsyncChatClient, ChatClient, ServerInfo
+from client.chat_client import AsyncChatClient, ChatClient
 from client.connection import Tls
 from client.errors import (
     ChatError,
@@ -18,6 +19,7 @@ from client.errors import (
     SessionFullError,
     SessionLostError,
 )
+from client.server_info import ServerInfo
 from client.session import Answer, Session
 from client.wire import Increment, Sampling
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from client.async_http_connection import AsyncHttpConnection
 from client.connection import AsyncConnection
 from client.conversation import Conversation
 from client.errors import ChatError, HistoryNeededError, RequestRefusedError, ServerFailedError, SessionLostError
@@ -24,7 +25,7 @@ class AsyncSession:
 
     One turn at a time; cancel() and end() may come from any task of the loop, many sessions may run at once."""
 
-    def __init__(self, connection: AsyncConnection, session_id: int) -> None:
+    def __init__(self, connection: AsyncConnection | AsyncHttpConnection, session_id: int) -> None:
         self.id = session_id
         self._connection = connection
         self._conversation = Conversation()

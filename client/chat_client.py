@@ -1,30 +1,19 @@
 """ChatClient and AsyncChatClient: a server's sessions and what it says of itself.
 
-Own the connection, one channel for all sessions. The library's entrance; also what cli.py and the web UI use."""
+Own the connection, one for all sessions, which the address chooses: HOST:PORT is gRPC, a URL is OpenAI's API over HTTP.
+The library's entrance; also what cli.py and the web UI use."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 
-from tritonclient.grpc import service_pb2
-
+from client.async_http_connection import AsyncHttpConnection
 from client.async_session import AsyncSession
 from client.connection import AsyncConnection, Connection, Target, Tls
-from client.errors import ChatError
+from client.http_connection import HttpConnection
+from client.http_target import HttpTarget, is_url
+from client.server_info import ServerInfo
 from client.session import Session
-from protocol.models import CHAT, TURBOMIND
-
-
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """version      of the server
-    model_name   as in the workspace's config.ini; None where the server does not say
-    session_len  tokens of prompt and completion that one session can hold; None likewise"""
-
-    version: str
-    model_name: str | None
-    session_len: int | None
 
 
 class ChatClient:
@@ -35,19 +24,23 @@ class ChatClient:
             print(session.infer("My name is Ada.").text)
             print(session.infer("What is my name?").text)
 
-    address    HOST or HOST:PORT
+    address    HOST or HOST:PORT for gRPC; http://HOST:PORT or https://HOST:PORT for any server of OpenAI's API
     api_key    sent as `authorization: Bearer ...` with each request
     tls        Tls() encrypts; Tls(ca="ca.pem") trusts that authority
     timeout_s  the longest that one answer may take
-    Thread-safe; hundreds of sessions share the one channel."""
+    model      over HTTP, which of the server's models; one that it does not have, or None, is its first
+    Over HTTP each request brings the whole conversation, so the server holds no session that could be lost; before an
+    answer's last increment its counts are not known, but for num_completion_tokens, which counts the increments.
+    Thread-safe; hundreds of sessions share the connection."""
 
     def __init__(self, address: str, api_key: str | None = None, tls: Tls | None = None,
-                 timeout_s: float | None = None) -> None:
-        self._connection = Connection(Target.of(address, api_key, tls, timeout_s))
+                 timeout_s: float | None = None, model: str | None = None) -> None:
+        self._connection = (HttpConnection(HttpTarget.of(address, api_key, tls, timeout_s), model) if is_url(address)
+                            else Connection(Target.of(address, api_key, tls, timeout_s)))
 
     @property
     def address(self) -> str:
-        """HOST:PORT."""
+        """HOST:PORT, or the URL."""
         return self._connection.target.address
 
     def session(self, session_id: int | None = None) -> Session:
@@ -56,16 +49,11 @@ class ChatClient:
 
     def is_ready(self) -> bool:
         """Whether the server answers and can chat."""
-        try:
-            return self._connection.control("ModelReady", service_pb2.ModelReadyRequest(name=CHAT)).ready
-        except ChatError:
-            return False
+        return self._connection.is_ready()
 
     def server_info(self) -> ServerInfo:
         """What the server says of itself. Raises ServerAwayError."""
-        metadata = self._connection.control("ServerMetadata", service_pb2.ServerMetadataRequest())
-        config = self._connection.control("ModelConfig", service_pb2.ModelConfigRequest(name=TURBOMIND))
-        return _server_info(metadata, config)
+        return self._connection.server_info()
 
     def close(self) -> None:
         """Ends what runs; the server keeps the sessions until it forgets them."""
@@ -85,12 +73,14 @@ class AsyncChatClient:
         print((await client.session().infer("Hello!")).text)"""
 
     def __init__(self, address: str, api_key: str | None = None, tls: Tls | None = None,
-                 timeout_s: float | None = None) -> None:
-        self._connection = AsyncConnection(Target.of(address, api_key, tls, timeout_s))
+                 timeout_s: float | None = None, model: str | None = None) -> None:
+        self._connection = (
+            AsyncHttpConnection(HttpTarget.of(address, api_key, tls, timeout_s), model) if is_url(address)
+            else AsyncConnection(Target.of(address, api_key, tls, timeout_s)))
 
     @property
     def address(self) -> str:
-        """HOST:PORT."""
+        """HOST:PORT, or the URL."""
         return self._connection.target.address
 
     def session(self, session_id: int | None = None) -> AsyncSession:
@@ -99,16 +89,11 @@ class AsyncChatClient:
 
     async def is_ready(self) -> bool:
         """As ChatClient.is_ready."""
-        try:
-            return (await self._connection.control("ModelReady", service_pb2.ModelReadyRequest(name=CHAT))).ready
-        except ChatError:
-            return False
+        return await self._connection.is_ready()
 
     async def server_info(self) -> ServerInfo:
         """As ChatClient.server_info."""
-        metadata = await self._connection.control("ServerMetadata", service_pb2.ServerMetadataRequest())
-        config = await self._connection.control("ModelConfig", service_pb2.ModelConfigRequest(name=TURBOMIND))
-        return _server_info(metadata, config)
+        return await self._connection.server_info()
 
     async def close(self) -> None:
         """As ChatClient.close."""
@@ -123,9 +108,3 @@ class AsyncChatClient:
 
 def _session_id(given: int | None) -> int:
     return secrets.randbelow(2**63 - 1) + 1 if given is None else given
-
-
-def _server_info(metadata: service_pb2.ServerMetadataResponse, response: service_pb2.ModelConfigResponse) -> ServerInfo:
-    parameters = {name: value.string_value for name, value in response.config.parameters.items()}
-    session_len = parameters.get("session_len")
-    return ServerInfo(metadata.version, parameters.get("model_name"), int(session_len) if session_len else None)

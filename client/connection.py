@@ -6,6 +6,7 @@ chat_client.py and the sessions."""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from client.errors import RequestRefusedError, error_of_call, error_of_line
+from client.errors import ChatError, RequestRefusedError, error_of_call, error_of_line
+from client.server_info import ServerInfo
 from client.wire import Increment, decode_response, encode_request
-from protocol.ports import GRPC_PORT
+from protocol.models import CHAT, TURBOMIND
+from protocol.ports import GRPC_PORT, OPENAI_PORT
 
 CONTROL_TIMEOUT_S = 10.0  # for what needs no generating
 
@@ -41,12 +44,22 @@ class Tls:
     certificate: Path | str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Raises RequestRefusedError for a file that cannot be read."""
+        """For gRPC. Raises RequestRefusedError for a file that cannot be read."""
         try:
             return grpc.ssl_channel_credentials(
                 *(Path(file).read_bytes() if file else None for file in (self.ca, self.key, self.certificate)))
         except OSError as error:
             raise RequestRefusedError(f"TLS file {error.filename} cannot be read: {error.strerror}") from error
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTP. Raises RequestRefusedError for a file that cannot be read, or that is no PEM."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate:
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # as ssl.SSLError is
+            raise RequestRefusedError(f"the TLS files cannot be read: {error}") from error
+        return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,8 @@ class Target:
     def of(cls, address: str, api_key: str | None, tls: Tls | None, timeout_s: float | None) -> Target:
         """Raises RequestRefusedError for an address that is not HOST or HOST:PORT."""
         if "://" in address or "/" in address or not address:
-            raise RequestRefusedError(f"{address!r} is no address for gRPC; use HOST:{GRPC_PORT}")
+            raise RequestRefusedError(f"{address!r} is no address; use HOST:{GRPC_PORT} for gRPC, or "
+                                      f"http://HOST:{OPENAI_PORT}")
         if ":" not in address.rpartition("]")[2]:
             address = f"{address}:{GRPC_PORT}"
         metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
@@ -109,7 +123,20 @@ class Connection:
             for _ in parts:
                 pass
 
-    def control(self, rpc: str, request: Message) -> Any:
+    def is_ready(self) -> bool:
+        """Whether the server answers and can chat."""
+        try:
+            return self._control("ModelReady", service_pb2.ModelReadyRequest(name=CHAT)).ready
+        except ChatError:
+            return False
+
+    def server_info(self) -> ServerInfo:
+        """What the server says of itself. Raises ServerAwayError."""
+        metadata = self._control("ServerMetadata", service_pb2.ServerMetadataRequest())
+        config = self._control("ModelConfig", service_pb2.ModelConfigRequest(name=TURBOMIND))
+        return _server_info(metadata, config)
+
+    def _control(self, rpc: str, request: Message) -> Any:
         """A unary RPC of the service, by name."""
         try:
             return getattr(self._stub, rpc)(request, timeout=CONTROL_TIMEOUT_S, metadata=self.target.metadata)
@@ -151,8 +178,21 @@ class AsyncConnection:
         async for _ in self.infer(inputs):
             pass
 
-    async def control(self, rpc: str, request: Message) -> Any:
-        """As Connection.control."""
+    async def is_ready(self) -> bool:
+        """As Connection.is_ready."""
+        try:
+            return (await self._control("ModelReady", service_pb2.ModelReadyRequest(name=CHAT))).ready
+        except ChatError:
+            return False
+
+    async def server_info(self) -> ServerInfo:
+        """As Connection.server_info."""
+        metadata = await self._control("ServerMetadata", service_pb2.ServerMetadataRequest())
+        config = await self._control("ModelConfig", service_pb2.ModelConfigRequest(name=TURBOMIND))
+        return _server_info(metadata, config)
+
+    async def _control(self, rpc: str, request: Message) -> Any:
+        """As Connection._control."""
         try:
             return await getattr(self._stub(), rpc)(request, timeout=CONTROL_TIMEOUT_S, metadata=self.target.metadata)
         except grpc.RpcError as error:
@@ -175,3 +215,9 @@ def _increment(response: service_pb2.ModelStreamInferResponse) -> Increment | No
     if response.error_message:
         raise error_of_line(response.error_message)
     return decode_response(response.infer_response)
+
+
+def _server_info(metadata: service_pb2.ServerMetadataResponse, response: service_pb2.ModelConfigResponse) -> ServerInfo:
+    parameters = {name: value.string_value for name, value in response.config.parameters.items()}
+    session_len = parameters.get("session_len")
+    return ServerInfo(metadata.version, parameters.get("model_name"), int(session_len) if session_len else None)

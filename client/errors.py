@@ -1,7 +1,8 @@
 """What can go wrong in a chat with a server: one base, a child per cure, each with the server's own line.
 
-Owns the translation of gRPC codes and of the server's texts. INVALID_ARGUMENT is one code for many cures, and an error
-inside a stream has no code at all, so a session's errors are known by their text. Used by all of client."""
+Owns the translation of gRPC codes, of HTTP's status and of the server's texts. gRPC's INVALID_ARGUMENT is one code for
+many cures, and an error inside a stream has no code at all, so a session's errors are known by their text. Used by all
+of client."""
 
 from __future__ import annotations
 
@@ -83,3 +84,18 @@ def error_of_call(error: grpc.RpcError, address: str) -> ChatError:
     if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED):
         return error_of_line(line)
     return ServerFailedError(f"{address} failed ({code.name}): {line}")
+
+
+def error_of_status(status: int, line: str, code: str | None, address: str) -> ChatError:
+    """The error that an HTTP status other than 200 means, with OpenAI's error code where the server gave one."""
+    if code == "context_length_exceeded":
+        return SessionFullError(line)
+    if status in (401, 403):
+        return RequestRefusedError(f"{address} wants another api_key ({line})")
+    if status in (408, 504):
+        return DeadlineError(f"{address} did not answer in time ({line}); allow a longer timeout_s")
+    if status in (429, 502, 503):
+        return ServerAwayError(f"{address} cannot answer now ({line}); wait, and ask again")
+    if 400 <= status < 500:
+        return RequestRefusedError(line)
+    return ServerFailedError(f"{address} failed ({status}): {line}")

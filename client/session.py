@@ -1,7 +1,7 @@
 """Session: one conversation whose memory the server keeps between turns.
 
 Owns the turn that runs, so that only one does and any thread can stop it. What to send is conversation.py's, how it
-travels connection.py's. Made by ChatClient.session(); async_session.py is its twin."""
+travels connection.py's or http_connection.py's. Made by ChatClient.session(); async_session.py is its twin."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from client.connection import Connection
 from client.conversation import Conversation
 from client.errors import ChatError, HistoryNeededError, RequestRefusedError, ServerFailedError, SessionLostError
+from client.http_connection import HttpConnection
 from client.wire import Increment, sampling_inputs
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Session:
 
     One turn at a time; cancel() and end() may come from any thread, many sessions may run at once."""
 
-    def __init__(self, connection: Connection, session_id: int) -> None:
+    def __init__(self, connection: Connection | HttpConnection, session_id: int) -> None:
         self.id = session_id
         self._connection = connection
         self._conversation = Conversation()

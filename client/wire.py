@@ -62,7 +62,8 @@ class Increment:
     finish_reason          None until the last; then stop, length or abort (cancelled)
     num_prompt_tokens      the session's history included; num_cached_tokens of them needed no computing
     num_completion_tokens  generated so far
-    num_session_tokens     what the server's session holds after this response"""
+    num_session_tokens     what the server's session holds after this response
+    Over HTTP the counts come with the last increment; before it they are 0, and num_completion_tokens counts parts."""
 
     text: str
     finish_reason: str | None

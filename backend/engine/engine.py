@@ -38,6 +38,7 @@ class Engine:
         self._outputs: list[GenerateOutput] = []
         self._has_failed = False
         self._num_prompt_tokens = self._num_cached_tokens = self._num_completion_tokens = 0
+        self._num_aborts = 0
         self._warned_at_s, self._warned_preemptions = time.monotonic(), 0
 
     @property
@@ -82,6 +83,7 @@ class Engine:
         """Ends a request at once; its blocks are free before the next step. Unknown or finished ids are no error."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
+            self._num_aborts += 1
             self._outputs.append(self._finish(sequence, (), FinishReason.ABORT))
 
     def finish(self, request_id: str, num_completion_tokens: int) -> None:
@@ -137,7 +139,7 @@ class Engine:
         return EngineStats(
             scheduler.blocks.num_blocks, scheduler.blocks.num_free, len(scheduler.running), len(scheduler.waiting),
             len(scheduler.sessions), scheduler.num_preemptions, self._num_prompt_tokens, self._num_cached_tokens,
-            self._num_completion_tokens)
+            self._num_completion_tokens, self._num_aborts, scheduler.num_steps)
 
     def check_integrity(self) -> None:
         """AssertionError unless every block and row is accounted for."""
@@ -220,4 +222,4 @@ def _output(sequence: Sequence, tokens: tuple[SampledToken, ...], reason: Finish
         sequence.request_id, tuple([token.token_id for token in tokens]), reason, sequence.num_prompt_tokens,
         sequence.num_cached_prompt_tokens or 0, sequence.num_completion_tokens,
         tuple([token.logprobs for token in tokens if token.logprobs is not None]), prompt_ids,
-        prompt_logprobs)
+        prompt_logprobs, sequence.times.news(bool(tokens)))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -19,7 +20,18 @@ from zmq.utils.monitor import recv_monitor_message
 from backend import errors
 from backend.engine.messages import Command, Event, unlimited_queues
 from backend.errors import EngineDeadError, MillraceError, RequestError
-from backend.requests import EngineStats, GenerateOutput, GenerateRequest
+from backend.requests import EngineStats, FinishReason, GenerateOutput, GenerateRequest
+
+
+class RequestObserver(Protocol):
+    """Is told what becomes of one request. Called on the event loop, once per output: it has to be quick."""
+
+    def output(self, output: GenerateOutput) -> None:
+        """An output arrived."""
+
+    def ended(self, outcome: str) -> None:
+        """Nothing more follows. outcome: a FinishReason's value, or the name of the error's class."""
+
 
 _Item = GenerateOutput | MillraceError | EngineStats | None  # None: a command was carried out
 
@@ -28,12 +40,15 @@ class EngineClient:
     """Use as `async with EngineClient(address) as engine:`; the engine is ready once it is entered.
 
     session_len  the engine's, tokens
+    observe      gives each request its observer; None: nobody looks on
     Raises the engine's own error where it could not start, EngineDeadError where it ends later."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._waiting: dict[str, asyncio.Queue[_Item]] = {}
         self.session_len = 0
+        self.observe: Callable[[GenerateRequest], RequestObserver] | None = None
+        self._stopped: set[str] = set()  # running requests that the front end itself has ended
         self._dead: MillraceError | None = None
         self._ready = asyncio.Event()
         self._encode = msgspec.msgpack.Encoder().encode
@@ -79,17 +94,28 @@ class EngineClient:
         if request.request_id in self._waiting:
             raise RequestError(f"request id {request.request_id!r} is in use; give each request its own")
         stream = self._waiting[request.request_id] = asyncio.Queue()
-        is_over = False
+        observer = None if self.observe is None else self.observe(request)
+        is_over, outcome = False, FinishReason.ABORT.value
         try:
             await self._send(Command("add", request=request))
             while not is_over:
                 item = await stream.get()
                 is_over = isinstance(item, MillraceError) or item.finish_reason is not None
                 if isinstance(item, MillraceError):
+                    outcome = type(item).__name__
                     raise item
+                if is_over:
+                    outcome = item.finish_reason.value
+                if observer is not None:
+                    observer.output(item)
                 yield item
         finally:
             del self._waiting[request.request_id]
+            if request.request_id in self._stopped:
+                self._stopped.remove(request.request_id)
+                outcome = FinishReason.STOP.value
+            if observer is not None:
+                observer.ended(outcome)
             if not is_over and self._dead is None:
                 await self._send(Command("abort", request_id=request.request_id))
 
@@ -99,6 +125,8 @@ class EngineClient:
 
     async def finish(self, request_id: str, num_completion_tokens: int) -> None:
         """Ends a request whose text reached a stop word; see Engine.finish."""
+        if request_id in self._waiting:
+            self._stopped.add(request_id)
         await self._send(Command("finish", request_id=request_id, num_completion_tokens=num_completion_tokens))
 
     async def stop_session(self, session_id: int, forget: bool = False) -> None:

@@ -35,7 +35,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._max_prefill_tokens = config.max_prefill_tokens
         self._free_rows = list(reversed(range(config.max_batch_size)))
-        self._step = 0
+        self.num_steps = 0
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -69,8 +69,8 @@ class Scheduler:
         if not entries:
             return None
         decodes_first = sorted(entries, key=lambda sequence: entries[sequence].num_new > 1)
-        self._step += 1
-        plan = StepPlan(self._step, tuple(setups), tuple(entries[sequence] for sequence in decodes_first))
+        self.num_steps += 1
+        plan = StepPlan(self.num_steps, tuple(setups), tuple(entries[sequence] for sequence in decodes_first))
         return ScheduledStep(plan, tuple(decodes_first))
 
     def remove(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
@@ -91,6 +91,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """A running sequence gives up row and blocks, and is computed again from its tokens when there is room."""
         self.num_preemptions += 1
+        sequence.times.preempted()
         self.running.remove(sequence)
         self._release_row(sequence)
         self._drop_blocks(sequence)
@@ -128,6 +129,7 @@ class Scheduler:
             return False
         sequence.row = self._free_rows.pop()
         sequence.status = SequenceStatus.RUNNING
+        sequence.times.admitted()
         if not sequence.was_admitted:
             sequence.num_cached_prompt_tokens = sequence.num_cached
         return True

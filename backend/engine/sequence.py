@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from backend.engine.request_times import RequestTimes
 from backend.requests import FinishReason, GenerateRequest, TokenLogprobs
 
 
@@ -49,6 +50,7 @@ class Sequence:
         self.num_cached_prompt_tokens: int | None = None  # known when it is first admitted
         self.block_table: list[int] = []
         self.digests: list[bytes] = []
+        self.times = RequestTimes()
         self.forgets_last = False  # it ended by an id that its session does not remember
 
     @property

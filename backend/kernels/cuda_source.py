@@ -21,6 +21,7 @@ import torch
 from backend.kernels.capability import can_begin_early, is_hopper
 
 logger = logging.getLogger(__name__)
+NOTHING = b'extern "C" __global__ void nothing() {}'
 
 
 @functools.cache
@@ -31,7 +32,7 @@ def is_available(device: torch.device) -> bool:
     try:
         from cuda.bindings import driver  # noqa: F401
 
-        compile_source(b'extern "C" __global__ void nothing() {}', "nothing.cu", [_architecture(device)])
+        compile_source(NOTHING, "nothing.cu", [_architecture(device)])
     except (ImportError, RuntimeError) as error:
         logger.warning("kernels in CUDA C++ are off (%s), Triton's and cuBLAS are used instead, which are slower for "
                        "few tokens; pip install cuda-bindings for CUDA %s turns them on", error, torch.version.cuda)
@@ -85,12 +86,22 @@ def load(file: Path, name: str, macros: dict[str, int], device: torch.device, th
     """The kernel `name` of a source file, compiled with these macros for the device; from the cache if it is there.
 
     Raises RuntimeError with the compiler's words."""
+    return _loaded(_machine_code(file, _options(macros, device)), name, device, threads, shared_bytes)
+
+
+@functools.cache
+def max_clusters(cluster: int, threads: int, shared_bytes: int, device: torch.device) -> int:
+    """How many clusters of so many blocks run at the same time, if registers do not limit them."""
+    code = compile_source(NOTHING, "nothing.cu", [_architecture(device)])
+    return _loaded(code, "nothing", device, threads, shared_bytes).max_clusters(cluster)
+
+
+def _loaded(code: bytes, name: str, device: torch.device, threads: int, shared_bytes: int) -> CudaKernel:
     from cuda.bindings import driver
 
-    options = _options(macros, device)
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # torch's context is the current one from here on
-        module = _check(driver.cuModuleLoadData(_machine_code(file, options)))
+        module = _check(driver.cuModuleLoadData(code))
         function = _check(driver.cuModuleGetFunction(module, name.encode()))
         if shared_bytes:  # more than 48 KiB must be asked for
             attributes = driver.CUfunction_attribute

@@ -28,50 +28,63 @@ __device__ __forceinline__ float half_to_float(u32 word) {
     return value;
 }
 
-// The same where the offset is taken off at once, so that it may be large: in float16 with fewer shifts, and 2^10 for the
-// nibbles of output g.
-__device__ __forceinline__ uint4 unpacked_quickly(u32 word) {
+// What makes a row's numbers weights, twice each: OFFSET + zero, the scale, and what that leaves out.
+struct Level { u32 zero, scale, rest; };
+
+// Of a word of scale and zero. In float16 a number of nibble 1 or 3 (`is_second`) is 2^6 + q, and one of 0 or 2, which
+// would take a shift, 2^10 + q.
+__device__ __forceinline__ Level level_of(u32 word, bool is_second) {
 #if IS_HALF
-    const u32 high = word >> 8;
-    return make_uint4(masked(word, 0x000f000f, 0x64006400), masked(word), masked(high, 0x000f000f, 0x64006400),
-                      masked(high));
+    const u32 zero = __byte_perm(word, 0, 0x3232);
+    return {is_second ? masked(zero << 4) : masked(zero, 0x000f000f, 0x64006400), __byte_perm(word, 0, 0x1010), 0};
 #else
-    return unpacked(word);
+    const float scale = half_to_float(word);
+    const u32 high = from_float(scale), rest = from_float(scale - to_float(high));
+    return {__byte_perm(word, 0, 0x3232), high * 0x10001, rest * 0x10001};
 #endif
 }
 
-// Eight gates and eight ups, from words of both: of each strip's outputs the first eight, or the others.
-__device__ __forceinline__ uint4 unpacked_half(u32 gates, u32 ups, int half) {
+// (q - zero) * scale, rounded once. A scale has 11 bits; in bfloat16 it is taken as the nearest 8 and a rest of no more
+// than 3, whose product with the at most 4 of q - zero is exact.
+__device__ __forceinline__ u32 weights_of(u32 numbers, const Level& level) {
+    u32 result;
 #if IS_HALF
-    const u32 mask = half ? 0x00f000f0 : 0x000f000f, exponent = half ? 0x54005400 : 0x64006400;
+    asm("{\n.reg .b32 d;\nsub.rn.f16x2 d, %1, %2;\nmul.rn.f16x2 %0, d, %3;\n}"
+        : "=r"(result) : "r"(numbers), "r"(level.zero), "r"(level.scale));
+#else
+    asm("{\n.reg .b32 d, r;\nsub.rn.bf16x2 d, %1, %2;\nmul.rn.bf16x2 r, d, %4;\nfma.rn.bf16x2 %0, d, %3, r;\n}"
+        : "=r"(result) : "r"(numbers), "r"(level.zero), "r"(level.scale), "r"(level.rest));
+#endif
+    return result;
+}
+
+// 16 x 16 weights, this lane's part, of a strip's word, with the levels of its two rows, outputs g and g + 8.
+__device__ __forceinline__ uint4 weights_of_strip(u32 word, const Level (&levels)[2]) {
+#if IS_HALF
+    const u32 high = word >> 8;
+    const uint4 numbers = make_uint4(masked(word, 0x000f000f, 0x64006400), masked(word),
+                                     masked(high, 0x000f000f, 0x64006400), masked(high));
+#else
+    const uint4 numbers = unpacked(word);
+#endif
+    return make_uint4(weights_of(numbers.x, levels[0]), weights_of(numbers.y, levels[1]),
+                      weights_of(numbers.z, levels[0]), weights_of(numbers.w, levels[1]));
+}
+
+// The same of two strips, gates and ups: of each the first eight outputs, or the others (`is_second`).
+__device__ __forceinline__ uint4 weights_of_halves(u32 gates, u32 ups, bool is_second, const Level (&levels)[2]) {
+#if IS_HALF
+    const u32 mask = is_second ? 0x00f000f0 : 0x000f000f, exponent = is_second ? 0x54005400 : 0x64006400;
 #else
     const u32 mask = 0x000f000f, exponent = 0x43004300;
-    gates >>= half * 4, ups >>= half * 4;
+    gates >>= is_second * 4, ups >>= is_second * 4;
 #endif
-    return make_uint4(masked(gates, mask, exponent), masked(ups, mask, exponent), masked(gates >> 8, mask, exponent),
-                      masked(ups >> 8, mask, exponent));
+    return make_uint4(weights_of(masked(gates, mask, exponent), levels[0]),
+                      weights_of(masked(ups, mask, exponent), levels[1]),
+                      weights_of(masked(gates >> 8, mask, exponent), levels[0]),
+                      weights_of(masked(ups >> 8, mask, exponent), levels[1]));
 }
 
 __device__ __forceinline__ u32 word_of(uint4 words, int i) {
     return i < 2 ? (i ? words.y : words.x) : (i == 2 ? words.z : words.w);
-}
-
-// OFFSET + zero, twice, of a word of scale and zero: of output g, or g + 8, as unpacked quickly.
-__device__ __forceinline__ u32 zero_pair(u32 scale_word, int half) {
-#if IS_HALF
-    const u32 zero = scale_word >> 16 & 15;
-    return (half ? zero << 4 | 0x5400 : zero | 0x6400) * 0x10001;
-#else
-    return __byte_perm(scale_word, 0, 0x3232);
-#endif
-}
-
-__device__ __forceinline__ u32 difference(u32 left, u32 right) {
-    u32 result;
-#if IS_HALF
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(left), "r"(right));
-#else
-    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(left), "r"(right));
-#endif
-    return result;
 }

@@ -1,8 +1,9 @@
 """Linear layers with four-bit weights on a GPU: which kernel multiplies, decided by the number of tokens.
 
 On Hopper up to 16 tokens go through one kernel of ours, which fuses norm, gate and residual addition, and more through
-another, which makes sixteen-bit weights in registers. Elsewhere few go through a Triton kernel. For many the weight
-becomes a dense matrix, a part at a time, that cuBLAS multiplies. Used by dispatch.py."""
+another, which makes sixteen-bit weights in registers, but for many that are added to a residual. Elsewhere few go
+through a Triton kernel. Otherwise the weight becomes a dense matrix, a part at a time, that cuBLAS multiplies. Used by
+dispatch.py."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from backend.kernels.activation import silu_and_mul
 from backend.kernels.rms_norm import rms_norm
 from backend.kernels.w4_weight import W4Weight
 
-MAX_FUSED_TOKENS = 640  # beyond, a dense matrix is made faster than cuBLAS is caught up with
+MAX_ADDED_TOKENS = 2048  # to a residual: with more cuBLAS, which adds too, makes up for a dense matrix
 MAX_TRITON_TOKENS = 64
 SCRATCH_BYTES = 64 << 20  # of a dense part: a memory plan has this much more
 PART_ROWS = 128  # a part has a multiple of them: cuBLAS is many times slower where its results begin at odd places
@@ -26,11 +27,11 @@ def linear_w4(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, norm: 
               is_gated: bool = False, residual: Tensor | None = None) -> Tensor:
     """See reference.linear_w4."""
     shapes.check_linear_w4(x, weight, bias, norm, is_gated, residual)
-    if w4_skinny.fits(x, weight, is_gated):
+    if w4_skinny.fits(x, weight, is_gated, norm is not None):
         return w4_skinny.w4_skinny(x, weight, bias, norm=norm, is_gated=is_gated, residual=residual)
     if norm is not None:
         x = rms_norm(x, *norm)
-    if x.shape[0] <= MAX_FUSED_TOKENS and w4_stream_k.fits(x, weight, is_gated, residual):
+    if (residual is None or x.shape[0] <= MAX_ADDED_TOKENS) and w4_stream_k.fits(x, weight, is_gated, residual):
         return w4_stream_k.w4_stream_k(x, weight, bias, is_gated=is_gated, residual=residual)
     if x.shape[0] <= MAX_TRITON_TOKENS:
         y = w4_triton.matmul(x, weight)

@@ -8,13 +8,16 @@
 // 2^7 (float16: 2^6) is a number OFFSET + q; what that adds, like the zero, is a multiple of the sum of a group's inputs
 // and is taken off once per group, together with the scale.
 //
-// A warp multiplies pairs of strips: neighbours, or gates and their ups. The inputs are divided over PARTS warps, in one
-// block or in the blocks of a cluster, which then hold less of x; their sums meet at the end, always in the same order.
+// Strips go in pairs: neighbours, or gates and their ups. A block, or a cluster of blocks that divide the inputs and so
+// hold less of x, has every NUM_CLUSTERS-th pair. Of all pieces of its pairs, in a row, each warp has an equal run; what
+// the warps and blocks have of a pair is added up at the end, always in the same order.
 // The rings are filled before the kernel that makes x has ended (programmatic dependent launch).
 //
 // Compiled by w4_skinny.py, which defines: SIZE (inputs), OUTPUTS, GROUP (inputs that share a scale), TOKENS (1, 8 or 16:
 // how many there may be), CLUSTER (blocks), NUM_CLUSTERS, UNIT (pieces of a copy), STAGES, NORM, BIAS, RESIDUAL, GATED
 // (each 0 or 1), IS_HALF (1: float16, 0: bfloat16).
+//
+// A kernel's code comes from memory too, anew at every launch: loops whose rounds are rare or wait anyway are not unrolled.
 
 #include "prelude.cuh"
 #include "cluster.cuh"
@@ -22,8 +25,7 @@
 
 typedef unsigned char u8;
 
-constexpr int PARTS = 8, WARPS = 8, THREADS = 32 * WARPS, HALF_WARPS = THREADS / 16;
-constexpr int K_GROUPS = PARTS / CLUSTER, ROW_GROUPS = WARPS / K_GROUPS;
+constexpr int WARPS = 8, THREADS = 32 * WARPS, HALF_WARPS = THREADS / 16;
 constexpr int PIECES = (SIZE + 127) / 128, BLOCK_PIECES = (PIECES + CLUSTER - 1) / CLUSTER;  // of a row
 constexpr int GROUPS = 128 / GROUP, PIECE_BYTES = 1024 + GROUPS * 64;
 constexpr int TOKEN_TILES = (TOKENS + 7) / 8;
@@ -36,16 +38,23 @@ constexpr int SLOTS = (CLUSTER_PAIRS + CLUSTER - 1) / CLUSTER;            // pai
 constexpr int UNITS = 8 * TOKENS;                                         // of four sums of one token in a pair
 constexpr int THREAD_UNITS = (SLOTS * UNITS + THREADS - 1) / THREADS;
 constexpr int THREAD_ITEMS = (BLOCK_PIECES * TOKENS + HALF_WARPS - 1) / HALF_WARPS;
-constexpr int BATCH = THREAD_ITEMS < 4 ? THREAD_ITEMS : 4;  // under way together
+constexpr int BATCHES = (THREAD_ITEMS + 15) / 16, BATCH = (THREAD_ITEMS + BATCHES - 1) / BATCHES;  // under way together
+constexpr bool IS_EVEN = PIECES % CLUSTER == 0;
+constexpr bool IS_WHOLE = IS_EVEN && SIZE % 128 == 0 && BATCHES * BATCH * HALF_WARPS == BLOCK_PIECES * TOKENS;
 constexpr bool IS_SCALED = NORM && IS_HALF;
+constexpr u32 ONES = IS_HALF ? 0x3c003c00 : 0x3f803f80;  // 1, twice
 constexpr float OFFSET_TO_128 = IS_HALF ? -64 : 0;
 static_assert(OUTPUTS % 16 == 0 && (!GATED || OUTPUTS % 32 == 0), "whole strips");
-static_assert(SIZE % 8 == 0 && PIECES >= PARTS, "every warp has inputs");
+static_assert(SIZE % 8 == 0 && PIECES >= CLUSTER, "every block has inputs");
 
 struct Shared {
     u8 ring[WARPS][STAGES][2][UNIT * PIECE_BYTES];
     uint4 x[BLOCK_PIECES][4][TOKEN_TILES][X_LANES];  // what a lane hands to the tensor cores for 32 inputs
-    float4 sums[K_GROUPS][CLUSTER_PAIRS][UNITS];
+#if NORM
+    uint4 norm_weight[BLOCK_PIECES][16];
+#endif
+    float4 sums[CLUSTER_PAIRS + WARPS - 1][UNITS];  // warp w's of pair p at p + w
+    uchar2 sharers[(CLUSTER_PAIRS + 7) / 8 * 8];    // the first and last warp that have pieces of a pair
 #if CLUSTER > 1
     float4 received[CLUSTER][SLOTS][UNITS];  // what the blocks of the cluster have of this block's pairs
 #endif
@@ -53,7 +62,7 @@ struct Shared {
     float half_warp_squares[HALF_WARPS];
     float squares[CLUSTER][TOKENS];
     float unscale[TOKENS];
-    unsigned long long full[WARPS][STAGES];  // barriers
+    unsigned long long full[WARPS][STAGES], norm_came;  // barriers
 };
 
 __device__ __forceinline__ void copy_constant(u32 shared, const void* address, int bytes, u32 barrier) {
@@ -66,6 +75,10 @@ __device__ __forceinline__ float high_of(u32 word) { return to_float((u16)(word 
 __device__ __forceinline__ u32 packed(float low, float high) {
     return (u32)from_float(low) | (u32)from_float(high) << 16;
 }
+
+// Sums of a token's output g stand at 8 * token + (g + turn) % 8, and words of x for lane t at t ^ quarter, so that what is
+// stored together goes to different banks.
+__device__ __forceinline__ int turn(int token) { return TOKENS == 1 ? 0 : token & 6; }
 
 __device__ __forceinline__ float4 plus(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
@@ -81,12 +94,13 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     extern __shared__ __align__(128) u8 memory[];
     Shared& shared = *(Shared*)memory;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int k_group = warp % K_GROUPS, row_group = warp / K_GROUPS;
     const int rank = blockIdx.x % CLUSTER, cluster = blockIdx.x / CLUSTER;
     const int first_piece = rank * PIECES / CLUSTER;
-    const int block_pieces = (rank + 1) * PIECES / CLUSTER - first_piece;
-    const int begin = k_group * block_pieces / K_GROUPS, end = (k_group + 1) * block_pieces / K_GROUPS;  // this warp's
+    const int block_pieces = IS_EVEN ? BLOCK_PIECES : (rank + 1) * PIECES / CLUSTER - first_piece;
     const int num_pairs = (PAIRS - cluster + NUM_CLUSTERS - 1) / NUM_CLUSTERS;  // of this cluster
+    const int all_pieces = num_pairs * block_pieces;
+    auto run_begin = [&](int warp) { return warp * all_pieces / WARPS; };
+    const int begin = run_begin(warp), end = run_begin(warp + 1);
     if (cluster >= NUM_CLUSTERS) {  // takes the place that a second block of the next kernel would take
         let_next_begin();
         wait_for_inputs();
@@ -94,29 +108,38 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     }
     if (CLUSTER > 1) cluster_arrive();
 
-    int copied_pair = row_group, copied_piece = begin, copied_stage = 0;
+    int copied = begin, copied_pair = begin / block_pieces, copied_piece = begin - copied_pair * block_pieces;
+    int copied_stage = 0;
     auto copy_next_unit = [&]() {  // one lane
-        if (copied_pair >= num_pairs) return;
+        if (copied >= end) return;
         const int pair = cluster + copied_pair * NUM_CLUSTERS;
         const int strips[2] = {GATED ? pair : 2 * pair, GATED ? pair + PAIRS : min(2 * pair + 1, STRIPS - 1)};
-        const int bytes = min(UNIT, end - copied_piece) * PIECE_BYTES;
+        const int pieces = min(UNIT, min(block_pieces - copied_piece, end - copied));
         const u32 barrier = address_of(&shared.full[warp][copied_stage]);
-        expect_bytes(barrier, 2 * bytes);
+        expect_bytes(barrier, 2 * pieces * PIECE_BYTES);
 #pragma unroll
         for (int s = 0; s < 2; s++)
             copy_constant(address_of(shared.ring[warp][copied_stage][s]),
-                          weight + ((size_t)strips[s] * PIECES + first_piece + copied_piece) * PIECE_BYTES, bytes,
-                          barrier);
+                          weight + ((size_t)strips[s] * PIECES + first_piece + copied_piece) * PIECE_BYTES,
+                          pieces * PIECE_BYTES, barrier);
         if (++copied_stage == STAGES) copied_stage = 0;
-        if ((copied_piece += UNIT) >= end) {
-            copied_piece = begin;
-            copied_pair += ROW_GROUPS;
-        }
+        copied += pieces;
+        if ((copied_piece += pieces) == block_pieces) copied_piece = 0, copied_pair++;
     };
     if (lane == 0) {
         for (int s = 0; s < STAGES; s++) make_barrier(address_of(&shared.full[warp][s]));
+        if (warp == 0) make_barrier(address_of(&shared.norm_came));
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#if NORM
+        if (warp == 0) {
+            const int bytes = 2 * min(block_pieces * 128, SIZE - first_piece * 128);
+            expect_bytes(address_of(&shared.norm_came), bytes);
+            copy_constant(address_of(shared.norm_weight), norm_weight + first_piece * 128, bytes,
+                          address_of(&shared.norm_came));
+        }
+#endif
+#pragma unroll 1
         for (int s = 0; s < STAGES; s++) copy_next_unit();
     }
     __syncwarp();
@@ -125,18 +148,16 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
     const int half_warp = thread / 16, token = half_warp % TOKENS, column = thread % 16 * 8;
     auto piece_of = [&](int item) { return (item * HALF_WARPS + half_warp) / TOKENS; };
     auto is_inside = [&](int piece) {
-        return piece < block_pieces && (SIZE % 128 == 0 || (first_piece + piece) * 128 + column < SIZE);
+        return IS_WHOLE || (piece < block_pieces && (first_piece + piece) * 128 + column < SIZE);
     };
-    if (NORM && thread < BLOCK_PIECES * 2) {  // 128 bytes
-        const int place = first_piece * 128 + thread * 64;
-        if (place < SIZE) asm volatile("prefetch.global.L2 [%0];" :: "l"(norm_weight + place));
-    }
     // The sums that this thread will finish: of a token, rows g and g + 8 of both strips of a pair.
-    const int num_units = (num_pairs - rank + CLUSTER - 1) / CLUSTER * 8 * num_tokens;
+    const int num_slots = (num_pairs - rank + CLUSTER - 1) / CLUSTER;
+    auto finished_token = [&](int unit) { return unit / 8 % TOKENS; };
     auto finished_row = [&](int unit) {
-        const int pair = cluster + (unit / (8 * num_tokens) * CLUSTER + rank) * NUM_CLUSTERS;
-        return pair * (GATED ? 16 : 32) + unit % 8;
+        const int pair = cluster + (unit / UNITS * CLUSTER + rank) * NUM_CLUSTERS;
+        return pair * (GATED ? 16 : 32) + (unit - turn(finished_token(unit))) % 8;
     };
+    auto is_finished = [&](int unit) { return unit < num_slots * UNITS && finished_token(unit) < num_tokens; };
     u16 biases[THREAD_UNITS][4];
     if (BIAS) {
 #pragma unroll
@@ -145,10 +166,14 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 const int place = row + r % 2 * 8 + r / 2 * (GATED ? RESULTS : 16);
-                if (i * THREADS + thread < num_units && place < OUTPUTS) biases[i][r] = __ldg(bias + place);
+                if (is_finished(i * THREADS + thread) && place < OUTPUTS) biases[i][r] = __ldg(bias + place);
             }
         }
     }
+    for (int p = thread; p < num_pairs; p += THREADS)
+        shared.sharers[p] = make_uchar2((WARPS * (p * block_pieces + 1) - 1) / all_pieces,
+                                        (WARPS * (p + 1) * block_pieces - 1) / all_pieces);
+    if (NORM) __syncthreads();  // its barrier is there
     let_next_begin();
     wait_for_inputs();
 
@@ -157,10 +182,10 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll
         for (int i = 0; i < THREAD_UNITS; i++) {
             const int unit = i * THREADS + thread, row = finished_row(unit);
-            const u16* const place = output + (size_t)(unit / 8 % num_tokens) * RESULTS + row;
+            const u16* const place = output + (size_t)finished_token(unit) * RESULTS + row;
 #pragma unroll
             for (int r = 0; r < (GATED ? 2 : 4); r++)
-                if (unit < num_units && row + r * 8 < RESULTS) old[i][r] = __ldcg(place + r * 8);
+                if (is_finished(unit) && row + r * 8 < RESULTS) old[i][r] = __ldcg(place + r * 8);
         }
     }
     uint4 values[BATCH];
@@ -210,38 +235,37 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll 1
     for (int first = 0; first < THREAD_ITEMS; first += BATCH) {
         if (!IS_SCALED || THREAD_ITEMS > BATCH) load_batch(first);
-        uint4 factors[BATCH];
-        if (NORM) {
-#pragma unroll
-            for (int i = 0; i < BATCH; i++)
-                if (is_inside(piece_of(first + i)))
-                    factors[i] = __ldg((const uint4*)(norm_weight + (first_piece + piece_of(first + i)) * 128 + column));
-            if (!IS_SCALED) add_squares();
-        }
+        if (NORM) wait_for_bytes(address_of(&shared.norm_came), 0);
+        if (NORM && !IS_SCALED) add_squares();
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             const int piece = piece_of(first + i);
             u32 words[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
-            float sum = 0;
-            if (NORM && is_inside(piece)) {
-                const u32 factor[4] = {factors[i].x, factors[i].y, factors[i].z, factors[i].w};
+#if NORM
+            if (is_inside(piece)) {
+                const uint4 factors = shared.norm_weight[piece][column / 8];
+                const u32 factor[4] = {factors.x, factors.y, factors.z, factors.w};
 #pragma unroll
                 for (int w = 0; w < 4; w++)
                     words[w] = packed(low_of(words[w]) * scaling * low_of(factor[w]),
                                       high_of(words[w]) * scaling * high_of(factor[w]));
             }
+#endif
+            float sum = 0;
+            if (TOKENS == 1) {  // with more, tensor cores have it sooner: see below
 #pragma unroll
-            for (int w = 0; w < 4; w++) sum += low_of(words[w]) + high_of(words[w]);
+                for (int w = 0; w < 4; w++) sum += low_of(words[w]) + high_of(words[w]);
 #pragma unroll
-            for (int distance = GROUP / 16; distance; distance /= 2)
-                sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-            if (piece < block_pieces) {
+                for (int distance = GROUP / 16; distance; distance /= 2)
+                    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+            }
+            if (IS_WHOLE || piece < block_pieces) {
                 // Eight inputs are one half of a product of 16, which four lanes share.
                 const int eight = column / 8;
                 u32* const place = (u32*)&shared.x[piece][eight / 4][token / 8][token % 8 * 4 % X_LANES] + eight % 4;
 #pragma unroll
-                for (int w = 0; w < 4; w++) place[w * 4] = words[w];
-                if (column % GROUP == 0) shared.x_sums[piece][column / GROUP][token] = sum;
+                for (int w = 0; w < 4; w++) place[(w ^ eight / 4) * 4] = words[w];
+                if (TOKENS == 1 && column % GROUP == 0) shared.x_sums[piece][column / GROUP][0] = sum;
             }
         }
     }
@@ -255,16 +279,40 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
             for (int r = 0; r < CLUSTER; r++) store(in_block(address_of(&shared.squares[rank][thread]), r), squares);
         }
     }
+    for (int piece = warp; TOKENS > 1 && piece < block_pieces; piece += WARPS) {  // the sum of a group's inputs
+#pragma unroll
+        for (int t = 0; t < TOKEN_TILES; t++) {
+            float sums[4][4] = {};
+#pragma unroll
+            for (int quarter = 0; quarter < 4; quarter++) {
+                const uint4 right = shared.x[piece][quarter][t][(lane ^ quarter) % X_LANES];
+                multiply(sums[quarter], make_uint4(ONES, ONES, ONES, ONES), right.x, right.y);
+                multiply(sums[quarter], make_uint4(ONES, ONES, ONES, ONES), right.z, right.w);
+            }
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                float2 sum = make_float2(0, 0);
+#pragma unroll
+                for (int quarter = group * GROUP / 32; quarter < (group + 1) * GROUP / 32; quarter++)
+                    sum.x += sums[quarter][0], sum.y += sums[quarter][1];
+                if (lane < 4) *(float2*)&shared.x_sums[piece][group][(t * 8 + lane * 2) % TOKENS] = sum;
+            }
+        }
+    }
+    if (TOKENS > 1) __syncthreads();
 
     int stage = 0, parity = 0;
-    for (int p = row_group; p < num_pairs; p += ROW_GROUPS) {
+    int at = begin, p = begin / block_pieces, first_of_pair = begin - p * block_pieces;
+    do {  // also without any pieces: zeros
+        const int end_of_pair = min(block_pieces, first_of_pair + end - at);
         float sums[2][TOKEN_TILES][4] = {};
-        for (int first = begin; first < end; first += UNIT) {
+#pragma unroll 1
+        for (int first = first_of_pair; first < end_of_pair; first += UNIT) {
             wait_for_bytes(address_of(&shared.full[warp][stage]), parity);
 #pragma unroll
             for (int u = 0; u < UNIT; u++) {
                 const int piece = first + u;
-                if (u && piece >= end) break;
+                if (u && piece >= end_of_pair) break;
                 const u8* const pieces[2]
                     = {shared.ring[warp][stage][0] + u * PIECE_BYTES, shared.ring[warp][stage][1] + u * PIECE_BYTES};
                 float products[TILES][2][TOKEN_TILES][4];
@@ -317,7 +365,8 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                         for (int i = 0; i < TILES; i++)
 #pragma unroll
                             for (int t = 0; t < TOKEN_TILES; t++)
-                                inputs[i][t] = shared.x[piece][(tile + i) * 2 + half][t][lane % X_LANES];
+                                inputs[i][t]
+                                    = shared.x[piece][(tile + i) * 2 + half][t][(lane ^ (tile + i) * 2 + half) % X_LANES];
 #pragma unroll
                         for (int j = 0; j < 2; j++) {
 #pragma unroll
@@ -356,18 +405,27 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                 const float factor = IS_SCALED ? shared.unscale[of_token] : 1;
                 const float4 sum = make_float4(sums[0][t][j] * factor, sums[0][t][2 + j] * factor,
                                                sums[1][t][j] * factor, sums[1][t][2 + j] * factor);
-                shared.sums[k_group][p][of_token * 8 + lane / 4] = sum;
+                shared.sums[p + warp][of_token * 8 + (lane / 4 + turn(of_token)) % 8] = sum;
             }
         }
-    }
+        at += end_of_pair - first_of_pair;
+        first_of_pair = 0;
+        p++;
+    } while (at < end);
     __syncthreads();
+    auto block_sum = [&](int p, int unit) {
+        const uchar2 warps = shared.sharers[p];
+        float4 sum = shared.sums[p + warps.x][unit];
+#pragma unroll 1
+        for (int w = warps.x + 1; w <= warps.y; w++) sum = plus(sum, shared.sums[p + w][unit]);
+        return sum;
+    };
 #if CLUSTER > 1
-    for (int u = thread; u < num_pairs * 8 * num_tokens; u += THREADS) {
-        const int p = u / (8 * num_tokens), unit = u % (8 * num_tokens);
-        float4 total = shared.sums[0][p][unit];
-#pragma unroll
-        for (int k = 1; k < K_GROUPS; k++) total = plus(total, shared.sums[k][p][unit]);
-        store(in_block(address_of(&shared.received[rank][p / CLUSTER][unit]), p % CLUSTER), total);
+#pragma unroll 1
+    for (int u = thread; u < num_pairs * UNITS; u += THREADS) {
+        const int p = u / UNITS, unit = u % UNITS;
+        if (unit / 8 < num_tokens)
+            store(in_block(address_of(&shared.received[rank][p / CLUSTER][unit]), p % CLUSTER), block_sum(p, unit));
     }
     __syncwarp();
     cluster_sync();
@@ -376,17 +434,15 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; i++) {
         const int unit = i * THREADS + thread;
-        if (unit >= num_units) break;
-        const int slot = unit / (8 * num_tokens), of_token = unit / 8 % num_tokens, row = finished_row(unit);
+        if (!is_finished(unit)) continue;
+        const int slot = unit / UNITS, of_token = finished_token(unit), row = finished_row(unit);
 #if CLUSTER > 1
-        const auto& parts = shared.received;
-#else
-        const auto& parts = shared.sums;
-#endif
-        float4 sum = parts[0][slot][of_token * 8 + unit % 8];
+        float4 sum = shared.received[0][slot][unit % UNITS];
 #pragma unroll
-        for (int part = 1; part < (CLUSTER > 1 ? CLUSTER : K_GROUPS); part++)
-            sum = plus(sum, parts[part][slot][of_token * 8 + unit % 8]);
+        for (int r = 1; r < CLUSTER; r++) sum = plus(sum, shared.received[r][slot][unit % UNITS]);
+#else
+        const float4 sum = block_sum(slot, unit % UNITS);
+#endif
         float total[4] = {sum.x, sum.y, sum.z, sum.w};
         if (NORM) {
             float all_squares = 0;

@@ -15,6 +15,7 @@ from backend.serving.address import Address
 from backend.serving.kserve_grpc import GrpcServer
 from backend.serving.kserve_http import HttpServer
 from backend.serving.model_repository import ModelRepository
+from backend.serving.operations import Operations
 from backend.serving.served_models import build_models
 from backend.text.front_end import TextFrontEnd
 from protocol.models import TURBOMIND
@@ -30,16 +31,19 @@ class EmbeddedServer:
     """A Server (service.py). A Hugging Face folder is served with the template's model configurations."""
 
     def __init__(self, source: ModelSource, config: EngineConfig, front_end: TextFrontEnd, engine: AsyncEngine,
-                 address: Address) -> None:
+                 address: Address, operations: Operations) -> None:
         own = source.path / "model_repository"
         models = build_models(front_end, engine)
-        repository = ModelRepository(models, own if own.is_dir() else TEMPLATE_MODELS, engine.process.is_alive)
+        repository = ModelRepository(models, own if own.is_dir() else TEMPLATE_MODELS,
+                                     lambda: engine.process.is_alive() and operations.watchdog.is_healthy)
         _describe(repository, source, config)
         self._address = address
-        self._grpc = GrpcServer(repository)
-        self._http = HttpServer(repository)
+        self._operations = operations
+        self._grpc = GrpcServer(repository, operations.options)
+        self._http = HttpServer(repository, operations.options, operations.scrape)
 
     async def start(self) -> None:
+        self._operations.start()
         await self._grpc.start(self._address.host, self._address.port)
         await self._http.start(self._address.host, self._address.http_port)
 
@@ -49,6 +53,7 @@ class EmbeddedServer:
 
     async def stop(self, grace_s: float) -> None:
         await asyncio.gather(self._grpc.stop(grace_s), self._http.stop(grace_s))
+        await self._operations.stop()
 
 
 def _describe(repository: ModelRepository, source: ModelSource, config: EngineConfig) -> None:

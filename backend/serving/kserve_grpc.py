@@ -11,13 +11,14 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backend.errors import ConfigError, MillraceError
+from backend.serving.api_keys import KEY_REFUSAL
 from backend.serving.infer_request import check_request
 from backend.serving.infer_response import ResponseEncoder
 from backend.serving.infer_stream import InferStream
 from backend.serving.inference import Inference, only_response
 from backend.serving.model_repository import LOAD_REFUSAL, SHARED_MEMORY_REFUSAL, ModelRepository
 from backend.serving.protocol_error import ProtocolError, wire_status
-from backend.serving.server_options import KEY_REFUSAL, ServerOptions
+from backend.serving.server_options import ServerOptions
 
 # Probes of a container platform carry no key.
 _OPEN_METHODS = frozenset({"/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady",
@@ -38,10 +39,11 @@ class GrpcServer:
         """Listens and returns the port, which port 0 leaves to the system. Raises ConfigError where it is taken."""
         options = self._options
         server = grpc.aio.server(
-            interceptors=[_ApiKey(options)] if options.api_key else [],
+            interceptors=[_ApiKey(options)] if options.api_keys else [],
             options=[
                 ("grpc.max_receive_message_length", options.max_message_bytes),
                 ("grpc.max_send_message_length", options.max_message_bytes),
+                ("grpc.max_metadata_size", options.max_header_bytes),
                 ("grpc.max_concurrent_streams", options.max_concurrent_streams),
                 ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the requests
             ])
@@ -176,14 +178,14 @@ def _health_handler(repository: ModelRepository, inference: Inference) -> grpc.G
 
 
 class _ApiKey(grpc.aio.ServerInterceptor):
-    """Refuses each call that does not carry the key."""
+    """Refuses each call that does not carry a key."""
 
     def __init__(self, options: ServerOptions):
         self._options = options
 
     async def intercept_service(self, continuation, handler_call_details):
         authorization = dict(handler_call_details.invocation_metadata or ()).get("authorization")
-        if handler_call_details.method in _OPEN_METHODS or self._options.lets_in(authorization):
+        if handler_call_details.method in _OPEN_METHODS or self._options.api_keys.lets_in(authorization):
             return await continuation(handler_call_details)
         return grpc.stream_stream_rpc_method_handler(self._refuse)
 

@@ -19,26 +19,31 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from backend.errors import ConfigError, MillraceError
+from backend.serving.api_keys import KEY_REFUSAL
 from backend.serving.generate import read_generate, write_generate
 from backend.serving.http_tensors import HEADER_LENGTH, read_json, read_request, write_response
 from backend.serving.infer_request import InferCall, check_request
 from backend.serving.infer_response import ResponseEncoder
 from backend.serving.inference import Inference, only_response
 from backend.serving.message_json import to_json
+from backend.serving.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from backend.serving.model_repository import LOAD_REFUSAL, SHARED_MEMORY_REFUSAL, ModelRepository
 from backend.serving.protocol_error import ProtocolError, wire_status
-from backend.serving.server_options import KEY_REFUSAL, ServerOptions
+from backend.serving.server_options import ServerOptions
 
 _MAX_QUEUED_EVENTS = 256
 
 
 class HttpServer:
-    """The embedded server. `start` and `stop` are called once each, on the event loop that serves."""
+    """The embedded server. `start` and `stop` are called once each, on the event loop that serves.
 
-    def __init__(self, repository: ModelRepository, options: ServerOptions | None = None):
+    scrape  gives what /metrics answers; None: there is no such path"""
+
+    def __init__(self, repository: ModelRepository, options: ServerOptions | None = None,
+                 scrape: Callable[[], Awaitable[bytes]] | None = None):
         self._options = options or ServerOptions()
         self._inference = Inference("HTTP")
-        self._app = _Endpoints(repository, self._inference, self._options).app()
+        self._app = _Endpoints(repository, self._inference, self._options, scrape).app()
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task | None = None
 
@@ -51,6 +56,7 @@ class HttpServer:
                               "--http_port") from None
         self._server = _Server(uvicorn.Config(
             self._app, log_config=None, log_level="warning", access_log=False, lifespan="off",
+            h11_max_incomplete_event_size=self._options.max_header_bytes,
             ssl_keyfile=self._options.tls_key, ssl_certfile=self._options.tls_cert, timeout_graceful_shutdown=1))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
@@ -78,10 +84,12 @@ class _Server(uvicorn.Server):
 class _Endpoints:
     """The routes, one method each."""
 
-    def __init__(self, repository: ModelRepository, inference: Inference, options: ServerOptions):
+    def __init__(self, repository: ModelRepository, inference: Inference, options: ServerOptions,
+                 scrape: Callable[[], Awaitable[bytes]] | None):
         self._repository = repository
         self._inference = inference
         self._options = options
+        self._scrape = scrape
 
     def app(self) -> Starlette:
         """The whole protocol as an ASGI application."""
@@ -113,13 +121,15 @@ class _Endpoints:
             self._route("/v2/{kind}sharedmemory/{rest:path}", _refuse("UNIMPLEMENTED", SHARED_MEMORY_REFUSAL),
                         "GET", "POST"),
         ]
+        if self._scrape is not None:
+            routes.append(self._route("/metrics", self._metrics, "GET"))
         return Starlette(routes=routes)
 
     def _route(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], *methods: str,
                needs_key: bool = True) -> Route:
         async def answer(request: Request) -> Response:
             try:
-                if needs_key and not self._options.lets_in(request.headers.get("authorization")):
+                if needs_key and not self._options.api_keys.lets_in(request.headers.get("authorization")):
                     raise ProtocolError("UNAUTHENTICATED", KEY_REFUSAL)
                 return await endpoint(request)
             except MillraceError as error:
@@ -147,6 +157,9 @@ class _Endpoints:
 
     async def _statistics(self, request: Request) -> Response:
         return JSONResponse(to_json(self._repository.statistics(*_model(request))))
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(await self._scrape(), media_type=METRICS_CONTENT_TYPE)
 
     async def _index(self, request: Request) -> Response:
         body = await self._body(request)

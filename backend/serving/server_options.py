@@ -1,33 +1,46 @@
-"""Server options: how the embedded servers listen, whom they let in and how much they take. Used by both of them."""
+"""Server options: how our own servers listen, whom they let in and how much they take. Used by all of them."""
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from pathlib import Path
+
+from backend.serving.api_keys import NO_KEYS, ApiKeys
+
+
+@dataclass(frozen=True, slots=True)
+class CrossOrigin:
+    """What pages of other origins may do (CORS); `*` among origins, methods or headers means any."""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...] = ("*",)
+    headers: tuple[str, ...] = ("*",)
+    allows_credentials: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """Limits and credentials.
 
-    max_message_bytes       of one request or response
+    max_message_bytes       of one request; over gRPC of one response, too
+    max_header_bytes        of a request's headers together
     max_concurrent_streams  calls at once on one gRPC connection
-    api_key                 calls carry it as `authorization: Bearer KEY`, except health checks; None: no key
-    tls_key, tls_cert       PEM files; both or neither"""
+    body_timeout_s          in which the body of an HTTP request has to be there
+    stuck_after_s           seconds without a step, with work to do, after which the engine is not healthy
+    api_keys                calls carry one as `authorization: Bearer KEY`, except health checks
+    tls_key, tls_cert       PEM files; both or neither
+    cross_origin            None: pages of other origins get nothing
+    logs_requests           a line in the log for each call of OpenAI's API
+    otlp_endpoint           of a collector of OpenTelemetry traces"""
 
     max_message_bytes: int = 64 * 2**20
+    max_header_bytes: int = 64 * 2**10
     max_concurrent_streams: int = 1024
-    api_key: str | None = None
+    body_timeout_s: float = 60.0
+    stuck_after_s: float = 60.0
+    api_keys: ApiKeys = NO_KEYS
     tls_key: Path | None = None
     tls_cert: Path | None = None
-
-    def lets_in(self, authorization: str | bytes | None) -> bool:
-        """Whether a request with this header may be answered; takes the same time for every wrong key."""
-        if self.api_key is None:
-            return True
-        given = authorization.encode() if isinstance(authorization, str) else authorization or b""
-        return hmac.compare_digest(given, f"Bearer {self.api_key}".encode())
-
-
-KEY_REFUSAL = "an API key is needed: authorization: Bearer KEY"
+    cross_origin: CrossOrigin | None = None
+    logs_requests: bool = False
+    otlp_endpoint: str | None = None

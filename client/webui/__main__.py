@@ -1,4 +1,4 @@
-"""`python -m client.webui HOST:33337 internlm`: a page for talking to a served model, at http://127.0.0.1:6006.
+"""`python -m client.webui HOST:33337 internlm`, or a URL: a page for talking to a served model, at http://127.0.0.1:6006.
 
 Needs the extra `webui`. Everything the page loads is served from here, so it works without internet access."""
 
@@ -15,7 +15,7 @@ from terminal.command_line import CONTEXT_SETTINGS, run
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
-@click.argument("address", metavar="HOST[:PORT]")
+@click.argument("address", metavar="HOST[:PORT]|URL")
 @click.argument("model_name", required=False)
 @click.option("--server_name", default="127.0.0.1", show_default=True,
               help="Where to serve the page; 0.0.0.0 lets other machines open it.")
@@ -26,13 +26,18 @@ def main(address: str, model_name: str | None, server_name: str, server_port: in
          api_key: str | None) -> None:
     """A page for talking to the model that a server on HOST serves, under MODEL_NAME.
 
-    Example: python -m client.webui 127.0.0.1:33337 internlm"""
+    Over gRPC, or at a URL of OpenAI's API, whoever serves that.
+
+    \b
+    Examples:
+      python -m client.webui 127.0.0.1:33337 internlm
+      python -m client.webui http://127.0.0.1:23333"""
     try:
         from client.webui.page import build_ui, launch
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"the web UI needs {error.name}, which is not installed: pip install 'millrace[webui]'") from None
-    client = ChatClient(address, api_key)
+    client = ChatClient(address, api_key, model=model_name)
     ui = build_ui(client, model_name or client.address)
     try:
         link = launch(ui, server_name, server_port, share)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.serving.api_keys import ApiKeys
 from backend.serving.server_options import ServerOptions
 from client import ChatClient, RequestRefusedError, ServerAwayError, Tls
 from protocol.ports import GRPC_PORT
@@ -39,8 +40,8 @@ def test_the_port_is_the_default_one_where_none_is_given(given, address):
     assert ChatClient(given).address == address
 
 
-@pytest.mark.parametrize("address", ["http://gpu-server:23333", "", "gpu-server/v1"])
-def test_what_is_no_grpc_address_is_refused(address):
+@pytest.mark.parametrize("address", ["ftp://gpu-server", "", "gpu-server/v1"])
+def test_what_is_no_address_is_refused(address):
     with pytest.raises(RequestRefusedError, match="use HOST:33337"):
         ChatClient(address)
 
@@ -53,7 +54,7 @@ def test_each_session_without_an_id_draws_its_own_of_63_bits():
 
 
 def test_the_api_key_opens_the_server_and_a_wrong_one_names_the_option():
-    server = FakeServer(ServerOptions(api_key="secret")).start()
+    server = FakeServer(ServerOptions(api_keys=ApiKeys.of(["secret"]))).start()
     try:
         with ChatClient(server.address, api_key="secret") as client:
             assert client.session().infer("hello").text == "I heard 1: hello "

@@ -43,7 +43,8 @@ def test_another_model_than_the_one_expected_is_said(server):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["127.0.0.1:9", "internlm"], "error: 127.0.0.1:9 is not available"),
-    (["http://127.0.0.1:23333", "internlm"], "error: 'http://127.0.0.1:23333' is no address for gRPC; use HOST:33337"),
+    (["ftp://127.0.0.1", "internlm"],
+     "error: 'ftp://127.0.0.1' is no address; use HOST:33337 for gRPC, or http://HOST:23333"),
     (["127.0.0.1:9", "--sesion_id", "1"], "No such option"),
     (["127.0.0.1:9", "--session_id", "0"], "Invalid value"),
 ])

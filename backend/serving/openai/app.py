@@ -10,6 +10,7 @@ from backend.serving.openai import (
     completions,
     docs_page,
     generate_tokens,
+    health,
     interactive,
     models,
     responses,
@@ -19,7 +20,7 @@ from backend.serving.openai.context import ApiContext
 from backend.serving.openai.errors import ERROR_RESPONSES, add_error_handlers
 
 ROUTERS = tuple(module.router for module in (chat, completions, responses, interactive, generate_tokens, tokens, models,
-                                             abort, docs_page))
+                                             abort, health, docs_page))
 
 
 def build_app(context: ApiContext) -> FastAPI:

@@ -20,7 +20,8 @@ from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, Chat
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
+from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
 from backend.serving.openai.usage import UsageCount
@@ -34,6 +35,7 @@ router = APIRouter()
 async def create_chat_completion(body: ChatRequest, context: Context, request: Request) -> Response:
     """The assistant's answer to a conversation; with `stream`, chunks of it as server-sent events."""
     context.check_model(body.model)
+    limit_time(body.timeout)
     chat = await _chat(body, context)
     if body.stream:
         return await event_stream(request, _stream(chat, context, body))
@@ -68,10 +70,11 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     plan = _plan(body)
     sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body), body.answer_grammar(body.response_format))
     if isinstance(body.messages, str):
-        token_ids = context.front_end.prompt_ids(body.messages)
+        token_ids = await read_text(len(body.messages), context.front_end.prompt_ids, body.messages)
     else:
-        token_ids = context.front_end.chat_ids([_message(message) for message in body.messages],
-                                               plan and plan.tools, body.chat_template_kwargs)
+        messages = [_message(message) for message in body.messages]
+        token_ids = await read_text(_num_characters(messages), context.front_end.chat_ids, messages,
+                                    plan and plan.tools, body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
     await check_grammar(context, sampling)
@@ -106,6 +109,12 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     """As chat templates take it."""
     given = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
     return given | {"role": "system"} if message.role == "developer" else given
+
+
+def _num_characters(messages: list[dict[str, Any]]) -> int:
+    contents = [message.get("content", "") for message in messages]
+    return sum(len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+               for content in contents)
 
 
 async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:

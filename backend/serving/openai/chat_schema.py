@@ -14,6 +14,7 @@ from backend.serving.openai.sampling_fields import ApiModel, SamplingFields, Str
 from backend.serving.openai.tool_schema import ToolChoice, Tools
 
 _UNUSED = "Accepted; changes nothing here."
+_SENT_BACK = "What clients add to an answer and send back with it; changes nothing here."
 _REFUSED = "Not supported here."
 
 
@@ -27,12 +28,14 @@ class CalledFunction(ApiModel):
 
     name: str
     arguments: str
+    parsed_arguments: Any = Field(None, exclude=True, description=_SENT_BACK)
 
 
 class ToolCall(ApiModel):
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
+    index: int | None = Field(None, exclude=True, description=_SENT_BACK)
 
 
 class ChatMessage(ApiModel):
@@ -44,6 +47,7 @@ class ChatMessage(ApiModel):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    parsed: Any = Field(None, exclude=True, description=_SENT_BACK)
     refusal: str | None = Field(None, description=_UNUSED)
     annotations: list[Any] | None = Field(None, description=_UNUSED)
     audio: None = Field(None, description=_REFUSED)

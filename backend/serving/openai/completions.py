@@ -15,11 +15,17 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from backend.requests import GenerateRequest, TokenLogprobs
-from backend.serving.openai.completions_schema import DEFAULT_MAX_TOKENS, Completion, CompletionRequest
+from backend.serving.openai.completions_schema import (
+    DEFAULT_MAX_TOKENS,
+    MAX_CHOICES_IN_ALL,
+    Completion,
+    CompletionRequest,
+)
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
+from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount
 from backend.text.front_end import TextOutput
@@ -31,6 +37,7 @@ router = APIRouter()
 async def create_completion(body: CompletionRequest, context: Context, request: Request) -> Response:
     """The continuation of each prompt; with `stream`, parts of them as server-sent events."""
     context.check_model(body.model)
+    limit_time(body.timeout)
     asked = await _asked(body, context)
     if body.stream:
         return await event_stream(request, _stream(asked, context, body))
@@ -67,10 +74,14 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
     if body.best_of not in (None, num_choices):
         raise ApiError(400, f"best_of={body.best_of} does not work with n={num_choices}; leave it out, all choices are "
                        "returned", code="unsupported_parameter", param="best_of")
+    prompts = _prompts(body)
+    if len(prompts) * num_choices > MAX_CHOICES_IN_ALL:
+        raise ApiError(400, f"{len(prompts)} prompts with n={num_choices} are more than {MAX_CHOICES_IN_ALL} choices; "
+                       "send fewer at once", code="invalid_value", param="n")
     grammar = body.answer_grammar()
     requests, echoes = [], []
-    for prompt in _prompts(body):
-        token_ids = context.front_end.prompt_ids(prompt)
+    for prompt in prompts:
+        token_ids = await read_text(len(prompt), context.front_end.prompt_ids, prompt)
         max_tokens = body.max_tokens
         if max_tokens is None:
             room = context.engine.session_len - len(token_ids)

@@ -13,6 +13,7 @@ from backend.serving.openai.format_fields import FormatFields
 from backend.serving.openai.sampling_fields import SamplingFields, StreamOptions, TokenId
 
 MAX_PROMPTS = 1024
+MAX_CHOICES_IN_ALL = 1024
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 _Ids = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]

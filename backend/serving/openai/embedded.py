@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
-from backend.engine.engine_client import EngineClient
 from backend.errors import MillraceError
-from backend.serving.address import Address
 from backend.serving.openai.context import ApiContext
+from backend.serving.openai.listener import LoadingServer
 from backend.serving.openai.server import OpenAiServer
-from backend.text.front_end import TextFrontEnd
+from backend.serving.operations import Operations
 
 
 class EmbeddedOpenAi:
-    """A Server (service.py). model_names: what requests may call the model, and answers call it by the first."""
+    """A Server (service.py). loading: what holds the port until it starts."""
 
-    def __init__(self, front_end: TextFrontEnd, engine: EngineClient, model_names: tuple[str, ...],
-                 address: Address) -> None:
-        self._address = address
-        self._server = OpenAiServer(ApiContext(front_end, engine, model_names))
+    def __init__(self, context: ApiContext, operations: Operations, loading: LoadingServer) -> None:
+        self._loading = loading
+        self._server = OpenAiServer(context, operations)
 
     async def start(self) -> None:
-        await self._server.start(self._address.host, self._address.server_port)
+        await self._server.start_on(await self._loading.hand_over())
 
     async def ended(self) -> MillraceError:
         await asyncio.Event().wait()  # never: it lives in this process

@@ -114,14 +114,13 @@ _REPLACEMENTS = {"functions": "use tools, each {\"type\": \"function\", \"functi
 def validation_error(error: RequestValidationError) -> ApiError:
     """400 with the field's name, of one fault: where a field may be of several kinds, of the kind that got furthest."""
     fault = max(error.errors(), key=lambda one: len(one["loc"]))
-    place = fault["loc"][1:] if fault["loc"][:1] == ("body",) else fault["loc"]
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return ApiError(400, f"the body is no JSON: {reason}; send a JSON object", code="invalid_json")
+    place = fault["loc"][1:] if fault["loc"][:1] == ("body",) else fault["loc"]
+    name = _field_name(place, error.body, is_absent=fault["type"] == "missing")
     if fault["type"] == "extra_forbidden":
-        name = ".".join(filter(None, (_field_name(place[:-1]), str(place[-1]))))
         return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
-    name = _field_name(place)
     if fault["type"] == "none_required":
         cure = _REPLACEMENTS.get(name.rpartition(".")[2], "leave it out")
         return ApiError(400, f"{name} is not supported by this server; {cure}", code="unsupported_parameter",
@@ -133,14 +132,16 @@ def validation_error(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
 
 
-def _field_name(place: Sequence[str | int]) -> str:
-    """`messages[0].content`, without the names of alternatives that pydantic puts between: types, and classes."""
-    name = ""
-    for part in place:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        elif part.isidentifier() and part[0].islower() and not (name and part in ("str", "int", "float", "bool")):
-            name += f".{part}" if name else part
+def _field_name(place: Sequence[str | int], body: Any, is_absent: bool) -> str:
+    """`messages[0].content`: of the place that pydantic names only what is in the body, not the alternatives' names.
+
+    is_absent  the last part is what the body lacks"""
+    name, value = "", body
+    for number, part in enumerate(place, start=1):
+        if isinstance(part, int) and isinstance(value, list):
+            name, value = f"{name}[{part}]", value[part]
+        elif isinstance(value, dict) and (part in value or (is_absent and number == len(place))):
+            name, value = f"{name}.{part}" if name else str(part), value.get(part)
     return name
 
 

@@ -7,18 +7,29 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Any, TypeVar
 
-from backend.errors import MillraceError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
+
+LONG_TEXT_CHARACTERS = 20_000  # rendering and tokenising take some 20 ms, in which no stream would go on
+
+T = TypeVar("T")
 
 
 def new_answer_id(prefix: str) -> str:
     """An id for an answer: the prefix says of which kind it is, as OpenAI's do (`chatcmpl-`, `cmpl-`)."""
     return f"{prefix}{uuid.uuid4().hex}"
+
+
+async def read_text(num_characters: int, read: Callable[..., T], *arguments: Any) -> T:
+    """read(*arguments), which works on so much text: in a thread where that would keep other requests waiting."""
+    if num_characters < LONG_TEXT_CHARACTERS:
+        return read(*arguments)
+    return await asyncio.to_thread(read, *arguments)
 
 
 async def check_grammar(context: ApiContext, sampling: SamplingParams) -> None:
@@ -77,14 +88,14 @@ async def _one(context: ApiContext, request: GenerateRequest,
 async def _many(context: ApiContext, requests: Sequence[GenerateRequest],
                 continues_prompt: bool) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """Side by side; the first error ends all."""
-    arrived: asyncio.Queue[tuple[int, TextOutput | MillraceError]] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, TextOutput | Exception]] = asyncio.Queue()
 
     async def follow(index: int, request: GenerateRequest) -> None:
         try:
             async with aclosing(_one(context, request, continues_prompt)) as increments:
                 async for increment in increments:
                     arrived.put_nowait((index, increment))
-        except MillraceError as error:
+        except Exception as error:
             arrived.put_nowait((index, error))
 
     tasks = [asyncio.create_task(follow(*numbered)) for numbered in enumerate(requests)]
@@ -92,7 +103,7 @@ async def _many(context: ApiContext, requests: Sequence[GenerateRequest],
         num_running = len(requests)
         while num_running:
             index, item = await arrived.get()
-            if isinstance(item, MillraceError):
+            if isinstance(item, Exception):
                 raise item
             num_running -= item.finish_reason is not None
             yield index, item

@@ -1,10 +1,10 @@
-"""/v1/models and /health: what is served here, and whether it is. Used by app.py."""
+"""/v1/models: what is served here. Used by app.py."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from backend.serving.openai.context import ApiContext, Context
@@ -38,13 +38,6 @@ async def retrieve_model(model: str, context: Context) -> dict[str, Any]:
     """One model; 404 for a name that is not served."""
     context.check_model(model)
     return _card(context, model)
-
-
-@router.get("/health", response_class=Response)
-async def health(context: Context) -> Response:
-    """200 while the engine answers. Raises EngineDeadError, so 503, once it has ended."""
-    await context.engine.stats()
-    return Response()
 
 
 def _card(context: ApiContext, name: str) -> dict[str, Any]:

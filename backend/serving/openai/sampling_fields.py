@@ -53,6 +53,8 @@ class SamplingFields(ApiModel):
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     skip_special_tokens: bool | None = None
+    timeout: float | None = Field(None, gt=0, le=86_400,
+                                  description="Seconds after which the answer is given up with 504.")
 
     def sampling(self, max_new_tokens: int | None, logprobs: int | None, grammar: str | None = None) -> SamplingParams:
         """As the engine takes them, with what is not among these fields. What is absent has SamplingParams' own

@@ -25,6 +25,7 @@ from backend.kernels import (
     prefill_attention,
     rms_norm,
     sampling,
+    token_mask,
     w4_triton,
     w4_weight,
 )
@@ -83,7 +84,7 @@ def attend(head_dim: int, num_heads: int, num_kv_heads: int, kv: KvFormat) -> No
 
 
 def compute_rows() -> None:
-    """A linear layer of one token with everything that is fused into it, norm, activation, penalties and draw."""
+    """A linear layer of one token with everything that is fused into it, norm, activation, mask, penalties and draw."""
     x, weight = torch.zeros(1, HIDDEN).bfloat16(), torch.zeros(8, HIDDEN).bfloat16()
     matvec.matvec(x, weight, weight[:, 0].contiguous(), norm=(x[0], 1e-5), is_gated=True,
                   residual=torch.zeros(1, 4).bfloat16(), dtype=torch.bfloat16)
@@ -95,6 +96,7 @@ def compute_rows() -> None:
     activation.silu_and_mul(x)
     logits, table = torch.zeros(ROWS, VOCAB_SIZE), torch.zeros(ROWS, 8).int()
     floats, ints, longs = torch.zeros(ROWS), torch.zeros(ROWS).int(), torch.zeros(ROWS).long()
+    token_mask.mask_tokens(logits, longs, torch.zeros(ROWS, VOCAB_SIZE // 32).int())
     sampling.draw(logits, floats, ints, floats, floats, longs, table, longs)
     penalties.penalise(logits, table, logits.int(), longs, longs, ints, ints, floats, floats, floats)
 

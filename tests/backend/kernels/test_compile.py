@@ -10,7 +10,8 @@ import sys
 import pytest
 
 KERNELS = {"_decode_kernel", "_prefill_kernel", "_rotary_and_store_kernel", "_matvec_kernel", "_rms_norm_kernel",
-           "_silu_and_mul_kernel", "_w4_matmul_kernel", "_w4_dequantise_kernel", "_draw_kernel", "_penalise_kernel"}
+           "_silu_and_mul_kernel", "_w4_matmul_kernel", "_w4_dequantise_kernel", "_draw_kernel", "_penalise_kernel",
+           "_mask_tokens_kernel"}
 # Shared memory that a block can have: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,10 @@ from tests.backend.kernels.fused_linear import EPS, FUSIONS, check_fused
 
 HALF = [torch.float16, torch.bfloat16]
 GROUP_SIZES = [32, 64, 128]
+LAYOUTS = [w4_stream_k.Layout(*tile) for tile in w4_stream_k.STEP_US] + [w4_stream_k.Layout(*layout) for layout in (
+    (64, 256), (128, 256), (64, 128, 1, 1, 3), (256, 128, 1, 1, 1))]
+LAYOUTS_IN_PARTS = [w4_stream_k.Layout(*tile, 2, splits) for tile, splits in zip(
+    w4_stream_k.STEP_US, itertools.cycle((1, 2)), strict=False)] + [w4_stream_k.Layout(64, 128, 1, 4, 1)]
 
 
 def check(kernel: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int, group_size: int,
@@ -139,33 +144,77 @@ def test_layers_that_begin_early_compute_what_they_compute_one_by_one():
 @pytest.mark.hopper
 @pytest.mark.parametrize("half", HALF, ids=str)
 @pytest.mark.parametrize("fusion", FUSIONS, ids=str)
-@pytest.mark.parametrize("num_tokens", [17, 64, 129, 300])
+@pytest.mark.parametrize("num_tokens", [17, 64, 129, 300, 2100])
 def test_many_tokens_are_normalised_multiplied_gated_and_added(num_tokens, fusion, half):
-    check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half)
+    check(w4_linear.linear_w4, num_tokens, 1024, 416, 128, fusion, "cuda", half, is_rounded=True)
 
 
 @pytest.mark.hopper
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("half", HALF, ids=str)
 @pytest.mark.parametrize("is_gated", [0, 1])
 @pytest.mark.parametrize("num_tokens", [20, 50, 90, 200])
-def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated, group_size):
+def test_many_tokens_are_multiplied_with_groups_of_any_size(num_tokens, is_gated, half, group_size):
     check(w4_linear.linear_w4, num_tokens, 992 // group_size * group_size, 192, group_size, (0, 0, is_gated, 0), "cuda",
-          torch.float16)
+          half, is_rounded=True)
 
 
 @pytest.mark.hopper
-@pytest.mark.parametrize("is_gated", [0, 1])
-@pytest.mark.parametrize("layout", [(32, 256, 1), (32, 128, 2), (64, 192, 1), (64, 128, 2), (96, 128, 1), (128, 128, 1),
-                                    (128, 128, 2)], ids=str)
+@pytest.mark.parametrize(("layout", "is_gated"), [*itertools.product(LAYOUTS, (0, 1)),
+                                                  *itertools.product(LAYOUTS_IN_PARTS, (0,))], ids=str)
 @pytest.mark.parametrize(("num_tokens", "size", "num_outputs"), [(200, 640, 4128), (70, 4000, 96), (530, 2048, 2080)])
 def test_many_tokens_are_multiplied_however_they_are_divided(num_tokens, size, num_outputs, layout, is_gated):
     def kernel(x, weight, bias, *, norm, is_gated, residual):
-        waves = w4_stream_k.whole_waves(*layout, len(x), weight.out_features, x.device)
-        return w4_stream_k.launch(w4_stream_k.Layout(*layout, waves), x, weight, bias, is_gated=is_gated,
-                                  residual=residual)
+        return w4_stream_k.launch(layout, x, weight, bias, is_gated=is_gated, residual=residual)
 
     check(kernel, num_tokens, size // 32 * 32, num_outputs, 32 if size % 128 else 128, (0, 0, is_gated, not is_gated),
-          "cuda", torch.bfloat16)
+          "cuda", torch.bfloat16, is_rounded=True)
+
+
+@pytest.mark.parametrize("num_tokens", [17, 33, 64, 96, 130, 256, 400, 512, 640, 2048])
+@pytest.mark.parametrize(("size", "num_outputs", "is_gated"), [
+    (4096, 4096, False), (4096, 6144, False), (14336, 4096, False), (4096, 28672, True), (64, 64, False),
+    (256, 32, True)])
+def test_a_layout_is_one_that_can_be_launched(num_tokens, size, num_outputs, is_gated):
+    layout = w4_stream_k.best_layout(num_tokens, size, num_outputs, is_gated, 132)
+    tiles = -(-num_tokens // layout.tokens) * -(-num_outputs // layout.rows)
+    assert layout.parts * tiles * layout.splits <= 132 * layout.residents
+    assert layout.parts == 1 or 0 < layout.parts * layout.splits <= -(-size // 128)
+    assert layout.parts == 1 or not is_gated
+
+
+@pytest.mark.parametrize("tile", w4_stream_k.STEP_US, ids=str)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_block_has_no_more_memory_than_its_share_of_a_multiprocessor(tile, group_size, parts):
+    layout = w4_stream_k.Layout(*tile, parts)
+    stages = w4_stream_k._macros(layout, group_size, False, True)["STAGES"]
+    used = stages * w4_stream_k._stage_bytes(layout, group_size) + w4_stream_k._other_bytes(layout)
+    assert stages >= 2 + (layout.rows > 128)
+    assert used <= 227 * 1024 // layout.residents
+    assert parts == 1 or layout.rows * layout.tokens * 4 <= stages * 2 * 128 * layout.tokens  # where sums are received
+
+
+@pytest.mark.parametrize(("hidden", "inner", "num_kv"), [(4096, 11008, 4096), (4096, 14336, 1024), (2048, 8192, 512)])
+def test_a_multiprocessor_never_has_room_for_two_blocks_of_one_layer(hidden, inner, num_kv, monkeypatch):
+    monkeypatch.setattr(w4_skinny, "num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(w4_skinny.cuda_source, "max_clusters", lambda cluster, *_: {4: 30, 8: 15}[cluster])
+    device = torch.device("cuda", 99)  # nobody else's entries in the caches
+
+    def block_bytes(size, num_outputs, tokens, *, has_norm=False, is_gated=False):
+        product = w4_skinny.Product(size, num_outputs, 128, tokens, True, has_norm, False, is_gated, not has_norm)
+        layout = w4_skinny.best_layout(product, device)
+        return w4_skinny.shared_bytes(layout, product, device) + w4_skinny.BLOCK_BYTES
+
+    for tokens in w4_skinny.TOKENS:
+        added = [block_bytes(hidden, hidden, tokens), block_bytes(inner, hidden, tokens)]
+        before = [block_bytes(hidden, hidden + 2 * num_kv, tokens, has_norm=True),
+                  block_bytes(hidden, 2 * inner, tokens, has_norm=True, is_gated=True)]
+        assert 2 * min(added) > w4_skinny.MULTIPROCESSOR_BYTES
+        if tokens == 1:  # one of each, so that one reads ahead
+            assert max(added) + max(before) <= w4_skinny.MULTIPROCESSOR_BYTES < min(added) + 2 * min(before)
+        else:
+            assert 2 * min(before) > w4_skinny.MULTIPROCESSOR_BYTES
 
 
 def test_there_is_no_such_kernel_on_a_cpu():

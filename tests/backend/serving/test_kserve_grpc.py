@@ -12,6 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from backend.errors import ConfigError
+from backend.serving.api_keys import ApiKeys
 from backend.serving.kserve_grpc import GrpcServer
 from backend.serving.model_repository import ModelRepository
 from backend.serving.server_options import ServerOptions
@@ -148,7 +149,7 @@ def test_stopping_ends_requests_that_take_longer_than_the_grace(folder):
 
 
 def test_a_key_is_asked_for_everywhere_but_in_health_checks(folder):
-    with start_embedded(folder, models(), ServerOptions(api_key="secret")) as server, \
+    with start_embedded(folder, models(), ServerOptions(api_keys=ApiKeys.of(["secret"]))) as server, \
             grpc.insecure_channel(server.grpc_url) as channel:
         stub = stub_of(channel)
         assert stub.ServerLive(service_pb2.ServerLiveRequest()).live

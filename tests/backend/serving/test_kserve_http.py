@@ -13,6 +13,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from backend.errors import ConfigError
+from backend.serving.api_keys import ApiKeys
 from backend.serving.kserve_http import HttpServer
 from backend.serving.model_repository import ModelRepository
 from backend.serving.server_options import ServerOptions
@@ -182,7 +183,7 @@ def test_what_the_server_does_not_have_it_says(embedded, path):
 
 
 def test_keys_and_limits_are_those_of_the_options(tmp_path):
-    options = ServerOptions(api_key="secret", max_message_bytes=1000)
+    options = ServerOptions(api_keys=ApiKeys.of(["secret"]), max_message_bytes=1000)
     with start_embedded(write_configs(tmp_path, CONFIGS), models(), options) as server:
         assert ask(server.http_url, "/v2/health/live")[0] == 200
         assert ask(server.http_url, "/v2")[0] == 401

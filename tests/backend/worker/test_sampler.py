@@ -24,8 +24,11 @@ LOGITS = torch.randn(VOCAB, generator=torch.Generator().manual_seed(3)) * 2
 
 def run(logits: Tensor, requests: Sequence[SamplingParams], history: Sequence[Sequence[int]] | None = None,
         num_prompt: Sequence[int] | None = None, seeds: Sequence[int] | None = None,
-        positions: Sequence[int] | None = None) -> tuple[SampledTokens, Tensor]:
-    """Samples logits [R, V] for R rows in reverse table order; the sampled tokens and the token table."""
+        positions: Sequence[int] | None = None,
+        allowed: Sequence[Sequence[int]] = ()) -> tuple[SampledTokens, Tensor]:
+    """Samples logits [R, V] for R rows in reverse table order; the sampled tokens and the token table.
+
+    allowed  for each row with a grammar, the tokens that may come"""
     count = len(requests)
     history = history or [[5]] * count
     table = torch.full((count, 64), 7, dtype=torch.int32)
@@ -39,7 +42,15 @@ def run(logits: Tensor, requests: Sequence[SamplingParams], history: Sequence[Se
                                (2, 3), seeds[index] if seeds else index))
     places = np.array(positions if positions is not None else [len(tokens) for tokens in history])
     batch = upload(state.batch(rows, places, rows * 64 + np.minimum(places, 63)), torch.device("cpu"))
-    return sample(logits, batch, table), table
+    return sample(logits, batch, table, token_bits(allowed, logits.shape[1]) if allowed else None), table
+
+
+def token_bits(allowed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
+    """A mask [C, words] int32 that allows each of C rows its tokens."""
+    bits = np.zeros((len(allowed), 32 * -(-vocab_size // 32)), np.uint8)
+    for line, token_ids in zip(bits, allowed, strict=True):
+        line[list(token_ids)] = 1
+    return torch.from_numpy(np.packbits(bits, axis=1, bitorder="little").view(np.int32))
 
 
 def shares(request: SamplingParams, logits: Tensor = LOGITS) -> Tensor:
@@ -238,3 +249,39 @@ def test_draws_stay_within_the_kept_tokens_over_a_large_vocabulary() -> None:
     logits = torch.randn(1, 50_000, generator=torch.Generator().manual_seed(5)).expand(200, -1)
     sampled, _ = run(logits, [sampling(top_k=10)] * 200)
     assert set(Counter(sampled.token_ids.tolist())) <= set(logits[0].topk(10).indices.tolist())
+
+
+GRAMMAR = {"grammar": "start: /x/"}
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 2.0}, {"temperature": 3.0, "top_k": 2},
+                                     {"temperature": 1.0, "repetition_penalty": 1.5, "logit_bias": ((1, 50.0),)}])
+def test_rows_with_a_grammar_take_allowed_tokens_and_the_others_any(options: dict) -> None:
+    request, free = sampling(**options, **GRAMMAR), greedy()
+    logits = torch.stack((LOGITS, LOGITS * 2, -LOGITS))
+    for seed in range(20):
+        sampled, table = run(logits, [request, free, request], seeds=[seed] * 3, allowed=[(4, 30), (39,)])
+        assert sampled.token_ids[0] in (4, 30) and sampled.token_ids[2] == 39
+        assert sampled.token_ids[1] == LOGITS.argmax()
+        assert table[[2, 1, 0], 1].tolist() == sampled.token_ids.tolist()
+
+
+def test_a_grammar_leaves_the_shares_of_what_it_allows() -> None:
+    allowed = [3, 8, 21, 33]
+    found, _ = run(LOGITS.expand(NUM_DRAWS, -1), [sampling(**GRAMMAR)] * NUM_DRAWS, seeds=[11] * NUM_DRAWS,
+                   positions=list(range(1, NUM_DRAWS + 1)), allowed=[allowed] * NUM_DRAWS)
+    expected = torch.zeros(VOCAB)
+    expected[allowed] = LOGITS[allowed].softmax(-1)
+    assert (torch.bincount(found.token_ids, minlength=VOCAB) / NUM_DRAWS - expected).abs().max() < SHARE_TOLERANCE
+
+
+def test_logprobs_of_a_row_with_a_grammar_are_raw() -> None:
+    sampled, _ = run(LOGITS[None], [greedy(logprobs=2, **GRAMMAR)], allowed=[(6,)])
+    torch.testing.assert_close(sampled.logprobs, LOGITS.log_softmax(-1)[[6]])
+    torch.testing.assert_close(sampled.top_logprobs[0], LOGITS.log_softmax(-1).topk(2).values)
+
+
+def test_where_all_that_a_grammar_allows_is_forbidden_the_grammar_wins() -> None:
+    request = greedy(bad_words=((4,), (5,)), **GRAMMAR)
+    likelier = 4 if LOGITS[4] > LOGITS[5] else 5
+    assert run(LOGITS[None], [request], allowed=[(4, 5)])[0].token_ids.tolist() == [likelier]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 PATH = "/v1/chat/completions"
@@ -72,3 +74,40 @@ def test_too_long_a_conversation_is_told_in_numbers(api, stream):
     error = response.json()["error"]
     assert response.status_code == 400 and error["code"] == "context_length_exceeded"
     assert "2000 new tokens" in error["message"] and "1024" in error["message"]
+
+
+def test_a_long_conversation_is_read_without_stopping_others(api):
+    """It is longer than the context, so that it is refused once it has been tokenised."""
+    long = [{"role": "user", "content": [{"type": "text", "text": "fox " * 20_000}]}]
+    response = api.post(PATH, messages=long)
+    assert response.status_code == 400 and response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_template_variables_reach_the_template_but_cannot_replace_the_conversation(api):
+    assert api.ask(PATH, messages=CAPITAL, chat_template_kwargs={"enable_thinking": False}, max_tokens=2)
+    response = api.post(PATH, messages=CAPITAL, chat_template_kwargs={"messages": []})
+    assert response.status_code == 400 and "messages cannot be set" in response.json()["error"]["message"]
+
+
+def test_a_text_is_continued_without_the_template(api):
+    text = "The fox and the rabbit went to"
+    continued = api.ask(PATH, messages=text, temperature=0, max_tokens=8)["choices"][0]["message"]["content"]
+    assert continued == api.ask("/v1/completions", prompt=text, temperature=0, max_tokens=8)["choices"][0]["text"]
+
+
+def test_developer_is_what_templates_call_system(api):
+    answers = [api.ask(PATH, messages=[{"role": role, "content": "Be brief."}, *CAPITAL], temperature=0)
+               for role in ("system", "developer")]
+    assert answers[0]["usage"] == answers[1]["usage"]
+    assert answers[0]["choices"][0]["message"] == answers[1]["choices"][0]["message"]
+
+
+def test_a_client_that_leaves_ends_its_answer(api):
+    with api.client.stream("POST", PATH, json={"model": "demo", "messages": STORY, "ignore_eos": True,
+                                               "max_tokens": 900, "stream": True}) as response:
+        next(response.iter_lines())
+
+    async def until_idle():
+        while (stats := await api.context.engine.stats()).num_running + stats.num_waiting + len(api.context.running):
+            await asyncio.sleep(0.01)
+    api.run(asyncio.wait_for(until_idle(), 60))

@@ -82,6 +82,7 @@ def test_a_second_request_s_prompt_comes_from_the_cache_and_is_counted():
     ({"prompt": TEXT, "suffix": "x"}, "suffix"),
     ({"prompt": TEXT, "n": 2, "best_of": 3}, "best_of"),
     ({"prompt": []}, "prompt"),
+    ({"prompt": ["x"] * 600, "n": 2}, "n"),
     ({"prompt": [[1], "x"]}, None),
     ({"prompt": [99_999_999]}, None),
     ({"prompt": TEXT, "logit_bias": {"x": 1}}, "logit_bias.x"),

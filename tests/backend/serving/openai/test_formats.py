@@ -57,7 +57,7 @@ def test_an_answer_calls_or_has_the_format(api):
 
 @pytest.mark.parametrize("fields, param", [
     ({"response_format": {"type": "xml"}}, "response_format"),
-    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.json_schema"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": FORMAT, "regex": "a"}, "response_format"),
     ({"regex": "("}, None), ({"regex": ""}, "regex"), ({"choice": []}, "choice"), ({"grammar": "start: nothing"}, None),
     ({"tools": [ADD], "grammar": 'start: a\na: "b"'}, None),

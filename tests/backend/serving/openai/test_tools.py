@@ -146,6 +146,17 @@ def test_a_special_token_of_the_format_is_not_in_the_content(api):
     assert "<|" not in json.dumps(choice)
 
 
+def test_what_clients_add_to_an_answer_may_be_sent_back(api):
+    question = [{"role": "user", "content": "Compute 17+25"}]
+    message = ask(api, question)["message"]
+    call, = message["tool_calls"]
+    sent = {**message, "parsed": None, "annotations": None, "audio": None, "function_call": None, "tool_calls": [
+        {**call, "index": 0, "function": {**call["function"], "parsed_arguments": {"a": 17, "b": 25}}}]}
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "42"}
+    answer = ask(api, [*question, sent, result])
+    assert answer == ask(api, [*question, message, result]) and "42" in answer["message"]["content"]
+
+
 RETIRED = [{"name": "add", "parameters": {}}]
 
 

@@ -1,0 +1,95 @@
+"""The listener: what reaches no application, and how the port changes hands once the model is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi")
+
+from starlette.responses import PlainTextResponse
+
+from backend.errors import ConfigError
+from backend.serving.openai.listener import HttpService, LoadingServer, listen
+from backend.serving.server_options import ServerOptions
+
+OPTIONS = ServerOptions(max_header_bytes=4096)
+
+
+def port_of(loading: LoadingServer) -> int:
+    return loading._listener.getsockname()[1]
+
+
+async def get(port: int) -> httpx.Response:
+    async with httpx.AsyncClient() as client:
+        return await client.get(f"http://127.0.0.1:{port}/health")
+
+
+def test_while_the_model_loads_everything_is_503_and_afterwards_the_same_port_answers():
+    async def run() -> None:
+        loading = LoadingServer("127.0.0.1", 0, OPTIONS)
+        await loading.start()
+        port = port_of(loading)
+        answer = await get(port)
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert json.loads(answer.content)["error"]["code"] == "loading"
+        listener = await loading.hand_over()
+        waiting = asyncio.create_task(get(port))  # nobody answers now, but the connection is taken
+        await asyncio.sleep(0.05)
+        server = HttpService(PlainTextResponse("here"), OPTIONS)
+        await server.start(listener)
+        assert (await waiting).text == "here"
+        await loading.stop()  # changes nothing any more
+        assert (await get(port)).text == "here"
+        await server.stop()
+
+    asyncio.run(run())
+
+
+def test_a_load_that_fails_frees_the_port():
+    async def run() -> int:
+        loading = LoadingServer("127.0.0.1", 0, OPTIONS)
+        await loading.start()
+        port = port_of(loading)
+        await loading.stop()
+        return port
+
+    listen("127.0.0.1", asyncio.run(run())).close()
+
+
+def test_a_port_in_use_names_the_option():
+    with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match="--server_port"):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("beginning", [b"GET / HTTP/1.1\r\nhost: a\r\nx-long: ", b"GET /"])
+def test_headers_without_an_end_are_refused_before_they_fill_the_memory(beginning):
+    async def run() -> bytes:
+        listener = listen("127.0.0.1", 0)
+        server = HttpService(PlainTextResponse("here"), OPTIONS)
+        await server.start(listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(beginning)
+        sent = 0
+        try:
+            while sent < 10_000_000:
+                writer.write(b"x" * 1024)
+                await writer.drain()
+                sent += 1024
+                await asyncio.sleep(0)
+        except ConnectionError:
+            pass
+        assert sent < 10_000_000
+        answer = b""
+        with contextlib.suppress(ConnectionError):  # the kernel may drop the answer with what was not read
+            answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        await server.stop()
+        return answer
+
+    answer = asyncio.run(run())
+    assert not answer or answer.split(b"\r\n")[0].split()[1] in (b"431", b"400")

@@ -1,0 +1,125 @@
+"""The watchdog: what it takes for an engine to be stuck, and what then happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from backend.errors import EngineDeadError
+from backend.processes import start_process
+from backend.requests import EngineStats
+from backend.serving.watchdog import EngineWatchdog, ask_for_stacks
+
+IDLE = EngineStats(10, 10, 0, 0, 0, 0, 0, 0, 0)
+BUSY = dataclasses.replace(IDLE, num_running=2, num_waiting=1, num_steps=5)
+PERIOD_S, STUCK_AFTER_S = 0.01, 0.1
+
+
+class FakeEngine:
+    """Answers with `stats`, with an error, or, where it is None, not at all."""
+
+    def __init__(self, stats: EngineStats | EngineDeadError | None) -> None:
+        self.answer = stats
+        self.steps_by_itself = False
+
+    async def stats(self) -> EngineStats:
+        if self.answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if self.steps_by_itself:
+            self.answer = dataclasses.replace(self.answer, num_steps=self.answer.num_steps + 1)
+        return self.answer
+
+
+@contextlib.asynccontextmanager
+async def watching(engine: FakeEngine) -> AsyncIterator[EngineWatchdog]:
+    watchdog = EngineWatchdog(engine, STUCK_AFTER_S, period_s=PERIOD_S)
+    watchdog.start()
+    try:
+        yield watchdog
+    finally:
+        await watchdog.stop()
+
+
+async def until(is_so, timeout_s: float = 20.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end_s, "it never came to be"
+        await asyncio.sleep(PERIOD_S)
+
+
+def run_long(engine: FakeEngine) -> EngineWatchdog:
+    """The watchdog after several times the limit."""
+
+    async def run() -> EngineWatchdog:
+        async with watching(engine) as watchdog:
+            await asyncio.sleep(3 * STUCK_AFTER_S)
+            return watchdog
+
+    return asyncio.run(run())
+
+
+def test_an_idle_engine_is_healthy_however_long_it_does_not_step():
+    watchdog = run_long(FakeEngine(IDLE))
+    assert watchdog.is_healthy and watchdog.stats == IDLE
+
+
+def test_an_engine_that_steps_is_healthy():
+    engine = FakeEngine(BUSY)
+    engine.steps_by_itself = True
+    assert run_long(engine).is_healthy
+
+
+def test_an_engine_with_work_that_does_not_step_is_stuck():
+    watchdog = run_long(FakeEngine(BUSY))
+    assert "no step although 2 requests run and 1 wait" in watchdog.fault
+
+
+def test_an_engine_that_does_not_answer_is_stuck_and_that_is_said_once(caplog):
+    with caplog.at_level(logging.ERROR):
+        watchdog = run_long(FakeEngine(None))
+    assert "answered nothing" in watchdog.fault
+    assert len([record for record in caplog.records if "stacks" in record.message]) == 1
+
+
+def test_an_engine_that_goes_on_is_healthy_again():
+    async def run() -> None:
+        engine = FakeEngine(BUSY)
+        async with watching(engine) as watchdog:
+            await until(lambda: not watchdog.is_healthy)
+            engine.steps_by_itself = True
+            await until(lambda: watchdog.is_healthy)
+
+    asyncio.run(run())
+
+
+def test_a_dead_engine_is_not_healthy_and_the_fault_says_why():
+    assert run_long(FakeEngine(EngineDeadError("the engine's process is gone"))).fault == "the engine's process is gone"
+
+
+def test_a_process_that_hangs_writes_its_stacks(capfd):
+    process = start_process(time.sleep, (60.0,), "hanging")
+    try:
+        written = ""
+        end_s = time.monotonic() + 20
+        while "Current thread" not in written and time.monotonic() < end_s:
+            if _catches_signal(process.pid):
+                ask_for_stacks(process.pid)
+            time.sleep(0.05)
+            written += capfd.readouterr().err
+        assert "Current thread" in written and process.is_alive()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _catches_signal(pid: int) -> bool:
+    """Whether the process has come so far as to handle the signal, which ends it before."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(line.split()[1], 16) >> 9 & 1)
