@@ -36,10 +36,12 @@ def test_answers_to_good_requests_are_as_the_schema_says(api, operation):
     @settings(max_examples=20, suppress_health_check=list(HealthCheck))
     def ask(case):
         if isinstance(case.body, dict):
+            case.body.pop("timeout", None)  # with a short one 504 is the right answer
             if "model" in case.body:
                 case.body["model"] = "internlm2"
             if limit is not None:
                 case.body[limit] = 2
+            case.body.pop("timeout", None)  # 504 is what a short one asks for
         response = case.call_and_validate(base_url=api.url, checks=CHECKS, timeout=60)
         statuses.add(response.status_code)
 
