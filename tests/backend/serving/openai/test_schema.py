@@ -41,6 +41,7 @@ def test_answers_to_good_requests_are_as_the_schema_says(api, operation):
                 case.body["model"] = "internlm2"
             if limit is not None:
                 case.body[limit] = 2
+            case.body.pop("timeout", None)  # 504 is what a short one asks for
         response = case.call_and_validate(base_url=api.url, checks=CHECKS, timeout=60)
         statuses.add(response.status_code)
 
