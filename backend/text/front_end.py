@@ -141,13 +141,15 @@ class TextOutput:
     finish_reason    None while it goes on; stop also where a stop text was met
     num_kept_tokens  completion tokens that a session remembers: without the id, or the stop text, that ended it
     logprobs         where asked for: of the tokens whose text is complete with this increment. The id that ended the
-                     answer is not among them, nor is what lies in a stop text"""
+                     answer is not among them, nor is what lies in a stop text
+    end_logprob      of the id that ended the answer, which has no text"""
 
     text: str
     output: GenerateOutput
     finish_reason: FinishReason | None
     num_kept_tokens: int
     logprobs: tuple[TokenLogprobs, ...] = ()
+    end_logprob: TokenLogprobs | None = None
 
 
 class Answer:
@@ -180,7 +182,8 @@ class Answer:
         else:
             num_final = bisect.bisect_right(self._ends, self._stop_words.num_shown)
         begin, self._num_given = self._num_given, max(self._num_given, num_final)
-        return TextOutput(text, output, reason, num_kept, tuple(self._logprobs[begin:num_final]))
+        end_logprob = self._logprobs[-1] if has_end_id and not is_cut else None
+        return TextOutput(text, output, reason, num_kept, tuple(self._logprobs[begin:num_final]), end_logprob)
 
     def _push_tokens(self, output: GenerateOutput) -> str:
         """The text that may be shown after these tokens."""

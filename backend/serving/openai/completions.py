@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from backend.requests import FinishReason, GenerateRequest, TokenLogprobs
+from backend.requests import GenerateRequest, TokenLogprobs
 from backend.serving.openai.completions_schema import (
     DEFAULT_MAX_TOKENS,
     MAX_CHOICES_IN_ALL,
@@ -111,9 +111,8 @@ async def _parts(asked: _Asked, context: ApiContext, usage: UsageCount) -> Async
         async for index, increment in increments:
             usage.add(index, increment.output)
             text, tokens = increment.text, increment.logprobs
-            if increment.output.finish_reason is FinishReason.STOP:
-                # The id that ended it has no text, but a place: lm-eval takes the last one off unseen.
-                tokens = (*tokens, *increment.output.logprobs[-1:])
+            if increment.end_logprob is not None:  # it has no text, but a place: lm-eval takes the last one off unseen
+                tokens = (*tokens, increment.end_logprob)
             if index not in begun:
                 begun.add(index)
                 if asked.echoes[index] is not None:

@@ -108,3 +108,65 @@ def test_the_openai_client_reads_answers_and_streams(api):
     assert "".join(deltas) == response.output_text
     assert client.responses.retrieve(response.id).output_text == response.output_text
     type(response).model_validate(response.model_dump(), strict=False)
+
+
+def function(name, description):
+    return {"type": "function", "name": name, "description": description, "parameters": {
+        "type": "object", "properties": {"a": {"type": "int"}, "b": {"type": "int"}}, "required": ["a", "b"]}}
+
+
+TOOLS = [function("add", "Compute the sum of two numbers"), function("mul", "Calculate the product of two numbers")]
+FUNCTIONS = {"add": lambda a, b: a + b, "mul": lambda a, b: a * b}
+
+
+def answer_to(api, stream, **fields):
+    fields = {"temperature": 0, "tools": TOOLS, "max_output_tokens": 120, **fields}
+    return events_of(api, **fields)[-1]["response"] if stream else api.ask(PATH, **fields)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_the_conversation_of_the_tutorials_ends_with_the_right_number(api, stream, goes_on):
+    items = [{"role": "user", "content": "Compute (3+5)*2"}]
+    response, called = answer_to(api, stream, input=items), []
+    while calls := [item for item in response["output"] if item["type"] == "function_call"]:
+        results = []
+        for call in calls:
+            called.append(call["name"])
+            result = FUNCTIONS[call["name"]](**json.loads(call["arguments"]))
+            results.append({"type": "function_call_output", "call_id": call["call_id"], "output": str(result)})
+        items += [*response["output"], *results]
+        earlier = {"input": results, "previous_response_id": response["id"]} if goes_on else {"input": items}
+        response = answer_to(api, stream, **earlier)
+        assert len(called) < 4
+    assert called == ["add", "mul"] and "16" in text_of(response)
+
+
+def test_a_streamed_call_has_its_events(api):
+    events = events_of(api, input="Compute 3+5", temperature=0, tools=TOOLS, max_output_tokens=120,
+                       tool_choice={"type": "function", "name": "mul"})
+    names = [event["type"].removeprefix("response.") for event in events]
+    assert names[2] == "output_item.added" and names[-3:] == [
+        "function_call_arguments.done", "output_item.done", "completed"]
+    call, = events[-1]["response"]["output"]
+    deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+    assert call["name"] == "mul" and "".join(deltas) == call["arguments"]
+    assert json.loads(call["arguments"]).keys() == {"a", "b"} and len(deltas) > 1
+
+
+def test_text_follows_a_schema(api):
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer"}},
+              "required": ["name", "age"], "additionalProperties": False}
+    text = {"format": {"type": "json_schema", "name": "person", "schema": schema, "strict": True}}
+    response = api.ask(PATH, input="Who is the fox?", text=text, temperature=0, max_output_tokens=80)
+    assert json.loads(text_of(response)).keys() == {"name", "age"}
+    assert response["text"] == text
+    anything = api.ask(PATH, input="Who is the fox?", text={"format": {"type": "json_object"}}, seed=2,
+                       max_output_tokens=80)
+    assert text_of(anything).startswith("{")
+
+
+def test_a_schema_that_cannot_be_followed_is_400(api):
+    text = {"format": {"type": "json_schema", "name": "a", "schema": {"type": "nonsense"}}}
+    response = api.post(PATH, input="a", text=text)
+    assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
