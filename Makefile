@@ -8,7 +8,7 @@ VENV := .venv
 TRITON_VENV := .venv-triton
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-gpu lint bench chromium clean help
+.PHONY: demo test test-gpu lint bench chromium npm clean help
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace, serve it, and hold a short conversation with it
@@ -21,7 +21,7 @@ demo: $(VENV)/.installed ## convert the demo checkpoint into ./workspace, serve 
 	'  convert internlm2 /path/to/internlm2-chat-7b hf          convert a model of your own' \
 	'  make test                                                run the whole test suite'
 
-test: $(VENV)/.tested $(TRITON_VENV)/.installed chromium ## the whole test suite, without a GPU
+test: $(VENV)/.tested $(TRITON_VENV)/.installed chromium npm ## the whole test suite, without a GPU
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
@@ -38,8 +38,14 @@ chromium: ## the browser that the web UI's tests drive, from Debian's packages; 
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	|| echo 'note: no chromium here, and no root or no apt-get to install it: the tests of the web UI in a browser are skipped'
 
+# OpenAI's client for Node is tested where there is npm; where it cannot be had, that test is skipped.
+npm: ## OpenAI's client for Node, which an example uses; needs npm
+	@test -d examples/node_modules/openai || { command -v npm >/dev/null \
+	&& npm install --prefix examples --no-audit --no-fund --no-package-lock --silent; } \
+	|| echo 'note: no npm here, or nothing to install from: the test of the Node client is skipped'
+
 clean: ## remove what make made
-	rm -rf $(VENV) $(TRITON_VENV) workspace
+	rm -rf $(VENV) $(TRITON_VENV) workspace examples/node_modules
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12

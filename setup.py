@@ -7,7 +7,7 @@ HTTP = ["aiohttp>=3.11"]  # of the client and of benchmarks.serving
 GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
 TRACING = ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"]
-EXAMPLES = ["openai>=1.68", "langchain-openai>=0.3", "openai-agents>=0.1"]
+EXAMPLES = ["openai>=1.92", "langchain-openai>=0.3", "openai-agents>=0.1"]
 DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "opentelemetry-sdk>=1.30", "pytest", "pytest-timeout", "pytest-xdist",
        "hypothesis", "pexpect", "playwright>=1.50", "psutil", "ruff", "schemathesis>=4.0", "transformers>=5.0",
        "tritonclient[http]>=2.73"]
@@ -45,7 +45,7 @@ setup(
         "client": [*GRPC, *HTTP],
         "webui": ["gradio>=6.0,<7"],
         "calibration": CALIBRATION,
-        "bench": [*HTTP, "transformers>=5.0", "matplotlib>=3.9"],
+        "bench": [*HTTP, "transformers>=5.0", "matplotlib>=3.9", "psutil"],
         "examples": EXAMPLES,
         "dev": DEV,
     },

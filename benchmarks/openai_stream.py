@@ -101,7 +101,7 @@ async def ask(api: Api, http: aiohttp.ClientSession, prompt: str, num_new_tokens
                 await _read(response, outcome, start_s)
     except asyncio.TimeoutError:
         outcome.error = "no whole answer in time"
-    except (aiohttp.ClientError, OSError) as error:
+    except (aiohttp.ClientError, OSError, ValueError, LookupError) as error:  # the last two: no answer of this API
         outcome.error = f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS]
     outcome.ended_s = time.perf_counter() - start_s
     return outcome
@@ -122,7 +122,7 @@ async def _read(response: aiohttp.ClientResponse, outcome: Outcome, start_s: flo
             if "error" in event:
                 outcome.error = str(event["error"])[:ERROR_CHARACTERS]
                 return
-            for choice in event["choices"]:
+            for choice in event.get("choices") or ():
                 if _has_text(choice):
                     _note_part(outcome, now_s)
                 if choice.get("finish_reason") is not None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import aiohttp
 import click
+import psutil
 
 from benchmarks import serving_figures, serving_load, serving_plot
 from benchmarks.openai_stream import Api, Outcome, ask, count_tokens, models
@@ -62,18 +63,23 @@ class Rates(click.ParamType):
 @click.option("--extra", default="{}", help="JSON of fields for every request; null takes one away.")
 @click.option("--timeout_s", default=600.0, help="An answer that takes longer is lost.")
 @click.option("--seed", default=0)
+@click.option("--server_pid", type=int, help="The server's front end, a process of this machine: its CPU time per "
+                                             "token is kept too.")
 @click.option("--server", default="Millrace", help="What the picture calls the server; name its version.")
 @click.option("--json", "file", default="serving.json", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="[default: the JSON's name with .svg]")
 def main(url: str, rates: tuple[float, ...], duration_s: float, num_requests: int | None, lengths: str,
          dataset: Path | None, endpoint: str, model: str | None, api_key: str | None, natural_ends: bool, extra: str,
-         timeout_s: float, seed: int, server: str, file: Path, plot: Path | None) -> None:
+         timeout_s: float, seed: int, server_pid: int | None, server: str, file: Path, plot: Path | None) -> None:
     if num_requests is None and any(map(math.isinf, rates)):
         raise click.ClickException("a rate of inf needs --num_requests")
     url = url.rstrip("/").removesuffix("/v1")
+    if server_pid is not None and not psutil.pid_exists(server_pid):
+        raise click.ClickException(f"--server_pid {server_pid} is no process of this machine")
     api = Api(url, model or _first_model(url, api_key), endpoint, api_key,
               ({} if natural_ends else {"ignore_eos": True}) | _extra(extra))
-    figures = asyncio.run(_measure(api, rates, duration_s, num_requests, lengths, dataset, timeout_s, seed))
+    front_end = psutil.Process(server_pid) if server_pid else None
+    figures = asyncio.run(_measure(api, rates, duration_s, num_requests, lengths, dataset, timeout_s, seed, front_end))
     save(file, {"server": server, "model": api.model, "endpoint": endpoint, "lengths": str(dataset or lengths),
                 "seed": seed, "natural_ends": natural_ends, "runs": figures})
     plot = plot or file.with_suffix(".svg")
@@ -82,7 +88,8 @@ def main(url: str, rates: tuple[float, ...], duration_s: float, num_requests: in
 
 
 async def _measure(api: Api, rates: tuple[float, ...], duration_s: float, num_requests: int | None, lengths: str,
-                   dataset: Path | None, timeout_s: float, seed: int) -> list[dict[str, Any]]:
+                   dataset: Path | None, timeout_s: float, seed: int,
+                   front_end: psutil.Process | None) -> list[dict[str, Any]]:
     async with api.http(timeout_s) as http:
         try:
             tokens_per_word = await _probe(api, http)
@@ -96,7 +103,8 @@ async def _measure(api: Api, rates: tuple[float, ...], duration_s: float, num_re
             count = num_requests or max(1, round(rate * duration_s))
             asks = list(itertools.islice(_asks(lengths, dataset, rng, tokens_per_word), count))
             prompts = [serving_load.prompt_text(ask_, rng, tokens_per_word) for ask_ in asks]
-            figures.append(await _run(api, http, rate, serving_load.arrival_times(rng, rate, count), prompts, asks))
+            due_s = serving_load.arrival_times(rng, rate, count)
+            figures.append(await _run(api, http, rate, due_s, prompts, asks, front_end))
             click.echo(serving_figures.row(figures[-1]))
             for error, times in figures[-1]["errors"].items():
                 click.echo(f"    {times} x {error}", err=True)
@@ -104,15 +112,25 @@ async def _measure(api: Api, rates: tuple[float, ...], duration_s: float, num_re
 
 
 async def _run(api: Api, http: aiohttp.ClientSession, rate: float, due_s: list[float], prompts: list[str],
-               asks: list[Ask]) -> dict[str, Any]:
+               asks: list[Ask], front_end: psutil.Process | None) -> dict[str, Any]:
     """Sends every request when it is due, and waits for all answers."""
-    cpu_s, start_s, tasks = time.process_time(), time.perf_counter(), []
+    tasks, server_cpu_s = [], _cpu_s(front_end)
+    cpu_s, start_s = time.process_time(), time.perf_counter()
     for due, prompt, size in zip(due_s, prompts, asks, strict=True):
         if (wait_s := due - (time.perf_counter() - start_s)) > 0:
             await asyncio.sleep(wait_s)
         tasks.append(asyncio.create_task(ask(api, http, prompt, size.num_new_tokens, Outcome(due), start_s)))
     outcomes = await asyncio.gather(*tasks)
-    return serving_figures.figures(rate, outcomes, time.process_time() - cpu_s)
+    cpu_s = time.process_time() - cpu_s
+    return serving_figures.figures(rate, outcomes, cpu_s, _cpu_s(front_end) - server_cpu_s if front_end else None)
+
+
+def _cpu_s(process: psutil.Process | None) -> float:
+    """That a process has had so far, without its children, as an engine may be one."""
+    if process is None:
+        return 0.0
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 async def _probe(api: Api, http: aiohttp.ClientSession) -> TokensPerWord:

@@ -16,11 +16,13 @@ COLUMNS = (("rate", 8), ("answers", 9), ("lost", 6), ("req/s", 8), ("out tok/s",
            *((f"TTFT p{q}", 10) for q in PERCENTILES), *((f"ITL p{q}", 9) for q in PERCENTILES), ("client", 8))
 
 
-def figures(rate: float, outcomes: Sequence[Outcome], cpu_s: float) -> dict[str, Any]:
+def figures(rate: float, outcomes: Sequence[Outcome], cpu_s: float, server_cpu_s: float | None = None
+            ) -> dict[str, Any]:
     """Of one run.
 
-    rate   requests per second that were asked for
-    cpu_s  of this process meanwhile
+    rate          requests per second that were asked for
+    cpu_s         of this process meanwhile
+    server_cpu_s  of the server's front end, where it is known
     Waiting is counted from when a request was due, so that a client that is late cannot hide a server that is. Both
     rates are over the time until the last answer."""
     whole = [outcome for outcome in outcomes if outcome.error is None]
@@ -47,6 +49,7 @@ def figures(rate: float, outcomes: Sequence[Outcome], cpu_s: float) -> dict[str,
         "sent_late_ms": spread([(outcome.sent_s - outcome.due_s) * 1e3 for outcome in outcomes]),
         "client_cpu_share": round(cpu_s / duration_s, 3),
         "client_cpu_us_per_part": round(cpu_s / num_parts * 1e6, 1) if num_parts else None,
+        "server_cpu_us_per_token": round(server_cpu_s / num_new * 1e6, 1) if server_cpu_s and num_new else None,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from client.connection import CONTROL_TIMEOUT_S
-from client.errors import ChatError, DeadlineError, ServerAwayError
+from client.errors import ChatError, DeadlineError
 from client.http_connection import model_info
 from client.http_target import HttpTarget
 from client.openai_wire import CHAT_PATH, HEALTH_PATH, MODELS_PATH, AnswerReader, encode_chat, refusal
@@ -55,7 +55,8 @@ class AsyncHttpConnection:
             if not waiting.is_left:
                 raise
         finally:
-            del self._answers[inputs["CORRID"]]
+            if self._answers.get(inputs["CORRID"]) is waiting:
+                del self._answers[inputs["CORRID"]]
             if response is not None:
                 response.close()
         if waiting.is_left:
@@ -110,13 +111,11 @@ class AsyncHttpConnection:
         try:
             yield
         except aiohttp.ConnectionTimeoutError:
-            raise ServerAwayError(f"{self.target.address} is not available (no connection in time); check the address, "
-                                  "start the server, or wait") from None
+            raise self.target.no_connection("no connection in time") from None
         except asyncio.TimeoutError:
             raise DeadlineError(f"{self.target.address} did not answer in time; allow a longer timeout_s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ServerAwayError(f"{self.target.address} is not available ({error}); check the address, start the "
-                                  "server, or wait") from error
+            raise self.target.no_connection(error) from error
 
 
 class Waiting:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from client.connection import CONTROL_TIMEOUT_S
-from client.errors import ChatError, DeadlineError, ServerAwayError, ServerFailedError
+from client.errors import ChatError, DeadlineError, ServerFailedError
 from client.http_target import HttpTarget
 from client.openai_wire import CHAT_PATH, HEALTH_PATH, MODELS_PATH, AnswerReader, encode_chat, refusal
 from client.server_info import ServerInfo
@@ -52,7 +52,8 @@ class HttpConnection:
             if not exchange.is_left:
                 raise
         finally:
-            del self._answers[inputs["CORRID"]]
+            if self._answers.get(inputs["CORRID"]) is exchange:  # sessions may share an id: here it names nothing
+                del self._answers[inputs["CORRID"]]
             exchange.close()
         if exchange.is_left:
             yield from reader.aborted()
@@ -147,8 +148,7 @@ class Exchange:
         except TimeoutError:
             raise DeadlineError(f"{self._target.address} did not answer in time; allow a longer timeout_s") from None
         except (OSError, http.client.IncompleteRead) as error:
-            raise ServerAwayError(f"{self._target.address} is not available ({error}); check the address, start the "
-                                  "server, or wait") from error
+            raise self._target.no_connection(error) from error
         except http.client.HTTPException as error:
             raise ServerFailedError(f"{self._target.address} does not speak HTTP ({error!r}); check the address"
                                     ) from error

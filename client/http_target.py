@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from client.connection import Tls
-from client.errors import RequestRefusedError
+from client.errors import ChatError, RequestRefusedError, ServerAwayError
 from protocol.ports import OPENAI_PORT
 
 
@@ -50,3 +50,11 @@ class HttpTarget:
         path = url.path.rstrip("/").removesuffix("/v1")
         return cls(f"{url.scheme}://{url.netloc}{path}", url.hostname, port or (443 if is_tls else 80), path, headers,
                    (tls or Tls()).context() if is_tls else None, timeout_s)
+
+    def no_connection(self, error: Exception | str) -> ChatError:
+        """The error of a connection that could not be made, or broke."""
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return RequestRefusedError(f"{self.address} has a certificate that is not trusted ({error}); name the "
+                                       "authority that signed it: Tls(ca=FILE), or --tls_ca")
+        return ServerAwayError(f"{self.address} is not available ({error}); check the address, start the server, or "
+                               "wait")

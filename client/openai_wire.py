@@ -79,8 +79,8 @@ class AnswerReader:
             raise error_of_status(500, message, code, "the server")
         self._usage = event.get("usage") or self._usage
         parts = []
-        for choice in event["choices"]:
-            text = choice["delta"].get("content") or ""
+        for choice in event.get("choices") or ():
+            text = (choice.get("delta") or {}).get("content") or ""
             if text:
                 self._num_parts += 1
                 parts.append(Increment(text, None, 0, 0, self._num_parts, 0))

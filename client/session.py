@@ -1,4 +1,4 @@
-"""Session: one conversation whose memory the server keeps between turns.
+"""Session: one conversation, whose memory the server keeps between turns where its protocol has sessions.
 
 Owns the turn that runs, so that only one does and any thread can stop it. What to send is conversation.py's, how it
 travels connection.py's or http_connection.py's. Made by ChatClient.session(); async_session.py is its twin."""

@@ -102,7 +102,7 @@ def test_engine_imports_no_torch_itself(module):
 
 @pytest.mark.parametrize("module", ["backend.engine.scheduler", "backend.requests", "backend.steps", "backend.config",
                                     "backend.memory_plan", "backend.model_source", "backend.chat", "backend.plan",
-                                    "converter.__main__"])
+                                    "converter.__main__", "client.__main__"])
 def test_deciding_and_reading_a_command_line_need_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -26,7 +26,7 @@ from backend.text.grammar import MAX_GRAMMAR_CHARACTERS
 from backend.text.grammar_compiler import GrammarCompiler, reason
 from backend.text.tokenizer import Tokenizer
 
-CPU_LIMIT_S = 0.4  # of one check; usual schemas take 0.005
+CPU_LIMIT_S = 0.3  # of one check, and so of what the engine may wait for; usual schemas take 0.005
 WALL_LIMIT_S = 0.9  # on a busy machine
 MEMORY_LIMIT_BYTES = 1 << 30
 # Less than any thread of the engine has, so that what passes here does not overflow there.

@@ -159,9 +159,9 @@ def _status(view: View) -> str:
         {"abort": "cancelled", "length": "stopped at the length limit"}.get(usage.finish_reason),
         f"{usage.tokens_per_s:,.0f} tokens/s" if usage.tokens_per_s else "",
         f"{usage.num_completion_tokens:,} tokens in this answer",
-        f"{session} of the session used",
-        f"{usage.num_cached_tokens:,} cached",
     ]
+    if usage.num_session_tokens:  # over HTTP known with the last part only
+        facts += [f"{session} of the session used", f"{usage.num_cached_tokens:,} cached"]
     return " · ".join(f"<span>{fact}</span>" for fact in facts if fact)
 
 

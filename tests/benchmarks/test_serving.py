@@ -45,6 +45,7 @@ def test_every_answer_of_a_run_is_counted_with_the_tokens_that_the_server_counte
         assert figure["tokens_per_part"] == 1
         assert 0 < figure["ttft_ms"]["p50"] <= figure["ttft_ms"]["p99"] <= figure["ttft_ms"]["max"]
         assert figure["itl_ms"]["mean"] > 0
+        assert figure["server_cpu_us_per_token"] is None
     assert kept["runs"][0]["most_at_once"] == 20
     asked = server.requests[-1]
     assert (asked["stream"], asked["max_tokens"], asked["ignore_eos"]) == (True, 7, True)
@@ -102,6 +103,7 @@ def test_equal_seeds_give_equal_loads_and_others_do_not(server, tmp_path):
     (["--rates", "inf"], "needs --num_requests"),
     (["--lengths", "long"], "--lengths long is not known"),
     (["--extra", "[]"], "is no JSON object"),
+    (["--server_pid", "999999999"], "is no process of this machine"),
     (["--api_key", "wrong"], "does not name a model"),
 ])
 def test_wrong_input_is_one_line(server, tmp_path, arguments, message):
@@ -151,7 +153,8 @@ def test_a_prompt_has_as_many_tokens_as_it_should():
 def test_waiting_is_counted_from_when_a_request_was_due():
     late = Outcome(due_s=1.0, sent_s=3.0, first_s=4.0, last_s=4.5, ended_s=5.0, gaps_s=[0.5], num_new_tokens=4,
                    error=None)
-    figure = serving_figures.figures(1.0, [late], cpu_s=0.5)
+    figure = serving_figures.figures(1.0, [late], cpu_s=0.5, server_cpu_s=0.002)
+    assert figure["server_cpu_us_per_token"] == 500
     assert (figure["ttft_ms"]["p50"], figure["sent_late_ms"]["max"], figure["itl_ms"]["p99"]) == (3000, 2000, 500)
     assert (figure["output_tokens_per_s"], figure["tokens_per_part"], figure["client_cpu_share"]) == (0.8, 2, 0.1)
 

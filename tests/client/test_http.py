@@ -170,6 +170,14 @@ def test_cancel_before_the_first_word_ends_the_request(client, server):
     wait_until(lambda: server.num_running == 0)
 
 
+def test_sessions_of_one_id_do_not_meet(client):
+    first, second = client.session(7), client.session(7)
+    parts = first.stream("one two")
+    next(parts)
+    assert second.infer("three").text == "I heard 1: three "
+    assert "".join(part.text for part in parts) == "heard 1: one two "
+
+
 def test_leaving_the_loop_ends_the_answer_on_the_server(client, server):
     session = client.session()
     for _ in session.stream("forever"):
@@ -305,10 +313,13 @@ def test_tls_trusts_the_authority_it_is_given_and_no_other(certificate):
             if part.num_completion_tokens == 3:
                 threading.Thread(target=session.cancel).start()
         assert part.finish_reason == "abort"
-    with ChatClient(server.url) as client, pytest.raises(ServerAwayError, match="certificate"):
+    with ChatClient(server.url) as client, pytest.raises(RequestRefusedError, match="--tls_ca"):
         client.session().infer("hello")
 
     async def asked() -> str:
+        async with AsyncChatClient(server.url) as client:
+            with pytest.raises(RequestRefusedError, match="--tls_ca"):
+                await client.session().infer("hello")
         async with AsyncChatClient(server.url, tls=tls) as client:
             return (await client.session().infer("hello")).text
 

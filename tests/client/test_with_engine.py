@@ -20,8 +20,9 @@ SESSION_LEN = 512
 @pytest.fixture(scope="module")
 def client():
     ports = [str(port) for port in free_ports(2)]
-    command = [sys.executable, "-m", "backend.serve", "demo/checkpoint", "internlm2", "--host", "127.0.0.1",
-               "--port", ports[0], "--http_port", ports[1], "--session_len", str(SESSION_LEN), "--max_batch_size", "4"]
+    command = [sys.executable, "-m", "backend.serve", "demo/checkpoint", "internlm2", "--api", "kserve",
+               "--host", "127.0.0.1", "--port", ports[0], "--http_port", ports[1],
+               "--session_len", str(SESSION_LEN), "--max_batch_size", "4"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         try:

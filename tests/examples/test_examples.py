@@ -37,23 +37,23 @@ def test_chat_with_openais_client(base_url):
     assert "Ada" in greeting and counts.endswith("new ones)") and recalled == "Your name is Ada."
 
 
-def test_tools_with_openais_client(base_url, tools):
+def test_tools_with_openais_client(base_url):
     *calls, answer = run(base_url, sys.executable, "openai_tools.py").splitlines()
     assert [call.partition("(")[0] for call in calls] == ["add", "mul"]
     assert calls[1].endswith("= 16") and "16" in answer
 
 
-def test_json_schema_with_openais_client(base_url, json_schema):
+def test_json_schema_with_openais_client(base_url):
     total, animal = run(base_url, sys.executable, "openai_json.py").splitlines()
     assert total.startswith("{'sum': ") and animal.startswith("Animal(kind='")
 
 
-def test_langchain(base_url, tools):
+def test_langchain(base_url):
     recalled, answer = run(base_url, sys.executable, "langchain_chat.py").splitlines()
     assert recalled == "Your name is Ada." and "16" in answer
 
 
-def test_openais_agents_sdk(base_url, tools):
+def test_openais_agents_sdk(base_url):
     assert "16" in run(base_url, sys.executable, "agents_tools.py")
 
 

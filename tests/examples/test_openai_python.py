@@ -131,7 +131,7 @@ def test_a_stream_that_is_left_ends_on_the_server(client, server):
 
 @pytest.mark.parametrize("number", ["integer", "int"])
 @pytest.mark.parametrize("role", ["tool", "environment"])
-def test_add_and_multiply_ends_with_the_right_number(client, tools, number, role):
+def test_add_and_multiply_ends_with_the_right_number(client, number, role):
     """As tutorials of function calling do it; `int` and `environment` are those of InternLM's."""
     messages, called = list(PRODUCT_OF_SUM), []
     while True:
@@ -148,7 +148,7 @@ def test_add_and_multiply_ends_with_the_right_number(client, tools, number, role
     assert called == ["add", "mul"] and "16" in choice.message.content and choice.finish_reason == "stop"
 
 
-def test_streamed_calls_are_those_that_are_not_streamed(client, tools):
+def test_streamed_calls_are_those_that_are_not_streamed(client):
     whole = client.chat.completions.create(model=MODEL, messages=PRODUCT_OF_SUM, temperature=0,
                                            tools=functions("integer")).choices[0]
     with client.chat.completions.stream(model=MODEL, messages=PRODUCT_OF_SUM, temperature=0,
@@ -162,7 +162,7 @@ def test_streamed_calls_are_those_that_are_not_streamed(client, tools):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "mul"}}])
-def test_a_call_can_be_demanded(client, tools, choice):
+def test_a_call_can_be_demanded(client, choice):
     answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello!"}],
                                             temperature=0, tools=functions("integer"), tool_choice=choice).choices[0]
     arguments = json.loads(answer.message.tool_calls[0].function.arguments)
@@ -176,9 +176,28 @@ class Answer(BaseModel):
     is_right: bool
 
 
-def test_parse_gives_an_object_of_the_class(client, json_schema):
+def test_parse_gives_an_object_of_the_class(client):
     parsed = client.chat.completions.parse(model=MODEL, messages=SUM, temperature=0, response_format=Answer)
     assert isinstance(parsed.choices[0].message.parsed, Answer)
     with client.chat.completions.stream(model=MODEL, messages=SUM, temperature=0, response_format=Answer) as stream:
         streamed = stream.get_final_completion()
     assert streamed.choices[0].message.parsed == parsed.choices[0].message.parsed
+
+
+def test_responses_say_what_chats_say_and_follow_one_another(client):
+    asked = client.responses.create(model=MODEL, input="My name is Ada.", temperature=0)
+    assert "Ada" in asked.output_text and asked.status == "completed"
+    recalled = client.responses.create(model=MODEL, input="What is my name?", temperature=0,
+                                       previous_response_id=asked.id)
+    assert recalled.output_text == "Your name is Ada."
+    with client.responses.stream(model=MODEL, input=SUM[0]["content"], temperature=0) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        assert stream.get_final_response().output_text == text == ANSWER
+
+
+def test_a_text_is_completed_streamed_and_not(client):
+    whole = client.completions.create(model=MODEL, prompt="Once there was", temperature=0, max_tokens=12)
+    streamed = client.completions.create(model=MODEL, prompt="Once there was", temperature=0, max_tokens=12,
+                                         stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == whole.choices[0].text != ""
+    assert whole.choices[0].finish_reason == "length" and whole.usage.completion_tokens == 12

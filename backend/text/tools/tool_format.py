@@ -53,12 +53,12 @@ def find_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
         return None
     special = frozenset(marker for marker in _MARKERS if tokenizer.token_to_id(marker) in tokenizer.special_ids)
     source = template.tool_source
-    if special >= {"<|action_start|>", CALL_END, "<|plugin|>"}:
-        return internlm_format(special)
     if "<tool_call>" in source and "<parameter=" not in source:  # with <parameter=> calls are XML, not JSON
         return hermes_format(special)
     if "ipython" in source:
         return llama_format(special)
+    if special >= {"<|action_start|>", CALL_END, "<|plugin|>"}:
+        return internlm_format(special)
     return None
 
 

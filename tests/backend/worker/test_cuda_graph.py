@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import functools
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from backend.requests import SamplingParams
 from backend.steps import ScheduledRow, StepPlan
+from converter.tokenizer import prepare_tokenizer
 from tests.backend.step_driver import StepDriver
 from tests.backend.tiny_model import tiny_source
 
@@ -18,8 +22,17 @@ pytestmark = pytest.mark.gpu
 
 
 def make_driver(dtype: str = "float32", **options: object) -> StepDriver:
-    return StepDriver(tiny_source(device="cuda", head_dim=64, max_batch_size=MAX_BATCH_SIZE, max_prefill_tokens=2048,
-                                  cache_max_entry_count=16 * MAX_BATCH_SIZE, dtype=dtype, **options))
+    source = tiny_source(device="cuda", head_dim=64, max_batch_size=MAX_BATCH_SIZE, max_prefill_tokens=2048,
+                         cache_max_entry_count=16 * MAX_BATCH_SIZE, dtype=dtype, **options)
+    return StepDriver(replace(source, tokenizer_dir=tokenizer_dir()))
+
+
+@functools.cache
+def tokenizer_dir() -> Path:
+    """The demo model's, whose first tokens are single bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="millrace-"))
+    prepare_tokenizer(Path(__file__).parents[3] / "demo/checkpoint", folder, None)
+    return folder
 
 
 def prompt(row: int) -> list[int]:
@@ -52,11 +65,12 @@ GREEDY = SamplingParams(temperature=0.0)
 DRAWN = SamplingParams(temperature=1.2, top_k=30, top_p=0.9, min_p=0.01)
 PENALISED = SamplingParams(temperature=0.9, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.2)
 WITH_LOGPROBS = SamplingParams(temperature=1.2, top_p=0.9, repetition_penalty=1.2, logprobs=2)
+CONSTRAINED = SamplingParams(temperature=1.5, grammar="start: /[A-Z]+/")
 BIASED = SamplingParams(temperature=0.0, logit_bias=((7, 4.0),), presence_penalty=1.0)
 
 
 @pytest.mark.parametrize("requests", [[GREEDY], [DRAWN], [PENALISED], [GREEDY, DRAWN, PENALISED],
-                                      [DRAWN, WITH_LOGPROBS, PENALISED, BIASED]])
+                                      [DRAWN, WITH_LOGPROBS, PENALISED, BIASED], [DRAWN, CONSTRAINED, PENALISED]])
 def test_graphs_give_the_tokens_of_launched_steps_while_rows_come_and_go(requests: list[SamplingParams]) -> None:
     """Other requests in each row; what a graph does not do is sampled after it."""
     found = []

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from backend.errors import CapacityError, CheckpointError, ConfigError, EngineDeadError
 from backend.requests import SamplingParams
-from backend.steps import RowSetup, ScheduledRow, StepPlan, StepResult
+from backend.steps import GrammarEnd, RowSetup, ScheduledRow, StepPlan, StepResult
+from backend.text.tokenizer import Tokenizer
 from backend.worker import process_executor
 from backend.worker.executor import Executor, start_executor
 from backend.worker.process_executor import ProcessExecutor
+from converter.tokenizer import prepare_tokenizer
 from tests.backend.tiny_model import TinySource, tiny_source
 
 PROMPT = tuple(range(3, 40))
@@ -59,6 +62,38 @@ def test_two_ranks_give_the_tokens_and_logprobs_of_one(quant_policy: int, tolera
     finally:
         one.close()
         two.close()
+
+
+def test_two_ranks_follow_grammars_alike(tmp_path: Path) -> None:
+    """Each makes its own masks; a token on which they differed would change what both compute from then on."""
+    prepare_tokenizer(Path(__file__).parents[3] / "demo/checkpoint", tmp_path, None)
+    found = []
+    for tp in (1, 2):
+        source = replace(tiny_source(vocab_size=3072, tp=tp), tokenizer_dir=tmp_path)
+        executor = start(source)
+        try:
+            found.append([executor.launch(plan).wait() for plan in grammar_plans(16)])
+        finally:
+            executor.close()
+    assert found[0] == found[1]
+    ended = found[0][-1].tokens[0]
+    assert ended.grammar_end == GrammarEnd()
+    tokenizer = Tokenizer(tmp_path)
+    for row, grammar in ((0, "[a-f]{8}"), (1, "[0-9]+")):
+        ids = [token.token_id for result in found[0] for token in result.tokens
+               if token.row == row and token.grammar_end is None]
+        assert re.fullmatch(grammar, tokenizer.decode(ids))
+
+
+def grammar_plans(count: int) -> list[StepPlan]:
+    """Two drawn sequences: one whose grammar ends and one whose grammar could go on; the id 2 cannot end it."""
+    requests = [SamplingParams(temperature=1.2, grammar=f"start: /{grammar}/", ignore_eos=True)
+                for grammar in ("[a-f]{8}", "[0-9]+")]
+    setups = tuple(RowSetup(row, PROMPT, 37, tuple(range(4 * row, 4 * row + 4)), request, (), row)
+                   for row, request in enumerate(requests))
+    first = StepPlan(0, setups, tuple(ScheduledRow(row, 0, 37, (), True) for row in range(2)))
+    return [first, *(StepPlan(step, (), tuple(ScheduledRow(row, 36 + step, 1, (), True) for row in range(2)))
+                     for step in range(1, count))]
 
 
 @pytest.mark.multi_gpu

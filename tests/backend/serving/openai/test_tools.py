@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.backend.serving.openai.conftest import Api
+from backend.model_source import open_model
+from backend.serving.openai.running_answers import RunningAnswers
+from backend.serving.openai.server import OpenAiServer
+from backend.text.chat_template_option import read_chat_template
+from backend.text.front_end import TextFrontEnd
+from tests.backend.serving.openai.conftest import ANSWER_TIMEOUT_S, CHECKPOINT, Api
 
 PATH = "/v1/chat/completions"
 
@@ -34,11 +43,14 @@ def ask(api: Api, messages: list[dict[str, Any]], stream: bool = False, **fields
 
 
 def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
-    content, calls, reason = "", [], None
+    content, calls, reason, logprobs = "", [], None, None
     for choice in (choice for event in events for choice in event["choices"] if choice["index"] == index):
         assert reason is None
         delta, reason = choice["delta"], choice["finish_reason"]
         content += delta.get("content") or ""
+        if choice["logprobs"] is not None:
+            logprobs = {"content": [*(logprobs or {"content": []})["content"], *choice["logprobs"]["content"]],
+                        "refusal": None}
         for call in delta.get("tool_calls", ()):
             if call["index"] == len(calls):
                 assert call["type"] == "function" and call["id"] and call["function"]["name"]
@@ -49,7 +61,7 @@ def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if calls:
         message |= {"content": content or None, "tool_calls": calls}
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
 def without_ids(choice: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +94,10 @@ def test_the_conversation_of_the_tutorials_ends_with_the_right_number(api, strea
     assert "tool_calls" not in choice["message"]
 
 
-def test_streamed_and_unstreamed_answers_are_equal_for_every_choice(api):
+@pytest.mark.parametrize("has_logprobs", [False, True])
+def test_streamed_and_unstreamed_answers_are_equal_for_every_choice(api, has_logprobs):
     fields = {"messages": [{"role": "user", "content": "Compute 17+25"}], "tools": TOOLS, "n": 3, "seed": 3,
-              "temperature": 1.0, "max_tokens": 80}
+              "temperature": 1.0, "max_tokens": 80, "logprobs": has_logprobs}
     whole, events = api.ask(PATH, **fields), api.stream(PATH, **fields)
     for index, choice in enumerate(whole["choices"]):
         assert without_ids(joined(events, index)) == without_ids(choice)
@@ -146,6 +159,86 @@ def test_a_special_token_of_the_format_is_not_in_the_content(api):
     assert "<|" not in json.dumps(choice)
 
 
+def test_after_calls_an_answer_without_tools_knows_their_results(api):
+    question = [{"role": "user", "content": "Compute 17+25"}]
+    message = ask(api, question)["message"]
+    result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "42"}
+    for fields in ({"tool_choice": "none"}, {"tools": None}):
+        answer = ask(api, [*question, message, result], **fields)
+        assert answer["finish_reason"] == "stop" and "42" in answer["message"]["content"]
+
+
+@contextlib.contextmanager
+def with_template(api: Api, name: str) -> Iterator[Api]:
+    """The same engine behind a server whose model seems to be of another family."""
+    source = open_model(CHECKPOINT, "internlm2")
+    front_end = TextFrontEnd(source, read_chat_template(name, source.tokenizer_dir))
+    context = dataclasses.replace(api.context, front_end=front_end, running=RunningAnswers())
+    server = OpenAiServer(context)
+    port = api.run(server.start("127.0.0.1", 0))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_TIMEOUT_S) as client:
+            yield Api(server, context, port, api.loop, client)
+    finally:
+        api.run(server.stop(grace_s=0))
+
+
+def test_the_end_of_a_call_is_not_the_end_of_an_answer_where_the_template_says_so(api):
+    """The built-in template's stop texts have <|action_end|>, for clients that read the calls themselves."""
+    with with_template(api, "internlm2") as other:
+        choice = ask(other, [{"role": "user", "content": "Compute 17+25"}])
+        assert call_of(choice) == ("add", {"a": 17, "b": 25}) and choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parallel_calls_have_indices_and_ids_of_their_own(api, stream):
+    end_ids = [str(api.context.front_end.tokenizer.token_to_id(token)) for token in ("<|im_end|>", "</s>")]
+    calls = ask(api, [{"role": "user", "content": "Compute 17+25"}], stream, max_tokens=150,
+                logit_bias=dict.fromkeys(end_ids, -100))["message"]["tool_calls"]
+    assert len(calls) > 2 and len({call["id"] for call in calls}) == len(calls)
+    for call in calls[:-1]:  # the last one may be cut off
+        assert call["function"]["name"] in FUNCTIONS
+        assert json.loads(call["function"]["arguments"]).keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1"])
+def test_a_call_that_must_be_made_is_made_in_the_format_of_each_family(api, name):
+    choose = {"type": "function", "function": {"name": "choose", "parameters": {
+        "type": "object", "properties": {"side": {"enum": ["left", "right }"]}, "sure": {"type": "bool"}},
+        "required": ["side", "sure"]}}}
+    with with_template(api, name) as other:
+        assert other.context.front_end.tool_format.name == ("Llama 3.1" if name == "llama3.1" else "Hermes")
+        for stream in (False, True):
+            choice = ask(other, [{"role": "user", "content": "Left or right?"}], stream, tools=[choose],
+                         tool_choice="required", parallel_tool_calls=False)
+            called, arguments = call_of(choice)
+            assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+            assert called == "choose" and arguments.keys() == {"side", "sure"}
+            assert arguments["side"] in ("left", "right }") and isinstance(arguments["sure"], bool)
+
+
+def test_a_model_whose_calls_cannot_be_read_takes_no_tools(api):
+    with with_template(api, "vicuna") as other:
+        response = other.post(PATH, messages=[{"role": "user", "content": "x"}], tools=TOOLS)
+        assert response.status_code == 400 and "takes no tools" in response.json()["error"]["message"]
+
+
+POINT = {"type": "json_schema", "json_schema": {"name": "point", "schema": {
+    "type": "object", "properties": {"x": {"type": "int"}}, "required": ["x"], "additionalProperties": False}}}
+
+
+@pytest.mark.parametrize("tool_choice, reasons", [("auto", {"tool_calls", "stop"}), ("none", {"stop"}),
+                                                  ("required", {"tool_calls"})])
+def test_an_answer_calls_or_has_its_response_format(api, tool_choice, reasons):
+    choice = ask(api, [{"role": "user", "content": "Compute 17+25"}], tool_choice=tool_choice, response_format=POINT,
+                 parallel_tool_calls=False)
+    assert choice["finish_reason"] in reasons
+    if choice["finish_reason"] == "tool_calls":
+        assert choice["message"]["content"] is None and call_of(choice)[1].keys() == {"a", "b"}
+    else:
+        assert json.loads(choice["message"]["content"]).keys() == {"x"}
+
+
 def test_what_clients_add_to_an_answer_may_be_sent_back(api):
     question = [{"role": "user", "content": "Compute 17+25"}]
     message = ask(api, question)["message"]
@@ -172,6 +265,8 @@ RETIRED = [{"name": "add", "parameters": {}}]
     ({"function_call": "auto"}, "function_call", "use tool_choice"),
     ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}]},
      "messages[0].function_call", "tool_calls"),
+    ({"grammar": 'start: a\na: "b"'}, None, "cannot be followed beside tools"),
+    ({"tools": [tool("f", "", a="what")]}, None, "Invalid type: what"),
     ({"messages": [{"role": "function", "name": "add", "content": "3"}]}, "messages[0].role", "tool"),
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{oops"}}]}]}, None, "not JSON"),
