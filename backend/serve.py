@@ -155,7 +155,7 @@ class _OpenAiOpener:
             from backend.serving.openai.workers import OpenAiWorkers, WorkerSetup
 
             setup = WorkerSetup(self._source, self._chat_template, self._model_names, engine.address, self._options)
-            return OpenAiWorkers(setup, self._loading)
+            return OpenAiWorkers(setup, operations, self._loading)
         return EmbeddedOpenAi(ApiContext(self._front_end, engine, self._model_names), operations, self._loading)
 
 

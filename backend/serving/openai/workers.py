@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING
 
 from backend.engine.engine_client import EngineClient
 from backend.errors import ConfigError, EngineDeadError, MillraceError
@@ -23,6 +24,9 @@ from backend.model_source import ModelSource
 from backend.processes import start_process
 from backend.serving.openai.listener import LoadingServer
 from backend.serving.server_options import ServerOptions
+
+if TYPE_CHECKING:
+    from backend.serving.operations import Operations
 
 STOP_TIMEOUT_S = 5.0  # beyond the grace
 
@@ -39,16 +43,21 @@ class WorkerSetup:
 
 
 class OpenAiWorkers:
-    """A Server (service.py) of options.http_workers processes. loading: what holds the port until they start."""
+    """A Server (service.py) of options.http_workers processes.
 
-    def __init__(self, setup: WorkerSetup, loading: LoadingServer) -> None:
+    operations  of this process, whose watchdog alone can ask the engine for its stacks
+    loading     what holds the port until they start"""
+
+    def __init__(self, setup: WorkerSetup, operations: Operations, loading: LoadingServer) -> None:
         self._setup = setup
+        self._operations = operations
         self._loading = loading
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
 
     async def start(self) -> None:
         """Returns once all of them answer. Raises ConfigError for one that does not come so far."""
+        self._operations.start()
         with contextlib.closing(await self._loading.hand_over()) as listener:
             for number in range(self._setup.options.http_workers):
                 ours, theirs = Pipe()
@@ -84,6 +93,7 @@ class OpenAiWorkers:
                 await asyncio.to_thread(process.join)
         for pipe in self._pipes:
             pipe.close()
+        await self._operations.stop()
 
 
 def share_metrics() -> None:

@@ -71,7 +71,10 @@ _MARKERS = ("<|action_start|>", CALL_END, "<|plugin|>", "<tool_call>", "</tool_c
 
 
 def _ends_in_thoughts(template: ChatTemplate) -> bool:
-    """Whether prompts end with the beginning of thoughts, as those of models that always think do."""
+    """Whether prompts end with the beginning of thoughts, as those of models that always think do. Where a request may
+    turn thoughts off, its prompt need not."""
+    if "enable_thinking" in template.tool_source:
+        return False
     try:
         return template.render([{"role": "user", "content": "?"}]).rstrip().endswith(_THOUGHTS[0])
     except TemplateError:
