@@ -82,13 +82,17 @@ def main(model_path: str, model_name: str | None, api: str, host: str, server_po
     """Serve the model in MODEL_PATH, a workspace or a Hugging Face folder, until Ctrl-C or SIGTERM.
 
     MODEL_NAME chooses the built-in chat template where the model brings none."""
-    address = Address(host, *((port, http_port) if api != "openai" else (None, None)),
-                      server_port if api != "kserve" else None)
     server_options = read_server_flags(options)
     if server == "triton" and api != "openai" and (server_options.api_keys or server_options.tls_key):
         raise ConfigError("tritonserver takes neither API keys nor TLS files from us; use --server embedded, or "
                           "--api openai")
+    address = Address(host, *((port, http_port) if api != "openai" else (None, None)),
+                      server_port if api != "kserve" else None, has_tls=server_options.tls_key is not None)
     address.check_is_free()
+    if server_options.http_workers > 1:
+        from backend.serving.openai.workers import share_metrics
+
+        share_metrics()
     source = open_model(model_path, model_name, model_format)
     config = source.engine.with_options(engine_overrides(options))
     from backend.text.chat_template_option import read_chat_template
@@ -99,7 +103,8 @@ def main(model_path: str, model_name: str | None, api: str, host: str, server_po
     names = served_names or tuple(dict.fromkeys((source.model.model_name, model_path)))
     _use_uvloop()
     asyncio.run(_serve(
-        source, config, kserve, None if api == "kserve" else _OpenAiOpener(front_end, names, address, server_options),
+        source, config, kserve,
+        None if api == "kserve" else _OpenAiOpener(source, front_end, chat_template, names, address, server_options),
         server_options, grace,
         on_ready=lambda: click.echo(f"serving {source.model.model_name} at {address}; stop with Ctrl-C")))
 
@@ -125,10 +130,10 @@ async def _serve(source: ModelSource, config: EngineConfig, kserve: _Opener | No
 class _OpenAiOpener:
     """Holds the port while the model loads, and builds the server once the engine runs."""
 
-    def __init__(self, front_end: TextFrontEnd, model_names: tuple[str, ...], address: Address,
-                 options: ServerOptions) -> None:
-        self._front_end, self._model_names = front_end, model_names
-        self._address, self._options = address, options
+    def __init__(self, source: ModelSource, front_end: TextFrontEnd, chat_template: str | None,
+                 model_names: tuple[str, ...], address: Address, options: ServerOptions) -> None:
+        self._source, self._front_end, self._chat_template = source, front_end, chat_template
+        self._model_names, self._address, self._options = model_names, address, options
 
     @contextlib.asynccontextmanager
     async def loading(self) -> AsyncIterator[None]:
@@ -146,6 +151,11 @@ class _OpenAiOpener:
         from backend.serving.openai.context import ApiContext
         from backend.serving.openai.embedded import EmbeddedOpenAi
 
+        if self._options.http_workers > 1:
+            from backend.serving.openai.workers import OpenAiWorkers, WorkerSetup
+
+            setup = WorkerSetup(self._source, self._chat_template, self._model_names, engine.address, self._options)
+            return OpenAiWorkers(setup, operations, self._loading)
         return EmbeddedOpenAi(ApiContext(self._front_end, engine, self._model_names), operations, self._loading)
 
 

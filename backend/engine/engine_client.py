@@ -102,13 +102,15 @@ class EngineClient:
                 item = await stream.get()
                 is_over = isinstance(item, MillraceError) or item.finish_reason is not None
                 if isinstance(item, MillraceError):
-                    outcome = type(item).__name__
                     raise item
                 if is_over:
                     outcome = item.finish_reason.value
                 if observer is not None:
                     observer.output(item)
                 yield item
+        except MillraceError as error:
+            outcome = type(error).__name__
+            raise
         finally:
             del self._waiting[request.request_id]
             if request.request_id in self._stopped:

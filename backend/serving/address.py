@@ -18,12 +18,14 @@ class Address:
 
     port         KServe v2 over gRPC
     http_port    KServe v2 over HTTP
-    server_port  OpenAI's API"""
+    server_port  OpenAI's API
+    has_tls      all of them are encrypted"""
 
     host: str
     port: int | None = None
     http_port: int | None = None
     server_port: int | None = None
+    has_tls: bool = False
 
     def check_is_free(self) -> None:
         """Raises ConfigError, naming port and option, before anything slow has begun."""
@@ -36,6 +38,8 @@ class Address:
     def __str__(self) -> str:
         forms = {"--server_port": "http://{}:{}/v1", "--port": "grpc://{}:{}", "--http_port": "http://{}:{}"}
         urls = [form.format(self.host, self._ports[option]) for option, form in forms.items() if option in self._ports]
+        if self.has_tls:
+            urls = [url.replace("://", "s://", 1) for url in urls]
         return " and ".join(filter(None, (", ".join(urls[:-1]), urls[-1])))
 
     @property

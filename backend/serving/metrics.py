@@ -6,12 +6,14 @@ Used by the servers of backend.serve. Imports no torch."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from backend.requests import EngineStats, GenerateOutput, GenerateRequest
@@ -40,13 +42,13 @@ _COUNTERS = {
 
 
 class Metrics:
-    """The metrics of one front end. `observe` is what an EngineClient's `observe` takes."""
+    """The metrics of one front end. `observe` is what an EngineClient's `observe` takes.
+
+    Where PROMETHEUS_MULTIPROC_DIR is set, all processes with the same folder count as one (openai/workers.py)."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._books = _EngineBooks()
-        self._registry.register(self._books)
-        ProcessCollector(registry=self._registry)
         registry = self._registry
         self.time_to_first_token = Histogram(
             "millrace_time_to_first_token_seconds", "From a request's arrival at the front end to its first token.",
@@ -71,6 +73,13 @@ class Metrics:
         self.requests = Counter("millrace_requests", "Requests by how they ended.", ["outcome"], registry=registry)
         self.http_responses = Counter("millrace_http_responses", "Answers over HTTP.", ["route", "status"],
                                       registry=registry)
+        self._shown = registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown)
+        else:
+            ProcessCollector(registry=registry)
+        self._shown.register(self._books)
 
     def observe(self, request: GenerateRequest) -> _ObservedRun:
         """Measures one request on the engine, and enters it into the record of the call that it belongs to."""
@@ -83,7 +92,7 @@ class Metrics:
     def render(self, stats: EngineStats | None, is_healthy: bool) -> bytes:
         """Everything, in Prometheus' text format. stats: the engine's books; None: it does not answer."""
         self._books.stats, self._books.is_healthy = stats, is_healthy
-        return generate_latest(self._registry)
+        return generate_latest(self._shown)
 
 
 class _ObservedRun:

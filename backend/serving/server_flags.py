@@ -49,6 +49,8 @@ def server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--allow_credentials", is_flag=True, help="… with cookies and the like."),
         click.option("--max_body_mib", type=click.FloatRange(min=0, min_open=True), default=64.0, show_default=True,
                      help="Longest body of a request."),
+        click.option("--http_workers", type=click.IntRange(1, 64), default=1, show_default=True,
+                     help="Processes that serve OpenAI's API, for more streams than one can feed."),
         click.option("--stuck_after", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
                      help="Seconds without a step, with work to do, after which health checks fail."),
         click.option("--log_requests", is_flag=True,
@@ -76,6 +78,7 @@ def read_server_flags(options: Mapping[str, Any]) -> ServerOptions:
         cross_origin=CrossOrigin(origins, _values(options["allow_methods"]) or ("*",),
                                  _values(options["allow_headers"]) or ("*",),
                                  options["allow_credentials"]) if origins else None,
+        http_workers=options["http_workers"],
         logs_requests=options["log_requests"],
         otlp_endpoint=options["otlp_endpoint"])
 

@@ -30,6 +30,7 @@ class ServerOptions:
     api_keys                calls carry one as `authorization: Bearer KEY`, except health checks
     tls_key, tls_cert       PEM files; both or neither
     cross_origin            None: pages of other origins get nothing
+    http_workers            processes that serve OpenAI's API; 1: the service's own
     logs_requests           a line in the log for each call of OpenAI's API
     otlp_endpoint           of a collector of OpenTelemetry traces"""
 
@@ -42,5 +43,6 @@ class ServerOptions:
     tls_key: Path | None = None
     tls_cert: Path | None = None
     cross_origin: CrossOrigin | None = None
+    http_workers: int = 1
     logs_requests: bool = False
     otlp_endpoint: str | None = None

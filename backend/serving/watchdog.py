@@ -25,7 +25,7 @@ class EngineWatchdog:
     """`start` and `stop` belong to the event loop of the engine's client.
 
     stuck_after_s  seconds without a step although there is work, or without an answer, that mean it is stuck
-    pid            of the engine's process where it is ours, to ask for its stacks
+    pid            of the engine's process where it is ours: its stacks are asked for, and the log is written here
     fault          why the engine is not well, one line; None: it is
     stats          the latest books; None before the first answer"""
 
@@ -89,7 +89,7 @@ class EngineWatchdog:
 
     def _has_moved(self) -> None:
         now_s = time.monotonic()
-        if self.fault is not None:
+        if self.fault is not None and self._pid is not None:
             logger.warning("the engine goes on after %.0f s", now_s - self._moved_s)
         self.fault, self._moved_s = None, now_s
 
@@ -98,10 +98,11 @@ class EngineWatchdog:
         if self.fault is not None:
             return
         self.fault = f"the engine {what} for {time.monotonic() - self._moved_s:.0f} s"
+        if self._pid is None:
+            return
         logger.error("%s; the stacks of its processes follow. Health checks fail until it goes on; if it "
                      "does not, restart the service", self.fault)
-        if self._pid is not None:
-            ask_for_stacks(self._pid)
+        ask_for_stacks(self._pid)
 
 
 def ask_for_stacks(pid: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import grpc
+import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -83,7 +84,7 @@ def test_keys_and_tls_guard_every_port_and_calls_are_measured_and_logged(tls, tm
                "--log-format", "json"]
     environment = {"SSL_KEYFILE": str(key), "SSL_CERTFILE": str(cert), "MILLRACE_API_KEYS": "from-environment"}
     with serving(CHECKPOINT, "internlm2", *options, environment=environment) as service:
-        service.read_until("serving")
+        assert "https://127.0.0.1:" in service.read_until("serving")
         openai, kserve = f"https://127.0.0.1:{service.server_port}", f"https://127.0.0.1:{service.http_port}"
         for path in ("/v1/models", "/metrics", "/openapi.json", "/"):
             assert fetch(openai + path, context=trusted)[0] == 401
@@ -190,3 +191,36 @@ def test_half_of_what_tls_needs_is_refused(tmp_path, monkeypatch):
 def test_keys_are_refused_where_the_server_would_not_ask_for_them():
     assert "--server embedded" in refused(lambda: serve_here(CHECKPOINT, "--server", "triton", "--api-keys", "a"))
     assert isinstance(main, ServeCommand)
+
+
+def test_several_processes_serve_one_port_and_their_metrics_are_one():
+    with serving(CHECKPOINT, "internlm2", "--http-workers", "2", "--grace", str(TIMEOUT_S)) as service:
+        service.read_until("serving")
+        url = f"http://127.0.0.1:{service.server_port}"
+        num_tokens = 0
+        for _ in range(6):
+            status, body, _ = fetch(f"{url}/v1/chat/completions", QUESTION)
+            assert status == 200
+            num_tokens += json.loads(body)["usage"]["completion_tokens"]
+        for port in (service.server_port, service.http_port) * 2:
+            metrics = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
+            assert f"millrace_completion_tokens_total {num_tokens:.1f}\n" in metrics
+            assert 'millrace_http_responses_total{route="/v1/chat/completions",status="200"} 6.0\n' in metrics
+            assert "millrace_engine_healthy 1.0\n" in metrics
+        assert len([child for child in psutil.Process(service.process.pid).children() if _is_worker(child)]) == 3
+        assert service.end(signal.SIGTERM) == 0
+        assert not any("Traceback" in line for line in service.lines)
+
+
+def test_a_worker_that_dies_ends_the_service_with_one_line():
+    with serving(CHECKPOINT, "internlm2", "--api", "openai", "--http-workers", "2") as service:
+        service.read_until("serving")
+        workers = [child for child in psutil.Process(service.process.pid).children() if _is_worker(child)]
+        workers[-1].kill()
+        assert service.end() == 1
+        assert service.lines[-1].startswith("error: a process of the HTTP server ended")
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Of the engine's process, too: what multiprocessing has started for us."""
+    return "spawn_main" in str(process.cmdline())

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field, model_validator
 from backend.requests import GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import choices, generate, new_answer_id
+from backend.serving.openai.format_fields import FormatFields
+from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields, TokenId
 from backend.text.front_end import TextOutput
@@ -23,7 +24,7 @@ from backend.text.front_end import TextOutput
 router = APIRouter(tags=["tokens"])
 
 
-class GenerateBody(SamplingFields):
+class GenerateBody(SamplingFields, FormatFields):
     """A prompt as text or, as they are, token ids."""
 
     n: Literal[1] | None = Field(None, description="A request has one answer.")
@@ -68,8 +69,10 @@ class GenerateAnswer(BaseModel):
 async def generate_tokens(body: GenerateBody, request: Request, context: Context) -> Response:
     """Continues a prompt; the answer has the ids beside the text."""
     limit_time(body.timeout)
-    ids = context.front_end.prompt_ids(body.prompt if body.input_ids is None else body.input_ids)
-    sampling = body.sampling(body.max_tokens, 0 if body.return_logprob else None)
+    prompt = body.prompt if body.input_ids is None else body.input_ids
+    ids = await read_text(len(prompt), context.front_end.prompt_ids, prompt)
+    sampling = body.sampling(body.max_tokens, 0 if body.return_logprob else None, body.answer_grammar())
+    await check_grammar(context, sampling)
     [engine_request] = choices(context, ids, sampling)
     increments = _increments(context, engine_request)
     if body.stream:

@@ -19,7 +19,7 @@ from backend.requests import FinishReason, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import generate, new_answer_id
+from backend.serving.openai.generation import generate, new_answer_id, read_text
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields
 
@@ -95,8 +95,9 @@ async def _end(body: InteractiveRequest, context: ApiContext) -> Response:
 async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator[dict[str, Any], None]:
     """The turn's objects. One message goes on where its session is known; in any other case the session begins."""
     messages = [{"role": "user", "content": body.prompt}] if isinstance(body.prompt, str) else body.prompt
+    num_characters = sum(len(str(message.get("content"))) for message in messages)
     if body.session_id != -1 and body.step != 0 and len(messages) == 1:
-        token_ids = context.front_end.turn_ids(messages[0], is_first=False)
+        token_ids = await read_text(num_characters, context.front_end.turn_ids, messages[0], False)
         try:
             async with aclosing(_objects(context, _request(body, context, token_ids, body.session_id, False))) as later:
                 async for item in later:
@@ -108,7 +109,7 @@ async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator
     session_id = body.session_id
     if session_id == -1 and body.interactive_mode:
         session_id = DRAWN_IDS.start + secrets.randbelow(len(DRAWN_IDS))
-    token_ids = context.front_end.chat_ids(messages)
+    token_ids = await read_text(num_characters, context.front_end.chat_ids, messages)
     async with aclosing(_objects(context, _request(body, context, token_ids, session_id, True))) as first:
         async for item in first:
             yield item

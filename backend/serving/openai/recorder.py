@@ -55,21 +55,29 @@ class Recorder:
 class _RecordedAnswer:
     """Sends an answer on. status: 499 as long as there is none, as where the client left."""
 
-    __slots__ = ("_is_stream", "_record", "_send", "_wants_timing", "status")
+    __slots__ = ("_is_stream", "_owes_timing", "_record", "_send", "_wants_timing", "status")
 
     def __init__(self, send: Any, record: RequestRecord, wants_timing: bool) -> None:
         self._send, self._record, self._wants_timing = send, record, wants_timing
-        self._is_stream = False
+        self._is_stream = self._owes_timing = False
         self.status = 499
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": self._headers(message)}
-        elif self._wants_timing and self._is_stream and message.get("body", b"").endswith(DONE):
-            event = message["body"]
-            comment = b": " + TIMING_HEADER + b": " + self._timing() + b"\n\n"
-            message = {**message, "body": event[:-len(DONE)] + comment + DONE}
+        elif self._wants_timing and self._is_stream:
+            message = {**message, "body": self._with_timing(message.get("body", b""), message.get("more_body", False))}
         await self._send(message)
+
+    def _with_timing(self, event: bytes, is_more: bool) -> bytes:
+        """An event of a stream; before its [DONE], or at its end where it has none, comes the comment."""
+        if event.startswith((b"data:", b"event:")):  # /v1/chat/interactive streams lines that know no comments
+            self._owes_timing = True
+        if not self._owes_timing or (is_more and not event.endswith(DONE)):
+            return event
+        self._owes_timing = False
+        comment = b": " + TIMING_HEADER + b": " + self._timing() + b"\n\n"
+        return event[:-len(DONE)] + comment + DONE if event.endswith(DONE) else event + comment
 
     def _headers(self, message: Any) -> list[tuple[bytes, bytes]]:
         self.status = message["status"]

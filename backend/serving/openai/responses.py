@@ -5,7 +5,6 @@ response_store.py."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -16,12 +15,12 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from backend.errors import MillraceError
+from backend.errors import MillraceError, RequestError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError, api_error
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate
+from backend.serving.openai.generation import check_grammar, choices, generate, read_text
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id
@@ -96,14 +95,21 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
                        "conversation in input", code="previous_response_not_found", param="previous_response_id")
     items = (*(earlier.items if earlier is not None else ()), *_input_items(body))
     front_end, plan = context.front_end, _plan(body)
-    sampling = body.sampling(body.max_output_tokens, _num_logprobs(body))
-    sampling = dataclasses.replace(sampling, grammar=grammar_of(body.text.response_format() if body.text else None))
+    sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), _grammar(body))
     sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
     await check_grammar(context, sampling)
-    token_ids = front_end.chat_ids(to_messages(body.instructions, items), plan and plan.tools,
-                                   body.chat_template_kwargs)
+    messages = to_messages(body.instructions, items)
+    token_ids = await read_text(sum(len(message["content"] or "") for message in messages), front_end.chat_ids,
+                                messages, plan and plan.tools, body.chat_template_kwargs)
     [request] = choices(context, token_ids, sampling)
     return _Answer(request, plan, _head(body, request, context), items, body.store is not False)
+
+
+def _grammar(body: ResponseRequest) -> str | None:
+    try:
+        return grammar_of(body.text.response_format() if body.text else None)
+    except RequestError as error:
+        raise ApiError(400, str(error), code="invalid_value", param="text.format") from None
 
 
 def _plan(body: ResponseRequest) -> ToolPlan | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from backend.errors import TemplateError
 from backend.serving.openai.context import ApiContext, Context
+from backend.serving.openai.generation import read_text
 from backend.serving.openai.sampling_fields import ApiModel, TokenId
 
 router = APIRouter(tags=["tokens"])
@@ -97,7 +98,7 @@ async def tokenize(request: TokenizeRequest, context: Context) -> TokenizeRespon
     else:
         text = front_end.template.render(request.messages, request.tools, request.add_generation_prompt)
         adds_special = bool(request.add_special_tokens)
-    ids = front_end.tokenizer.encode(text, add_special_tokens=adds_special)
+    ids = await read_text(len(text), front_end.tokenizer.encode, text, adds_special)
     strings = [front_end.tokenizer.id_to_token(token_id) or "" for token_id in ids]
     return TokenizeResponse(count=len(ids), max_model_len=context.engine.session_len, tokens=ids,
                             token_strs=strings if request.return_token_strs else None)
@@ -132,9 +133,9 @@ async def tokenizer_info(context: Context) -> TokenizerInfo:
 async def encode(request: EncodeRequest, context: Context) -> EncodeResponse:
     """LMDeploy's way to count tokens."""
     if isinstance(request.input, str):
-        ids = _encoded(request.input, request, context)
+        ids = await read_text(len(request.input), _encoded, request.input, request, context)
         return EncodeResponse(input_ids=ids, length=len(ids))
-    each = [_encoded(text, request, context) for text in request.input]
+    each = [await read_text(len(text), _encoded, text, request, context) for text in request.input]
     return EncodeResponse(input_ids=each, length=[len(ids) for ids in each])
 
 

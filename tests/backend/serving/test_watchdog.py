@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from pathlib import Path
 from backend.errors import EngineDeadError
 from backend.processes import start_process
 from backend.requests import EngineStats
-from backend.serving.watchdog import EngineWatchdog, ask_for_stacks
+from backend.serving import watchdog as watchdog_module
+from backend.serving.watchdog import EngineWatchdog, _children, ask_for_stacks
 
 IDLE = EngineStats(10, 10, 0, 0, 0, 0, 0, 0, 0)
 BUSY = dataclasses.replace(IDLE, num_running=2, num_waiting=1, num_steps=5)
@@ -38,8 +41,8 @@ class FakeEngine:
 
 
 @contextlib.asynccontextmanager
-async def watching(engine: FakeEngine) -> AsyncIterator[EngineWatchdog]:
-    watchdog = EngineWatchdog(engine, STUCK_AFTER_S, period_s=PERIOD_S)
+async def watching(engine: FakeEngine, pid: int | None = None) -> AsyncIterator[EngineWatchdog]:
+    watchdog = EngineWatchdog(engine, STUCK_AFTER_S, pid, period_s=PERIOD_S)
     watchdog.start()
     try:
         yield watchdog
@@ -54,11 +57,11 @@ async def until(is_so, timeout_s: float = 20.0) -> None:
         await asyncio.sleep(PERIOD_S)
 
 
-def run_long(engine: FakeEngine) -> EngineWatchdog:
+def run_long(engine: FakeEngine, pid: int | None = None) -> EngineWatchdog:
     """The watchdog after several times the limit."""
 
     async def run() -> EngineWatchdog:
-        async with watching(engine) as watchdog:
+        async with watching(engine, pid) as watchdog:
             await asyncio.sleep(3 * STUCK_AFTER_S)
             return watchdog
 
@@ -81,10 +84,13 @@ def test_an_engine_with_work_that_does_not_step_is_stuck():
     assert "no step although 2 requests run and 1 wait" in watchdog.fault
 
 
-def test_an_engine_that_does_not_answer_is_stuck_and_that_is_said_once(caplog):
+def test_an_engine_that_does_not_answer_is_stuck_and_that_is_said_once(caplog, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(watchdog_module, "ask_for_stacks", asked.append)
     with caplog.at_level(logging.ERROR):
-        watchdog = run_long(FakeEngine(None))
+        watchdog = run_long(FakeEngine(None), pid=123)
     assert "answered nothing" in watchdog.fault
+    assert asked == [123]
     assert len([record for record in caplog.records if "stacks" in record.message]) == 1
 
 
@@ -103,20 +109,30 @@ def test_a_dead_engine_is_not_healthy_and_the_fault_says_why():
     assert run_long(FakeEngine(EngineDeadError("the engine's process is gone"))).fault == "the engine's process is gone"
 
 
-def test_a_process_that_hangs_writes_its_stacks(capfd):
-    process = start_process(time.sleep, (60.0,), "hanging")
+def hang_with_a_child() -> None:
+    """What a hanging engine with a rank is to its watchdog."""
+    child = start_process(time.sleep, (60.0,), "hanging-rank", daemon=True)
+    child.join()
+
+
+def test_a_process_that_hangs_and_its_children_write_their_stacks(capfd):
+    process = start_process(hang_with_a_child, (), "hanging-engine")
     try:
         written = ""
         end_s = time.monotonic() + 20
-        while "Current thread" not in written and time.monotonic() < end_s:
-            if _catches_signal(process.pid):
+        while not ("in hang_with_a_child" in written and written.count("in _run") > 1) and time.monotonic() < end_s:
+            if all(map(_catches_signal, (process.pid, *_children(process.pid)))):
                 ask_for_stacks(process.pid)
             time.sleep(0.05)
             written += capfd.readouterr().err
-        assert "Current thread" in written and process.is_alive()
+        assert "in hang_with_a_child" in written and written.count("in _run") > 1
+        assert process.is_alive() and len(_children(process.pid)) == 1
     finally:
+        children = _children(process.pid)
         process.kill()
         process.join()
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _catches_signal(pid: int) -> bool:

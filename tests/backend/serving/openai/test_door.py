@@ -59,6 +59,8 @@ class Served:
         app.post("/echo")(self._echo)
         app.post("/endless")(self._endless)
         app.get("/stream")(self._stream)
+        app.get("/stream_without_done")(self._stream_without_done)
+        app.get("/lines")(self._lines)
         app.get("/endless_stream")(self._endless_stream)
         self.door = Door(app, self.operations)
         app.state.operations, app.state.door = self.operations, self.door
@@ -83,6 +85,19 @@ class Served:
             yield b"data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def _stream_without_done(self) -> Response:
+        async def events():
+            self.engine.run()
+            yield b'event: a\ndata: {"a":1}\n\n'
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def _lines(self) -> Response:
+        async def lines():
+            yield b'{"a":1}\n'
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
 
     async def _endless_stream(self) -> Response:
         async def events():
@@ -255,6 +270,15 @@ def test_timing_of_a_stream_is_a_comment_before_its_end():
     assert (first, last) == ('data: {"a":1}', "data: [DONE]")
     assert comment.startswith(": x-millrace-timing: queued=0.2500")
     assert "timing" not in call(lambda served: served.client.get("/stream")).text
+
+
+def test_timing_of_a_stream_that_ends_without_a_mark_comes_last_and_lines_that_know_no_comments_have_none():
+    asking = {"X-Millrace-Timing": "1"}
+    stream = call(lambda served: served.client.get("/stream_without_done", headers=asking)).text
+    first, comment = stream.strip().split("\n\n")
+    assert first == 'event: a\ndata: {"a":1}'
+    assert comment.startswith(": x-millrace-timing: queued=0.2500")
+    assert call(lambda served: served.client.get("/lines", headers=asking)).text == '{"a":1}\n'
 
 
 def test_answers_are_counted_by_route_whatever_paths_are_asked_for():

@@ -39,8 +39,14 @@ def test_answers_to_good_requests_are_as_the_schema_says(api, operation):
             case.body.pop("timeout", None)  # with a short one 504 is the right answer
             if "model" in case.body:
                 case.body["model"] = "internlm2"
+            if operation.path == "/generate":  # one of two fields is needed, which a schema cannot say
+                case.body.pop("prompt", None)
+                case.body["input_ids"] = [5]
             if limit is not None:
                 case.body[limit] = 2
+            case.body.pop("timeout", None)  # 504 is what a short one asks for
+            if isinstance(case.body.get("n"), int):
+                case.body["n"] = min(case.body["n"], 2)
         response = case.call_and_validate(base_url=api.url, checks=CHECKS, timeout=60)
         statuses.add(response.status_code)
 

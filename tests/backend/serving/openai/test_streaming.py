@@ -132,7 +132,7 @@ def whole_response(body: dict[str, Any]) -> list[Any]:
 
 
 def joined_lines(body: str) -> dict[str, Any]:
-    parts = [json.loads(line) for line in body.splitlines()]
+    parts = [json.loads(line) for line in body.split("\n") if line]
     return whole_turn({**parts[-1], "text": "".join(part["text"] for part in parts)})
 
 
