@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import json
 import math
+import os
 import random
 import resource
 import time
@@ -91,8 +92,10 @@ def main(url: str, rates: tuple[float, ...], duration_s: float, num_requests: in
     def keep(figure: dict[str, Any]) -> None:  # after each rate, so that a run that is cut short is not lost
         figures.append(figure)
         save(file, {"server": server, "model": api.model, "endpoint": endpoint, "lengths": str(dataset or lengths),
-                    "seed": seed, "natural_ends": natural_ends, "runs": figures})
+                    "seed": seed, "natural_ends": natural_ends, "runs": figures,
+                    "load_average": [load_before, round(os.getloadavg()[0], 1)]})
 
+    load_before = round(os.getloadavg()[0], 1)
     _allow_many_connections()
     asyncio.run(_measure(api, work, timeout_s, psutil.Process(server_pid) if server_pid else None, keep))
     click.echo(f"wrote {file}")
