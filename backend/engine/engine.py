@@ -160,7 +160,7 @@ class Engine:
                 sequence.take_prompt_logprobs(prompts[row.row].first, prompts[row.row].logprobs)
             if row.samples:
                 self._outputs.append(self._take_token(sequence, tokens[row.row]))
-            elif sequence.max_new_tokens == 0 and sequence.num_uncomputed == 0:
+            elif sequence.max_new_tokens == 0 and row.num_cached + row.num_new == sequence.num_prompt_tokens:
                 self._outputs.append(self._finish(sequence, (), FinishReason.LENGTH))
 
     def _take_token(self, sequence: Sequence, token: SampledToken) -> GenerateOutput:

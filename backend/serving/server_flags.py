@@ -5,6 +5,7 @@ LMDeploy's names where it has them. Used by backend/serve.py."""
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def _tls_files(options: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
     for file in filter(None, (key, cert)):
         if not os.access(file, os.R_OK):
             raise ConfigError(f"the TLS file {file} cannot be read; name a PEM file that this user may read")
+    if key and cert:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
+        except (ssl.SSLError, ValueError) as error:
+            raise ConfigError(f"{key} and {cert} are no pair for TLS ({error}); name PEM files of a private key without "
+                              "a password and of its certificate") from None
     return key, cert
 
 

@@ -188,6 +188,17 @@ def test_half_of_what_tls_needs_is_refused(tmp_path, monkeypatch):
                                                      str(tmp_path / "cert.pem")))
 
 
+def test_a_key_that_is_not_the_certificates_is_refused_before_anything_starts(tls, tmp_path):
+    key, cert = tls
+    files = flags("--ssl-keyfile", str(key), "--ssl-certfile", str(cert))
+    assert (files.tls_key, files.tls_cert) == (key, cert)
+    assert "are no pair" in refused(lambda: flags("--ssl-keyfile", str(cert), "--ssl-certfile", str(key)))
+    locked = tmp_path / "locked.pem"
+    subprocess.run(["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", key, "-out", locked], check=True,
+                   capture_output=True)
+    assert "without a password" in refused(lambda: flags("--ssl-keyfile", str(locked), "--ssl-certfile", str(cert)))
+
+
 def test_keys_are_refused_where_the_server_would_not_ask_for_them():
     assert "--server embedded" in refused(lambda: serve_here(CHECKPOINT, "--server", "triton", "--api-keys", "a"))
     assert isinstance(main, ServeCommand)

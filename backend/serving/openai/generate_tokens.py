@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from backend.requests import GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
@@ -27,6 +27,9 @@ router = APIRouter(tags=["tokens"])
 class GenerateBody(SamplingFields, FormatFields):
     """A prompt as text or, as they are, token ids."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+        {"required": ["input_ids"], "properties": {"input_ids": {"type": "array"}}}]})
     n: Literal[1] | None = Field(None, description="A request has one answer.")
     prompt: str | None = None
     input_ids: list[TokenId] | None = Field(None, min_length=1)

@@ -44,7 +44,6 @@ def test_answers_to_good_requests_are_as_the_schema_says(api, operation):
                 case.body["input_ids"] = [5]
             if limit is not None:
                 case.body[limit] = 2
-            case.body.pop("timeout", None)  # 504 is what a short one asks for
             if isinstance(case.body.get("n"), int):
                 case.body["n"] = min(case.body["n"], 2)
         response = case.call_and_validate(base_url=api.url, checks=CHECKS, timeout=60)
