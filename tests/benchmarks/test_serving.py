@@ -44,7 +44,7 @@ def test_every_answer_of_a_run_is_counted_with_the_tokens_that_the_server_counte
         assert (figure["num_prompt_tokens"], figure["num_new_tokens"]) == (20 * 40, 20 * 7)
         assert figure["tokens_per_part"] == 1
         assert 0 < figure["ttft_ms"]["p50"] <= figure["ttft_ms"]["p99"] <= figure["ttft_ms"]["max"]
-        assert figure["itl_ms"]["mean"] > 0
+        assert figure["itl_ms"].keys() == figure["ttft_ms"].keys()
         assert figure["server_cpu_us_per_token"] is None
     assert kept["runs"][0]["most_at_once"] == 20
     asked = server.requests[-1]
