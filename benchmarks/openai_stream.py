@@ -46,20 +46,22 @@ class Outcome:
 class Api:
     """A server and how it is asked.
 
-    endpoint  chat or completions
-    extra     fields of every request; None takes a field away"""
+    endpoint     chat or completions
+    limit_field  max_tokens, or max_completion_tokens for servers that know that one alone
+    extra        fields of every request; None takes a field away"""
 
     url: str
     model: str
     endpoint: str
     api_key: str | None
-    extra: dict[str, Any]
+    limit_field: str = "max_tokens"
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def body(self, prompt: str, num_new_tokens: int, stream: bool = True) -> bytes:
         """A request for `num_new_tokens` tokens."""
         asked = ({"messages": [{"role": "user", "content": prompt}]} if self.endpoint == "chat" else
                  {"prompt": prompt})
-        body = {"model": self.model, **asked, "max_tokens": num_new_tokens, "temperature": 0}
+        body = {"model": self.model, **asked, self.limit_field: num_new_tokens, "temperature": 0}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return json.dumps({name: value for name, value in (body | self.extra).items() if value is not None}).encode()
@@ -75,7 +77,7 @@ class Api:
 
 async def models(api_url: str, api_key: str | None) -> list[dict[str, Any]]:
     """What the server says it serves. Raises OSError or aiohttp.ClientError."""
-    async with Api(api_url, "", "chat", api_key, {}).http(30) as http, http.get(f"{api_url}/v1/models") as response:
+    async with Api(api_url, "", "chat", api_key).http(30) as http, http.get(f"{api_url}/v1/models") as response:
         response.raise_for_status()
         return (await response.json())["data"]
 

@@ -27,7 +27,7 @@ def conditions() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: installed for name in PACKAGES if (installed := _version(name)) is not None},
-        "command": " ".join(["python", "-m", _module_name(), *_without_file(sys.argv[1:])]),
+        "command": " ".join(["python", "-m", _module_name(), *_conditions_among(sys.argv[1:])]),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -45,13 +45,16 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def _without_file(arguments: list[str]) -> list[str]:
-    """Where the result is kept is no condition of it."""
-    arguments = [argument for argument in arguments if not argument.startswith("--json=")]
-    if "--json" not in arguments:
-        return arguments
-    place = arguments.index("--json")
-    return arguments[:place] + arguments[place + 2:]
+def _conditions_among(arguments: list[str]) -> list[str]:
+    """Where the result is kept is no condition of it, and a key is nobody's business."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        name = argument.partition("=")[0].replace("-", "_")
+        if name not in ("__json", "__api_key"):
+            kept.append(argument)
+        elif "=" not in argument:
+            next(rest, None)
+    return kept
 
 
 def _module_name() -> str:

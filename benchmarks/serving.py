@@ -17,8 +17,11 @@ import itertools
 import json
 import math
 import random
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from benchmarks import serving_figures, serving_load, serving_plot
 from benchmarks.openai_stream import Api, Outcome, ask, count_tokens, models
 from benchmarks.record import save
 from benchmarks.serving_load import WORDS, Ask, TokensPerWord
+from terminal.command_line import CONTEXT_SETTINGS
 
 
 class Rates(click.ParamType):
@@ -47,7 +51,8 @@ class Rates(click.ParamType):
         return rates
 
 
-@click.command(help=__doc__, context_settings={"show_default": True, "max_content_width": 110})
+@click.command(help=__doc__.replace("\n\n    ", "\n\n\b\n    "),  # the commands stay a line each
+               context_settings={**CONTEXT_SETTINGS, "show_default": True})
 @click.argument("url")
 @click.option("--rates", default="1,2,4,8", type=Rates(), help="Requests per second, one run each; inf is all at once.")
 @click.option("--duration_s", default=30.0, type=click.FloatRange(0, min_open=True),
@@ -57,8 +62,9 @@ class Rates(click.ParamType):
 @click.option("--dataset", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="ShareGPT's JSON, or lines of num_new_tokens with prompt or num_prompt_tokens.")
 @click.option("--endpoint", default="chat", type=click.Choice(["chat", "completions"]))
-@click.option("--model", help="Drawn from /v1/models if not given.")
+@click.option("--model", help="The first of /v1/models if not given.")
 @click.option("--api_key", envvar="OPENAI_API_KEY", help="Also from OPENAI_API_KEY.")
+@click.option("--limit_field", default="max_tokens", type=click.Choice(["max_tokens", "max_completion_tokens"]))
 @click.option("--natural_ends", is_flag=True, help="Let the model end its answers: no ignore_eos is sent.")
 @click.option("--extra", default="{}", help="JSON of fields for every request; null takes one away.")
 @click.option("--timeout_s", default=600.0, help="An answer that takes longer is lost.")
@@ -69,46 +75,79 @@ class Rates(click.ParamType):
 @click.option("--json", "file", default="serving.json", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="[default: the JSON's name with .svg]")
 def main(url: str, rates: tuple[float, ...], duration_s: float, num_requests: int | None, lengths: str,
-         dataset: Path | None, endpoint: str, model: str | None, api_key: str | None, natural_ends: bool, extra: str,
-         timeout_s: float, seed: int, server_pid: int | None, server: str, file: Path, plot: Path | None) -> None:
+         dataset: Path | None, endpoint: str, model: str | None, api_key: str | None, limit_field: str,
+         natural_ends: bool, extra: str, timeout_s: float, seed: int, server_pid: int | None, server: str, file: Path,
+         plot: Path | None) -> None:
     if num_requests is None and any(map(math.isinf, rates)):
         raise click.ClickException("a rate of inf needs --num_requests")
     url = url.rstrip("/").removesuffix("/v1")
     if server_pid is not None and not psutil.pid_exists(server_pid):
         raise click.ClickException(f"--server_pid {server_pid} is no process of this machine")
-    api = Api(url, model or _first_model(url, api_key), endpoint, api_key,
+    api = Api(url, model or _first_model(url, api_key), endpoint, api_key, limit_field,
               ({} if natural_ends else {"ignore_eos": True}) | _extra(extra))
-    front_end = psutil.Process(server_pid) if server_pid else None
-    figures = asyncio.run(_measure(api, rates, duration_s, num_requests, lengths, dataset, timeout_s, seed, front_end))
-    save(file, {"server": server, "model": api.model, "endpoint": endpoint, "lengths": str(dataset or lengths),
-                "seed": seed, "natural_ends": natural_ends, "runs": figures})
+    work = Work(rates, duration_s, num_requests, lengths, dataset, seed)
+    figures: list[dict[str, Any]] = []
+
+    def keep(figure: dict[str, Any]) -> None:  # after each rate, so that a run that is cut short is not lost
+        figures.append(figure)
+        save(file, {"server": server, "model": api.model, "endpoint": endpoint, "lengths": str(dataset or lengths),
+                    "seed": seed, "natural_ends": natural_ends, "runs": figures})
+
+    _allow_many_connections()
+    asyncio.run(_measure(api, work, timeout_s, psutil.Process(server_pid) if server_pid else None, keep))
+    click.echo(f"wrote {file}")
+    if find_spec("matplotlib") is None:
+        click.echo(f"no picture without matplotlib; where it is: python -m benchmarks.serving_plot {file}")
+        return
     plot = plot or file.with_suffix(".svg")
     serving_plot.draw([json.loads(file.read_text(encoding="utf-8"))], plot)
-    click.echo(f"wrote {file} and {plot}")
+    click.echo(f"wrote {plot}")
 
 
-async def _measure(api: Api, rates: tuple[float, ...], duration_s: float, num_requests: int | None, lengths: str,
-                   dataset: Path | None, timeout_s: float, seed: int,
-                   front_end: psutil.Process | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is sent: see the options of the same names."""
+
+    rates: tuple[float, ...]
+    duration_s: float
+    num_requests: int | None
+    lengths: str
+    dataset: Path | None
+    seed: int
+
+    def asks(self, rng: random.Random, tokens_per_word: TokensPerWord) -> Iterator[Ask]:
+        """Endless requests. Raises ClickException for lengths that are not known."""
+        if self.dataset is not None:
+            return serving_load.from_file(self.dataset, rng, tokens_per_word)
+        if self.lengths == "sharegpt":
+            return serving_load.sharegpt_like(rng)
+        num_prompt, _, num_new = self.lengths.partition(":")
+        if not (num_prompt.isdecimal() and num_new.isdecimal() and int(num_prompt) and int(num_new)):
+            raise click.ClickException(f"--lengths {self.lengths} is not known; use sharegpt, or PROMPT:NEW as 512:128")
+        return serving_load.fixed(int(num_prompt), int(num_new))
+
+
+async def _measure(api: Api, work: Work, timeout_s: float, front_end: psutil.Process | None,
+                   keep: Callable[[dict[str, Any]], None]) -> None:
+    """One run per rate; `keep` gets the figures of each when it is over."""
     async with api.http(timeout_s) as http:
         try:
             tokens_per_word = await _probe(api, http)
         except (RuntimeError, OSError, KeyError, aiohttp.ClientError) as error:
             raise click.ClickException(f"{api.url} does not answer a request: {error}") from None
         click.echo(serving_figures.header())
-        figures = []
-        for number, rate in enumerate(rates):
+        for number, rate in enumerate(work.rates):
             # A generator of its own for each run, so that a run does not depend on those before it.
-            rng = random.Random(f"{seed} {number} {rate}")
-            count = num_requests or max(1, round(rate * duration_s))
-            asks = list(itertools.islice(_asks(lengths, dataset, rng, tokens_per_word), count))
+            rng = random.Random(f"{work.seed} {number} {rate}")
+            count = work.num_requests or max(1, round(rate * work.duration_s))
+            asks = list(itertools.islice(work.asks(rng, tokens_per_word), count))
             prompts = [serving_load.prompt_text(ask_, rng, tokens_per_word) for ask_ in asks]
             due_s = serving_load.arrival_times(rng, rate, count)
-            figures.append(await _run(api, http, rate, due_s, prompts, asks, front_end))
-            click.echo(serving_figures.row(figures[-1]))
-            for error, times in figures[-1]["errors"].items():
+            figure = await _run(api, http, rate, due_s, prompts, asks, front_end)
+            click.echo(serving_figures.row(figure))
+            for error, times in figure["errors"].items():
                 click.echo(f"    {times} x {error}", err=True)
-    return figures
+            keep(figure)
 
 
 async def _run(api: Api, http: aiohttp.ClientSession, rate: float, due_s: list[float], prompts: list[str],
@@ -139,15 +178,10 @@ async def _probe(api: Api, http: aiohttp.ClientSession) -> TokensPerWord:
     return TokensPerWord.of(once, twice)
 
 
-def _asks(lengths: str, dataset: Path | None, rng: random.Random, tokens_per_word: TokensPerWord) -> Iterator[Ask]:
-    if dataset is not None:
-        return serving_load.from_file(dataset, rng, tokens_per_word)
-    if lengths == "sharegpt":
-        return serving_load.sharegpt_like(rng)
-    num_prompt, _, num_new = lengths.partition(":")
-    if not (num_prompt.isdecimal() and num_new.isdecimal() and int(num_prompt) and int(num_new)):
-        raise click.ClickException(f"--lengths {lengths} is not known; use sharegpt, or PROMPT:NEW as 512:128")
-    return serving_load.fixed(int(num_prompt), int(num_new))
+def _allow_many_connections() -> None:
+    """A shell's usual limit of 1,024 open files would lose requests."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _first_model(url: str, api_key: str | None) -> str:

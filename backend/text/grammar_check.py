@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 import resource
 import signal
 import socket
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -35,6 +37,8 @@ WALK_TOKENS = 24  # followed at random, since some grammars only fail on the way
 START_LIMIT_S = 60.0
 MAX_PENDING = 16  # checks at a time
 NUM_REMEMBERED = 1024
+REFUSED_FOR_S = 60.0  # what took too long is not tried again for so long: the machine may have been busy
+_BEGUN, _OK = b"+", b"ok"
 
 
 class GrammarChecker:
@@ -44,7 +48,7 @@ class GrammarChecker:
 
     def __init__(self, tokenizer_dir: Path, vocab_size: int) -> None:
         self._model = (Path(tokenizer_dir), vocab_size)
-        self._verdicts: OrderedDict[bytes, str] = OrderedDict()  # digest → what is wrong, or nothing
+        self._verdicts: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # digest → fault or "", until
         self._lock = threading.Lock()
         self._pending = threading.BoundedSemaphore(MAX_PENDING)
         self._control: socket.socket | None = None
@@ -61,20 +65,28 @@ class GrammarChecker:
         except UnicodeEncodeError:
             raise RequestError("the grammar or schema holds a lone surrogate; send valid UTF-8") from None
         digest = hashlib.sha256(text).digest()
-        fault = self._verdicts.get(digest)
-        if fault is None:
+        fault, until_s = self._verdicts.get(digest, ("", 0.0))
+        if time.monotonic() >= until_s:
             if not self._pending.acquire(blocking=False):
                 raise CapacityError(f"{MAX_PENDING} grammars are being checked; try again later")
             try:
-                fault = self._verdict(text)
+                fault, until_s = self._verdict(text)
             finally:
                 self._pending.release()
             with self._lock:
-                self._verdicts[digest] = fault
+                self._verdicts[digest] = fault, until_s
                 if len(self._verdicts) > NUM_REMEMBERED:
                     self._verdicts.popitem(last=False)
         if fault:
             raise RequestError(fault)
+
+    def start(self) -> None:
+        """Starts the process where it does not run, so that the first check does not wait for it."""
+        with self._lock:
+            if self._control is None or not self._process.is_alive():
+                self._control, theirs = socket.socketpair()
+                self._process = start_process(_fork_checks, (theirs, *self._model), "grammar-check", daemon=True)
+                theirs.close()
 
     def close(self) -> None:
         """Ends the process; the next check starts it again."""
@@ -84,37 +96,35 @@ class GrammarChecker:
                 self._process.join()
                 self._control = None
 
-    def _verdict(self, text: bytes) -> str:
+    def _verdict(self, text: bytes) -> tuple[str, float]:
+        """What is wrong, and until when (time.monotonic) that holds."""
         ours, theirs = socket.socketpair()
         with ours:
             ours.settimeout(START_LIMIT_S)
             with theirs:
                 self._hand_over(theirs)
-            with contextlib.suppress(BrokenPipeError):  # ended before it had read all
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # ended before it had read all
                 ours.sendall(text)
                 ours.shutdown(socket.SHUT_WR)
-            verdict = b""
-            try:
+            answer = b""
+            with contextlib.suppress(ConnectionResetError, TimeoutError):
                 while part := ours.recv(4096):
-                    verdict += part
-            except (ConnectionResetError, TimeoutError):
-                verdict = b""
+                    answer += part
+        if not answer:
+            raise CapacityError("grammars cannot be checked now, since the process that does it ended; try again later")
+        verdict = answer.removeprefix(_BEGUN)
         if not verdict:
             return ("the grammar or schema is too complex to be compiled; give one with fewer alternatives, "
-                    "repetitions and levels, and without a large multipleOf")
-        return verdict.decode().removeprefix("ok")
+                    "repetitions and levels, and without a large multipleOf"), time.monotonic() + REFUSED_FOR_S
+        return verdict.decode().removeprefix(_OK.decode()), math.inf
 
     def _hand_over(self, connection: socket.socket) -> None:
         """The process gets its end of the connection, and is started where there is none."""
-        with self._lock:
-            for _ in range(2):
-                if self._control is None or not self._process.is_alive():
-                    self._control, theirs = socket.socketpair()
-                    self._process = start_process(_fork_checks, (theirs, *self._model), "grammar-check", daemon=True)
-                    theirs.close()
-                with contextlib.suppress(BrokenPipeError):
-                    socket.send_fds(self._control, [b"."], [connection.fileno()])
-                    return
+        for _ in range(2):
+            self.start()
+            with self._lock, contextlib.suppress(OSError, AttributeError):  # it ended, or was closed
+                socket.send_fds(self._control, [b"."], [connection.fileno()])
+                return
 
 
 def _fork_checks(control: socket.socket, tokenizer_dir: Path, vocab_size: int) -> None:
@@ -142,12 +152,13 @@ def _check_and_exit(compiler: GrammarCompiler, vocab_size: int, connection: sock
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         silent = os.open(os.devnull, os.O_WRONLY)  # an overflowing stack would have its say
         os.dup2(silent, 2)
+        connection.sendall(_BEGUN)
         text = b""
         while part := connection.recv(1 << 20):
             text += part
         threading.stack_size(STACK_BYTES)
         thread = threading.Thread(
-            target=lambda: connection.sendall(b"ok" + _fault(compiler, vocab_size, text.decode()).encode()))
+            target=lambda: connection.sendall(_OK + _fault(compiler, vocab_size, text.decode()).encode()))
         thread.start()
         thread.join()
     finally:

@@ -132,7 +132,7 @@ def test_a_stream_that_is_left_ends_on_the_server(client, server):
 @pytest.mark.parametrize("number", ["integer", "int"])
 @pytest.mark.parametrize("role", ["tool", "environment"])
 def test_add_and_multiply_ends_with_the_right_number(client, number, role):
-    """As tutorials of function calling do it; `int` and `environment` are those of InternLM's."""
+    """As tutorials of function calling do it; `int`, `environment` and a result such as 3+5=8 are LMDeploy's."""
     messages, called = list(PRODUCT_OF_SUM), []
     while True:
         answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, tools=functions(number))
@@ -142,9 +142,12 @@ def test_add_and_multiply_ends_with_the_right_number(client, number, role):
         messages.append(choice.message)
         for call in choice.message.tool_calls:
             called.append(call.function.name)
-            result = str(FUNCTIONS[call.function.name](**json.loads(call.function.arguments)))
-            messages.append({"role": "tool", "tool_call_id": call.id, "content": result} if role == "tool" else
-                            {"role": "environment", "name": "plugin", "content": result})
+            arguments = json.loads(call.function.arguments)
+            result = FUNCTIONS[call.function.name](**arguments)
+            sign = {"add": "+", "mul": "*"}[call.function.name]
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": str(result)} if role == "tool" else
+                            {"role": "environment", "name": "plugin",
+                             "content": f"{arguments['a']}{sign}{arguments['b']}={result}"})
     assert called == ["add", "mul"] and "16" in choice.message.content and choice.finish_reason == "stop"
 
 

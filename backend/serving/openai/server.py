@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ class OpenAiServer:
 
     def __init__(self, context: ApiContext, operations: Operations | None = None) -> None:
         self._operations = operations or Operations(ServerOptions(), context.engine)
+        self._front_end = context.front_end
         self.app: FastAPI = build_app(context)
         self._door = Door(self.app, self._operations)
         self.app.state.operations, self.app.state.door = self._operations, self._door
@@ -36,6 +38,7 @@ class OpenAiServer:
     async def start_on(self, listener: socket.socket) -> None:
         """As `start`, on a socket that listens already."""
         self._operations.start()
+        await asyncio.to_thread(self._front_end.grammars.start)
         await self._http.start(listener)
 
     async def stop(self, grace_s: float = 30.0) -> None:
@@ -43,3 +46,4 @@ class OpenAiServer:
         await self._door.in_flight.stop(grace_s)
         await self._http.stop()
         await self._operations.stop()
+        await asyncio.to_thread(self._front_end.grammars.close)

@@ -49,19 +49,31 @@ def _hermes(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[
     mark = {marker: marker if marker in tool_format.special else _literal(marker)
             for marker in ("<tool_call>", "</tool_call>", *tool_format.reasoning)}
     begin, end = mark["<tool_call>"], mark["</tool_call>"]
-    think, thought = (mark[marker] for marker in tool_format.reasoning)
-    more = " more*" if plan.is_parallel else ""
-    rules = [f'call: "\\n" function "\\n" {end}', f'more: "\\n" {begin} call', *_functions(tool_format, plan.functions)]
+    calls = "call more*" if plan.is_parallel else "call"
+    rules = [f'call: "\\n" function "\\n" {end}', f'more: "\\n" {begin} call', _TEXT,
+             *_functions(tool_format, plan.functions)]
     if plan.is_required or has_content:
-        return [f"start: {begin} call{more}{' | content' if has_content else ''}", *rules]
-    # Thoughts at the beginning may speak of calls; the text around calls is what does not begin as they do.
-    is_special = think == tool_format.reasoning[0]
-    return [f"start: reasoning? (opening call{more} | ANSWER)",
-            f"opening: ANSWER {begin}" if begin in tool_format.special else f"opening[lazy]: ANSWER {begin}",
-            f"reasoning: {think} TEXT {thought}" if is_special else
-            f"reasoning[lazy]: /\\s*/ {think} TEXT {thought}",
-            "ANSWER: TEXT" if is_special else f"ANSWER: TEXT & ~(/\\s*/ {think} TEXT)",
-            *rules, _TEXT]
+        answer = f"({begin} {calls}{' | content' if has_content else ''})"
+        start = rf"reasoning /\n{{0,2}}/ {answer}" if tool_format.is_begun else answer
+    else:
+        answer = f"(opening {calls} | ANSWER)"
+        start = f"reasoning {answer}" if tool_format.is_begun else f"reasoning? {answer}"
+        rules.append(_lazily("opening", f"ANSWER {begin}", begin in tool_format.special))
+    # Thoughts may speak of calls; the text around calls is what does not begin as thoughts do.
+    think, thought = (mark[marker] for marker in tool_format.reasoning)
+    is_special = tool_format.special >= set(tool_format.reasoning)
+    if tool_format.is_begun:
+        thoughts, other = f"TEXT {thought}", "TEXT"
+    elif is_special:
+        thoughts, other = f"{think} TEXT {thought}", "TEXT"
+    else:
+        thoughts, other = rf"/\s*/ {think} TEXT {thought}", rf"TEXT & ~(/\s*/ {think} TEXT)"
+    return [f"start: {start}", _lazily("reasoning", thoughts, is_special), f"ANSWER: {other}", *rules]
+
+
+def _lazily(rule: str, body: str, has_special_tokens: bool) -> str:
+    """A rule that ends with its first marker: a special token is never inside of text, any other is looked for."""
+    return f"{rule}: {body}" if has_special_tokens else f"{rule}[lazy]: {body}"
 
 
 def _llama(tool_format: ToolFormat, plan: ToolPlan, has_content: bool) -> list[str]:

@@ -41,7 +41,7 @@ class CallParser:
     def __init__(self, tool_format: ToolFormat) -> None:
         self._format = tool_format
         self._held = ""
-        self._state = self._at_start
+        self._state = self._in_reasoning if tool_format.is_begun else self._at_start
         self._syntax: CallSyntax | None = None
         self._arguments = _ObjectEnd()
         self._delta = AnswerDelta()

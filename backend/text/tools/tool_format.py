@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from backend.errors import TemplateError
 from backend.text.chat_template import ChatTemplate
 from backend.text.tokenizer import Tokenizer
 
+_THOUGHTS = ("<think>", "</think>")
 CALL_END = "<|action_end|>"  # InternLM's, which its chat template takes for the end of an answer
 _STRING = r'"(?:[^"\\]|\\.)*"'
 
@@ -38,12 +40,14 @@ class ToolFormat:
     syntaxes   the ways in which a call may be written
     arguments  the key of a call's arguments, beside `name`
     reasoning  markers of thoughts at the beginning of an answer, in which nothing is a call
+    is_begun   the prompt ends with the first of them, so every answer begins within thoughts
     special    those of its markers that are special tokens in this model's vocabulary, the others being plain text"""
 
     name: str
     syntaxes: tuple[CallSyntax, ...]
     arguments: str
     reasoning: tuple[str, str] | None = None
+    is_begun: bool = False
     special: frozenset[str] = frozenset()
 
 
@@ -54,7 +58,7 @@ def find_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
     special = frozenset(marker for marker in _MARKERS if tokenizer.token_to_id(marker) in tokenizer.special_ids)
     source = template.tool_source
     if "<tool_call>" in source and "<parameter=" not in source:  # with <parameter=> calls are XML, not JSON
-        return hermes_format(special)
+        return hermes_format(special, _ends_in_thoughts(template))
     if "ipython" in source:
         return llama_format(special)
     if special >= {"<|action_start|>", CALL_END, "<|plugin|>"}:
@@ -62,8 +66,19 @@ def find_format(template: ChatTemplate, tokenizer: Tokenizer) -> ToolFormat | No
     return None
 
 
-_MARKERS = ("<|action_start|>", CALL_END, "<|plugin|>", "<tool_call>", "</tool_call>", "<think>", "</think>",
+_MARKERS = ("<|action_start|>", CALL_END, "<|plugin|>", "<tool_call>", "</tool_call>", *_THOUGHTS,
             "<|python_tag|>")
+
+
+def _ends_in_thoughts(template: ChatTemplate) -> bool:
+    """Whether prompts end with the beginning of thoughts, as those of models that always think do. Where a request may
+    turn thoughts off, its prompt need not."""
+    if "enable_thinking" in template.tool_source:
+        return False
+    try:
+        return template.render([{"role": "user", "content": "?"}]).rstrip().endswith(_THOUGHTS[0])
+    except TemplateError:
+        return False  # a template with other demands, such as a system message
 
 
 def _json_call(opening: str, arguments: str, closing: str, is_initial: bool = False) -> CallSyntax:
@@ -78,10 +93,10 @@ def internlm_format(special: frozenset[str]) -> ToolFormat:
                       "parameters", special=special)
 
 
-def hermes_format(special: frozenset[str]) -> ToolFormat:
+def hermes_format(special: frozenset[str], is_begun: bool = False) -> ToolFormat:
     """{text}<tool_call>\\n{"name", "arguments"}\\n</tool_call>; several calls on lines of their own."""
     return ToolFormat("Hermes", (_json_call("<tool_call>", "arguments", "</tool_call>"),), "arguments",
-                      ("<think>", "</think>"), special)
+                      _THOUGHTS, is_begun, special)
 
 
 def llama_format(special: frozenset[str]) -> ToolFormat:

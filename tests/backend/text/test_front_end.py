@@ -1,12 +1,22 @@
-"""What an answer shows, and which of its tokens a session keeps when a stop text ends it."""
+"""What an answer shows, what of it a session keeps when a stop text ends it, and how one with tools is sampled."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backend.errors import RequestError
+from backend.model_source import open_model
 from backend.requests import FinishReason, GenerateOutput, SamplingParams
-from backend.text.front_end import Answer
+from backend.text.chat_template import ChatTemplate
+from backend.text.chat_template_option import read_chat_template
+from backend.text.front_end import Answer, TextFrontEnd
+from backend.text.tools.tool_plan import plan_tools
+from tests.backend.text.conftest import DEMO
+from tests.tiny_tokenizers import write_byte_level_folder
 
 PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PIECES = st.lists(st.sampled_from(["the", " fox", " ", "\n", "从", "😀", "👧", "é", "  "]), max_size=8).map("".join)
@@ -27,3 +37,25 @@ def test_kept_tokens_are_shown_text_and_no_part_of_a_character(tokenizer, before
     assert output.finish_reason is FinishReason.STOP
     assert shown == tokenizer.decode(ids).partition(stop)[0]
     assert shown.startswith(tokenizer.decode(ids[:answer.num_kept_tokens]))
+
+
+PLAN = plan_tools([{"type": "function", "function": {"name": "now"}}])
+
+
+def test_an_answer_with_tools_follows_a_grammar_and_does_not_end_with_a_call():
+    source = open_model(DEMO, "internlm2")
+    front_end = TextFrontEnd(source, read_chat_template("internlm2", source.tokenizer_dir))
+    chat, tools = front_end.chat_sampling(SamplingParams()), front_end.tool_sampling(SamplingParams(), PLAN)
+    call_end, turn_end = map(front_end.tokenizer.token_to_id, ("<|action_end|>", "<|im_end|>"))
+    assert (chat.grammar, chat.skip_special_tokens) == (None, True) and {call_end, turn_end} <= set(chat.stop_ids)
+    assert '"now' in tools.grammar.replace("\\", "") and not tools.skip_special_tokens
+    assert turn_end in tools.stop_ids and call_end not in tools.stop_ids
+    assert call_end in front_end.tool_sampling(SamplingParams(stop_ids=(call_end,)), PLAN).stop_ids
+
+
+def test_tools_are_refused_where_nobody_could_read_the_calls(tmp_path):
+    folder = write_byte_level_folder(tmp_path)
+    template = ChatTemplate("the test's template", {"default": "{{ tools | tojson }}[TOOL_CALLS]"}, {})
+    front_end = TextFrontEnd(SimpleNamespace(model=None, tokenizer_dir=folder), template)
+    with pytest.raises(RequestError, match="how this model writes calls is not known here; leave tools out"):
+        front_end.tool_sampling(SamplingParams(), PLAN)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +73,26 @@ def test_what_explodes_is_refused_and_the_next_check_works(checker, grammar, wor
     checker.check(f'start: "{hash(grammar)}"')
 
 
+def test_what_took_too_long_is_tried_again_later(checker, monkeypatch):
+    grammar = NEVER_ENDS.replace("123456789", "323456789")
+    with pytest.raises(RequestError):
+        checker.check(grammar)
+    monkeypatch.setattr(checker, "_verdict", lambda text: ("", math.inf))
+    with pytest.raises(RequestError):
+        checker.check(grammar)
+    now_s = time.monotonic()
+    monkeypatch.setattr(grammar_check.time, "monotonic", lambda: now_s + grammar_check.REFUSED_FOR_S + 1)
+    checker.check(grammar)
+
+
+def test_a_checker_that_cannot_start_blames_no_grammar(tmp_path):
+    checker = GrammarChecker(tmp_path, 3072)
+    for _ in range(2):
+        with pytest.raises(CapacityError, match="try again later"):
+            checker.check('start: "a"')
+    checker.close()
+
+
 def test_a_refused_grammar_is_not_tried_again(checker, monkeypatch):
     for _ in range(2):
         with pytest.raises(RequestError, match="too complex to be compiled"):
@@ -90,10 +112,10 @@ def test_checks_run_side_by_side(checker):
 def test_more_checks_than_a_machine_should_do_at_a_time_are_refused(checker, monkeypatch):
     is_checking, may_go_on = threading.Event(), threading.Event()
 
-    def wait(text: bytes) -> str:
+    def wait(text: bytes) -> tuple[str, float]:
         is_checking.set()
         may_go_on.wait()
-        return ""
+        return "", math.inf
 
     monkeypatch.setattr(checker, "_pending", threading.BoundedSemaphore(1))
     monkeypatch.setattr(checker, "_verdict", wait)

@@ -45,6 +45,8 @@ def test_answers_to_good_requests_are_as_the_schema_says(api, operation):
             if limit is not None:
                 case.body[limit] = 2
             case.body.pop("timeout", None)  # 504 is what a short one asks for
+            if isinstance(case.body.get("n"), int):
+                case.body["n"] = min(case.body["n"], 2)
         response = case.call_and_validate(base_url=api.url, checks=CHECKS, timeout=60)
         statuses.add(response.status_code)
 

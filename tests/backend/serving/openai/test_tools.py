@@ -260,7 +260,7 @@ RETIRED = [{"name": "add", "parameters": {}}]
     ({"tools": [{**ADD, "colour": 1}]}, "tools[0].colour", "leave it out"),
     ({"tools": None, "tool_choice": "required"}, "tool_choice", "give tools"),
     ({"tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice", "use one of add, mul"),
-    ({"tool_choice": "any"}, None, "auto"),
+    ({"tool_choice": "any"}, "tool_choice", "auto"),
     ({"functions": RETIRED}, "functions", "use tools"),
     ({"function_call": "auto"}, "function_call", "use tool_choice"),
     ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}]},

@@ -9,6 +9,7 @@ from backend.text.tools.tool_format import ToolFormat
 
 INTERNLM = tool_format.internlm_format(frozenset({"<|action_start|>", "<|action_end|>", "<|plugin|>"}))
 HERMES = tool_format.hermes_format(frozenset())
+THINKING = tool_format.hermes_format(frozenset(), is_begun=True)
 LLAMA = tool_format.llama_format(frozenset({"<|python_tag|>"}))
 FORMATS = (INTERNLM, HERMES, LLAMA)
 
@@ -44,6 +45,9 @@ ANSWERS: tuple[tuple[ToolFormat, str, str, tuple[Call, ...]], ...] = (
      "<think>\nmaybe <tool_call> now\n</think>", (ADD,)),
     (HERMES, "<think>\nno <tool_call>\n</think>\n\nNo.", "<think>\nno <tool_call>\n</think>\n\nNo.", ()),
     (HERMES, "<thinking of it", "<thinking of it", ()),
+    (THINKING, "maybe <tool_call> now\n</think>\n\n" + write(HERMES, "", ADD),
+     "maybe <tool_call> now\n</think>", (ADD,)),
+    (THINKING, "<tool_call>\n</think>\n\nNo.", "<tool_call>\n</think>\n\nNo.", ()),
     (LLAMA, "<|python_tag|>" + write(LLAMA, "", ADD), "", (ADD,)),
 )
 

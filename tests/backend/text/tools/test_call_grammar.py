@@ -125,6 +125,19 @@ def test_markers_that_are_special_tokens_are_taken_as_such():
     assert reader.taken(grammar(style, "required"), call) == (call, True)
 
 
+@pytest.mark.parametrize("special", [(), ("<tool_call>", "</tool_call>", "<think>", "</think>"),
+                                     ("<tool_call>", "</tool_call>")])
+def test_where_the_prompt_opens_thoughts_every_answer_ends_them_before_it_calls(special):
+    style, reader = hermes_format(frozenset(special), is_begun=True), Reader(special)
+    call = write(HERMES, "", ADD)
+    for choice, answers in ((None, ("No.", call, "Hm.\n" + call)), ("required", (call,))):
+        for answer in answers:
+            text = f"maybe {'<tool_call' if special else '<tool_call>'} now\n</think>\n\n{answer}"
+            assert reader.taken(grammar(style, choice), text) == (text, True)
+        assert not reader.taken(grammar(style, choice), "maybe")[1]
+    assert reader.taken(grammar(style, "required"), "maybe</think>No")[0] == "maybe</think>"
+
+
 def test_a_type_as_tutorials_spell_it_is_a_type(reader):
     tools = [tool("f", {"type": "object", "properties": {"n": {"type": "int"}, "x": {"type": "float"}},
                         "required": ["n", "x"]})]

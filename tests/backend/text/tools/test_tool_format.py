@@ -43,3 +43,11 @@ def test_a_format_that_is_not_known_is_none(byte_level, source):
     assert find_format(from_source(source), byte_level) is None
 
 
+
+
+@pytest.mark.parametrize("start, is_begun", [("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("", False)])
+def test_a_prompt_that_opens_thoughts_is_noticed(byte_level, start, is_begun):
+    source = builtin_template("qwen3").source + "{{ " + repr(start) + " }}"
+    assert find_format(from_source(source), byte_level).is_begun == is_begun
+    switch = "{% if enable_thinking is defined %}{% endif %}"
+    assert not find_format(from_source(source + switch), byte_level).is_begun
