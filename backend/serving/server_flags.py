@@ -100,8 +100,8 @@ def _tls_files(options: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
         except (ssl.SSLError, ValueError) as error:
-            raise ConfigError(f"{key} and {cert} are no pair for TLS ({error}); name PEM files of a private key without "
-                              "a password and of its certificate") from None
+            raise ConfigError(f"{key} and {cert} are no pair for TLS ({error}); name PEM files of a private key "
+                              "without a password and of its certificate") from None
     return key, cert
 
 

@@ -213,10 +213,14 @@ def test_several_processes_serve_one_port_and_their_metrics_are_one():
             status, body, _ = fetch(f"{url}/v1/chat/completions", QUESTION)
             assert status == 200
             num_tokens += json.loads(body)["usage"]["completion_tokens"]
+        # Grammars are checked in a process that each of them starts for itself.
+        status, body, _ = fetch(f"{url}/v1/chat/completions", {**QUESTION, "choice": ["yes", "no"]})
+        assert status == 200 and json.loads(body)["choices"][0]["message"]["content"] in ("yes", "no")
+        num_tokens += json.loads(body)["usage"]["completion_tokens"]
         for port in (service.server_port, service.http_port) * 2:
             metrics = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
             assert f"millrace_completion_tokens_total {num_tokens:.1f}\n" in metrics
-            assert 'millrace_http_responses_total{route="/v1/chat/completions",status="200"} 6.0\n' in metrics
+            assert 'millrace_http_responses_total{route="/v1/chat/completions",status="200"} 7.0\n' in metrics
             assert "millrace_engine_healthy 1.0\n" in metrics
         assert len([child for child in psutil.Process(service.process.pid).children() if _is_worker(child)]) == 3
         assert service.end(signal.SIGTERM) == 0

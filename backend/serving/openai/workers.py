@@ -63,7 +63,7 @@ class OpenAiWorkers:
                 ours, theirs = Pipe()
                 self._pipes.append(ours)
                 self._processes.append(start_process(
-                    _run_worker, (self._setup, listener, theirs), f"http-worker-{number}", daemon=True))
+                    _run_worker, (self._setup, listener, theirs), f"http-worker-{number}"))
                 theirs.close()  # so that either side's death closes the pipe
             for process, pipe in zip(self._processes, self._pipes, strict=True):
                 await _readable(pipe)
