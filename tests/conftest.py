@@ -11,8 +11,8 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, so before any test is
 
-# Read when grpc is imported. Its fork handlers start threads in a child that closes all files and then wants to exec, as
-# pexpect's do, and now and then abort it.
+# Read when grpc is imported. Its fork handlers start threads in a child that closes all files and then wants to exec,
+# as pexpect's children do, and now and then abort it.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # A busy machine is no failure: timing belongs to benchmarks/. Where a change is judged, every run tries the same cases;
