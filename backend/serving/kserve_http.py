@@ -21,6 +21,7 @@ from starlette.routing import Route
 from backend.errors import ConfigError, MillraceError
 from backend.serving.api_keys import KEY_REFUSAL
 from backend.serving.generate import read_generate, write_generate
+from backend.serving.http_protocol import http_protocol
 from backend.serving.http_tensors import HEADER_LENGTH, read_json, read_request, write_response
 from backend.serving.infer_request import InferCall, check_request
 from backend.serving.infer_response import ResponseEncoder
@@ -56,6 +57,7 @@ class HttpServer:
                               "--http_port") from None
         self._server = _Server(uvicorn.Config(
             self._app, log_config=None, log_level="warning", access_log=False, lifespan="off",
+            http=http_protocol(self._options.max_header_bytes),
             h11_max_incomplete_event_size=self._options.max_header_bytes,
             ssl_keyfile=self._options.tls_key, ssl_certfile=self._options.tls_cert, timeout_graceful_shutdown=1))
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))

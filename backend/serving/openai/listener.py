@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from backend.errors import ConfigError
+from backend.serving.http_protocol import http_protocol
 from backend.serving.openai.errors import ApiError
 from backend.serving.server_options import ServerOptions
 
@@ -34,7 +33,7 @@ class HttpService:
         self._server = _Server(uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, lifespan="off",
             ssl_keyfile=options.tls_key, ssl_certfile=options.tls_cert,
-            http=_http_protocol(options.max_header_bytes), h11_max_incomplete_event_size=options.max_header_bytes,
+            http=http_protocol(options.max_header_bytes), h11_max_incomplete_event_size=options.max_header_bytes,
             timeout_graceful_shutdown=1))
         self._serving: asyncio.Task | None = None
 
@@ -85,41 +84,6 @@ async def _say_that_the_model_loads(scope: Any, receive: Any, send: Any) -> None
     error = ApiError(503, "the model is being loaded; try again in a while", "server_error", "loading",
                      headers={"Retry-After": "5", "Connection": "close"})
     await error.response()(scope, receive, send)
-
-
-@functools.cache
-def _http_protocol(max_header_bytes: int) -> type:
-    """uvicorn's protocol on httptools, the cheaper one, where it is there; it keeps headers of any length, ours not."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        return H11Protocol
-
-    class BoundedHttpToolsProtocol(HttpToolsProtocol):
-        _is_in_headers = False
-        _num_header_bytes = 0  # without those that came together with their beginning
-
-        def on_message_begin(self) -> None:
-            self._is_in_headers, self._num_header_bytes = True, 0
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._is_in_headers = False
-            super().on_headers_complete()
-
-        def data_received(self, data: bytes) -> None:
-            goes_on = self._is_in_headers
-            super().data_received(data)
-            if goes_on and self._is_in_headers:
-                self._num_header_bytes += len(data)
-                if self._num_header_bytes > max_header_bytes and not self.transport.is_closing():
-                    self.transport.write(_HEADERS_TOO_LARGE)
-                    self.transport.close()
-
-    return BoundedHttpToolsProtocol
-
-
-_HEADERS_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class _Server(uvicorn.Server):

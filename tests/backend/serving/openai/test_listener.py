@@ -93,3 +93,37 @@ def test_headers_without_an_end_are_refused_before_they_fill_the_memory(beginnin
 
     answer = asyncio.run(run())
     assert not answer or answer.split(b"\r\n")[0].split()[1] in (b"431", b"400")
+
+
+def test_headers_behind_a_body_are_no_headers_of_the_call_and_refused_when_they_do_not_end():
+    async def run() -> tuple[list[bytes], int]:
+        names: list[bytes] = []
+
+        async def app(scope, receive, send) -> None:
+            while (await receive()).get("more_body", False):
+                pass
+            names.extend(name for name, _ in scope["headers"])
+            await PlainTextResponse("here")(scope, receive, send)
+
+        listener = listen("127.0.0.1", 0)
+        server = HttpService(app, OPTIONS)
+        await server.start(listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        begin = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+        writer.write(begin + b"late: 1\r\n\r\n")
+        await reader.readuntil(b"here")
+        writer.write(begin)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 10_000_000:
+                writer.write(b"late: 1\r\n" * 100)
+                await writer.drain()
+                sent += 900
+                await asyncio.sleep(0)
+        writer.close()
+        await server.stop()
+        return names, sent
+
+    names, sent = asyncio.run(run())
+    assert b"late" not in names
+    assert sent < 10_000_000
