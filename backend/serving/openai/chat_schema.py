@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from backend.serving.openai.format_fields import FormatFields, ResponseFormat
-from backend.serving.openai.sampling_fields import ApiModel, SamplingFields, StreamOptions
+from backend.serving.openai.sampling_fields import ApiModel, Metadata, SamplingFields, StreamOptions
 from backend.serving.openai.tool_schema import ToolChoice, Tools
 
 _UNUSED = "Accepted; changes nothing here."
@@ -43,9 +43,9 @@ class ChatMessage(ApiModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "environment", "ipython"] = Field(
         description="The last two are what LMDeploy and Llama call tool.")
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     parsed: Any = Field(None, exclude=True, description=_SENT_BACK)
     refusal: str | None = Field(None, description=_UNUSED)
@@ -58,7 +58,7 @@ class ChatRequest(SamplingFields, FormatFields):
     """See https://platform.openai.com/docs/api-reference/chat/create. What OpenAI does not have stands at the end."""
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | str = Field(
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | str = Field(
         description="A text is continued as it is, without the model's chat template.")
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="Absent: what the context allows.")
     max_tokens: int | None = Field(None, ge=1, lt=2**31, description="The older name of max_completion_tokens.")
@@ -73,7 +73,7 @@ class ChatRequest(SamplingFields, FormatFields):
 
     user: str | None = Field(None, description=_UNUSED)
     safety_identifier: str | None = Field(None, description=_UNUSED)
-    metadata: dict[str, str] | None = Field(None, description=_UNUSED)
+    metadata: Metadata | None = Field(None, description=_UNUSED)
     prompt_cache_key: str | None = Field(None, description=_UNUSED)
     prompt_cache_retention: Literal["in-memory", "in_memory", "24h"] | None = Field(None, description=_UNUSED)
     prediction: dict[str, Any] | None = Field(None, description=_UNUSED)

@@ -41,7 +41,8 @@ class FormatFields(ApiModel):
     """At most one of them, beside response_format: null is as good as absent."""
 
     regex: str | None = Field(None, description="What the whole answer matches.")
-    choice: list[str] | None = Field(None, description="The answer is one of these texts.")
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="The answer is one of these texts.")
     grammar: str | None = Field(None, description="What the answer follows, a Lark grammar in llguidance's dialect.")
 
     def answer_grammar(self, response_format: ResponseFormat | None = None) -> str | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -32,7 +32,7 @@ class GenerateBody(SamplingFields, FormatFields):
         {"required": ["input_ids"], "properties": {"input_ids": {"type": "array"}}}]})
     n: Literal[1] | None = Field(None, description="A request has one answer.")
     prompt: str | None = None
-    input_ids: list[TokenId] | None = Field(None, min_length=1)
+    input_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="Absent: as many as the model's length allows.")
     return_logprob: bool = False
     stream: bool = Field(False, description="Each event brings what is new; [DONE] ends them.")

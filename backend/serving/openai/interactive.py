@@ -34,7 +34,7 @@ class InteractiveRequest(SamplingFields):
     """One turn. `prompt` "" without interactive_mode ends the session; `cancel` stops its running turn."""
 
     n: Literal[1] | None = Field(None, description="One turn has one answer.")
-    prompt: str | list[dict[str, Any]] = Field(
+    prompt: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(
         description="The new message, or a list of messages with which a session begins.")
     session_id: int = Field(-1, ge=-1, lt=2**63, description="-1: the server draws one, and the answer names it.")
     interactive_mode: bool = Field(False, description="Keep the session after this turn.")

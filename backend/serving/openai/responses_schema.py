@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from backend.serving.openai.sampling_fields import ApiModel, SamplingFields
+from backend.serving.openai.sampling_fields import ApiModel, Metadata, SamplingFields
 from backend.serving.openai.tool_schema import FunctionDeclaration
 from backend.text.tools.tool_plan import MAX_TOOLS
 
@@ -40,7 +40,7 @@ class InputMessage(ApiModel):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
     id: str | None = None
     status: Status | None = None
     phase: Literal["commentary", "final_answer"] | None = Field(None, description=_UNUSED)
@@ -62,7 +62,7 @@ class FunctionCallOutputItem(ApiModel):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Part]
+    output: str | Annotated[list[Part], Field(fail_fast=True)]
     id: str | None = None
     status: Status | None = None
 
@@ -144,7 +144,8 @@ class ResponseRequest(SamplingFields):
     """See https://platform.openai.com/docs/api-reference/responses/create. Besides, the fields of SamplingFields."""
 
     model: str | None = Field(None, description="Absent: the model that is served.")
-    input: str | Annotated[list[InputItem], Field(min_length=1)] = Field(description="A text is the user's message.")
+    input: str | Annotated[list[InputItem], Field(min_length=1, fail_fast=True)] = Field(
+        description="A text is the user's message.")
     instructions: str | None = Field(None, description="A system message before all others, in this answer only.")
     previous_response_id: str | None = Field(
         None, description="The conversation up to and with that answer comes before input.")
@@ -159,7 +160,8 @@ class ResponseRequest(SamplingFields):
         None, description="Absent: auto where there are tools.")
     parallel_tool_calls: bool | None = Field(None, description="Absent: true.")
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(
+    include: Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+                       Field(fail_fast=True)] | None = Field(
         None, description="Logprobs of the text; there is no encrypted reasoning to include.")
     truncation: Literal["disabled"] | None = Field(None, description="Only disabled: too long is an error.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")
@@ -167,7 +169,7 @@ class ResponseRequest(SamplingFields):
     n: Literal[1] | None = Field(None, description="There is one answer.")
     user: str | None = Field(None, description=_UNUSED)
     safety_identifier: str | None = Field(None, description=_UNUSED)
-    metadata: dict[str, str] | None = Field(None, description="Stands in the answer; changes nothing else.")
+    metadata: Metadata | None = Field(None, description="Stands in the answer; changes nothing else.")
     prompt_cache_key: str | None = Field(None, description=_UNUSED)
     prompt_cache_retention: Literal["in-memory", "in_memory", "24h"] | None = Field(None, description=_UNUSED)
     service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier.")

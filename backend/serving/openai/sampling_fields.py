@@ -4,24 +4,46 @@ Used by both endpoints' schemas, and by others that take the same fields."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backend.requests import MAX_SEED, SamplingParams
 
 MAX_CHOICES = 128
 MAX_STOP_TEXTS = 16
+MAX_METADATA = 16  # OpenAI's
+MAX_FIELDS = 256  # of one object
+MAX_BIASES = 1024
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
+
+def _with_few_fields(given: Any, count: int) -> Any:
+    """An object with more is refused before anybody looks into it: each wrong field would get an error of its own."""
+    if isinstance(given, dict) and len(given) > count:
+        raise ValueError(f"{len(given)} fields are more than the {count} that are allowed; send fewer")
+    return given
+
+
+Metadata = Annotated[dict[str, str], Field(max_length=MAX_METADATA),
+                     BeforeValidator(partial(_with_few_fields, count=MAX_METADATA))]
 _TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
 class ApiModel(BaseModel):
-    """A request, or a part of one: what is not named here is refused, and no kind of value is taken for another."""
+    """A request, or a part of one: what is not named here is refused, and no kind of value is taken for another.
+
+    Lists of any length are `fail_fast`: a body of 64 MiB holds millions of wrong values, whose errors would fill the
+    memory."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: Any) -> Any:
+        return _with_few_fields(given, MAX_FIELDS)
 
 
 class StreamOptions(ApiModel):
@@ -38,18 +60,19 @@ class SamplingFields(ApiModel):
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOP_TEXTS)] | None = Field(
+    stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOP_TEXTS, fail_fast=True)] | None = Field(
         None, description="Texts that end the answer and are no part of it, of as many tokens as they take.")
     seed: int | None = Field(None, ge=-(2**63), le=MAX_SEED, description="Choice i uses seed + i.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[_TokenIdText, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, max_length=1024, description="Token id to what is added to its logit.")
+    logit_bias: Annotated[dict[_TokenIdText, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES),
+                          BeforeValidator(partial(_with_few_fields, count=MAX_BIASES))] | None = Field(
+        None, description="Token id to what is added to its logit.")
 
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 keep all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=1024)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     skip_special_tokens: bool | None = None
