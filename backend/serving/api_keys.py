@@ -60,9 +60,13 @@ def collect_api_keys(given: Iterable[str], file: Path | None, environment: Mappi
     given        values of --api_keys, each one or several with commas or spaces between them
     file         one key a line; empty lines and those that begin with # do not count
     environment  where MILLRACE_API_KEYS holds keys as `given` does
-    Raises ConfigError for a file that cannot be read or holds no key: an empty one must not open the server."""
+    Raises ConfigError for a file that cannot be read, and for a file or a value that holds no key: `--api_keys $KEY`
+    with an empty KEY must not open the server."""
+    given = tuple(given)
     texts = (*given, environment.get(ENVIRONMENT_VARIABLE, ""))
     keys = [key for text in texts for key in text.replace(",", " ").split()]
+    if not all(text.replace(",", " ").strip() for text in given):
+        raise ConfigError("--api_keys holds no key; give one, or leave the option out")
     if file is not None:
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]

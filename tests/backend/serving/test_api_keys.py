@@ -53,3 +53,9 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 def test_a_key_that_no_header_carries_is_refused():
     with pytest.raises(ConfigError, match="printable"):
         ApiKeys.of(["schlüssel"])
+
+
+@pytest.mark.parametrize("value", ["", " , "])
+def test_an_option_without_a_key_does_not_open_the_server(value):
+    with pytest.raises(ConfigError, match="holds no key"):
+        collect_api_keys(("first", value), None, {})
