@@ -5,6 +5,9 @@ it starts. Imports no torch."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from backend.engine.engine_client import EngineClient
 from backend.errors import MillraceError
 from backend.requests import EngineStats
@@ -12,6 +15,8 @@ from backend.serving.metrics import Metrics
 from backend.serving.server_options import ServerOptions
 from backend.serving.tracing import Tracing, open_tracing
 from backend.serving.watchdog import EngineWatchdog
+
+BOOKS_TIMEOUT_S = 5.0  # below Prometheus' own, so that an engine that is getting stuck still has metrics
 
 
 class Operations:
@@ -41,11 +46,9 @@ class Operations:
             self.tracing.close()
 
     async def scrape(self) -> bytes:
-        """All metrics, in Prometheus' text format; a stuck engine's books are left out."""
+        """All metrics, in Prometheus' text format; the books of an engine that does not answer are left out."""
         stats: EngineStats | None = None
         if self.watchdog.is_healthy:
-            try:
-                stats = await self._engine.stats()
-            except MillraceError:
-                stats = None
+            with contextlib.suppress(MillraceError, asyncio.TimeoutError):
+                stats = await asyncio.wait_for(self._engine.stats(), BOOKS_TIMEOUT_S)
         return self.metrics.render(stats, self.watchdog.is_healthy)
