@@ -108,7 +108,7 @@ def lenient_schema(schema: Any, depth: int = 0) -> Any:
     for key, value in schema.items():
         if key == "type":
             value = [_type_name(each) for each in value] if isinstance(value, list) else _type_name(value)
-        elif key == "format" and value not in _FORMATS:
+        elif key == "format" and not (isinstance(value, str) and value in _FORMATS):
             continue
         elif key in _SCHEMAS and isinstance(value, list):
             value = [lenient_schema(each, depth + 1) for each in value]

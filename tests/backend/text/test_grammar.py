@@ -87,3 +87,8 @@ def test_a_schema_nested_without_end_is_refused(depth):
 def test_an_enormous_schema_is_refused():
     with pytest.raises(RequestError, match=r"a JSON schema of .* characters is longer than 1,000,000"):
         json_schema_grammar({"description": "x" * 10_000_000})
+
+
+@pytest.mark.parametrize("value", [["date"], {}, 1])
+def test_a_format_that_is_no_text_constrains_nothing(value):
+    assert lenient_schema({"type": "string", "format": value}) == {"type": "string"}
