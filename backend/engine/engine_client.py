@@ -171,9 +171,9 @@ class EngineClient:
     async def _send(self, command: Command) -> None:
         try:
             payload = self._encode(command)
-        except (TypeError, OverflowError) as error:
+        except (TypeError, OverflowError, UnicodeEncodeError) as error:
             raise RequestError(f"a request that cannot be sent: {error}; use Python integers of 64 bits, floats and "
-                               "strings") from None
+                               "strings without lone surrogates") from None
         await self._socket.send(payload)
 
     async def _receive(self) -> None:

@@ -69,6 +69,9 @@ class ApiError(MillraceError):
 def api_error(error: Exception) -> ApiError:
     """What a client is told of an error: ours in their own words, anything else in none."""
     match error:
+        case UnicodeEncodeError():  # what a client said and we say back; our own words can all be encoded
+            return ApiError(400, "the request holds a lone surrogate and is not valid Unicode; send valid UTF-8",
+                            code="invalid_value")
         case ApiError():
             return error
         case ContextLengthError():
@@ -101,6 +104,7 @@ def add_error_handlers(app: FastAPI) -> None:
                         headers=error.headers).response()
 
     app.add_exception_handler(MillraceError, answer)
+    app.add_exception_handler(UnicodeEncodeError, answer)
     app.add_exception_handler(RequestValidationError, answer_validation)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer)

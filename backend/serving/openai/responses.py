@@ -94,6 +94,8 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
         raise ApiError(400, f"the answer {body.previous_response_id!r} is not stored here (any more); send the whole "
                        "conversation in input", code="previous_response_not_found", param="previous_response_id")
     items = (*(earlier.items if earlier is not None else ()), *_input_items(body))
+    if body.store is not False:
+        msgspec.json.encode(items)  # what could not be stored is refused now, not at the answer's end
     front_end, plan = context.front_end, _plan(body)
     sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), _grammar(body))
     sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
