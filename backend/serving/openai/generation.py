@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from backend.errors import ContextLengthError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
@@ -42,7 +43,11 @@ def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingPar
             prompt_logprobs: int | None = None) -> list[GenerateRequest]:
     """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each.
 
-    prompt_logprobs  see GenerateRequest"""
+    prompt_logprobs  see GenerateRequest
+    Raises ContextLengthError and RequestError."""
+    if len(token_ids) > context.engine.session_len:  # the engine, which all share, would have to read them first
+        raise ContextLengthError(f"{len(token_ids)} prompt tokens exceed session_len={context.engine.session_len}; "
+                                 "shorten the prompt")
     resolved = context.front_end.resolved(sampling)
     made = []
     for index in range(num_choices):

@@ -24,8 +24,8 @@ class TokenizeRequest(ApiModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = Field(None, min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     add_generation_prompt: bool = Field(True, description="End a conversation with the header of the next answer.")
     add_special_tokens: bool | None = Field(
         None, description="Begin with BOS as the tokenizer does by itself; true for a prompt, false for messages, "
@@ -50,7 +50,7 @@ class TokenizeResponse(BaseModel):
 
 class DetokenizeRequest(ApiModel):
     model: str | None = None
-    tokens: list[TokenId] = Field(max_length=2**20)
+    tokens: Annotated[list[TokenId], Field(max_length=2**20, fail_fast=True)]
     skip_special_tokens: bool = False
 
 
@@ -76,7 +76,7 @@ class TokenizerInfo(BaseModel):
 class EncodeRequest(ApiModel):
     """LMDeploy's. With do_preprocess a text is the user's message in a conversation of its own."""
 
-    input: str | Annotated[list[str], Field(max_length=MAX_TEXTS)]
+    input: str | Annotated[list[str], Field(max_length=MAX_TEXTS, fail_fast=True)]
     do_preprocess: bool = False
     add_bos: bool = Field(True, description="With do_preprocess: whether the message begins its conversation.")
 
@@ -96,7 +96,9 @@ async def tokenize(request: TokenizeRequest, context: Context) -> TokenizeRespon
     if request.messages is None:
         text, adds_special = request.prompt, request.add_special_tokens is not False
     else:
-        text = front_end.template.render(request.messages, request.tools, request.add_generation_prompt)
+        num_characters = sum(len(str(message.get("content"))) for message in request.messages)
+        text = await read_text(num_characters, front_end.template.render, request.messages, request.tools,
+                               request.add_generation_prompt)
         adds_special = bool(request.add_special_tokens)
     ids = await read_text(len(text), front_end.tokenizer.encode, text, adds_special)
     strings = [front_end.tokenizer.id_to_token(token_id) or "" for token_id in ids]
@@ -108,7 +110,8 @@ async def tokenize(request: TokenizeRequest, context: Context) -> TokenizeRespon
 async def detokenize(request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
     """Text of token ids, special tokens included."""
     _check_model(request.model, context)
-    return DetokenizeResponse(prompt=context.front_end.tokenizer.decode(request.tokens, request.skip_special_tokens))
+    return DetokenizeResponse(prompt=await read_text(
+        len(request.tokens), context.front_end.tokenizer.decode, request.tokens, request.skip_special_tokens))
 
 
 @router.get("/tokenizer_info")
@@ -135,7 +138,8 @@ async def encode(request: EncodeRequest, context: Context) -> EncodeResponse:
     if isinstance(request.input, str):
         ids = await read_text(len(request.input), _encoded, request.input, request, context)
         return EncodeResponse(input_ids=ids, length=len(ids))
-    each = [await read_text(len(text), _encoded, text, request, context) for text in request.input]
+    num_characters = sum(map(len, request.input))  # of all: many short texts are a long one
+    each = [await read_text(num_characters, _encoded, text, request, context) for text in request.input]
     return EncodeResponse(input_ids=each, length=[len(ids) for ids in each])
 
 
