@@ -170,3 +170,14 @@ def test_a_schema_that_cannot_be_followed_is_400(api):
     text = {"format": {"type": "json_schema", "name": "a", "schema": {"type": "nonsense"}}}
     response = api.post(PATH, input="a", text=text)
     assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("fields", [
+    {"metadata": {"a": "\ud800"}}, {"stop": "\ud800"}, {"instructions": "\ud800"},
+    {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "annotations": ["\ud800"]}]}]}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_lone_surrogate_is_refused_wherever_it_stands(api, fields, stream):
+    body = json.dumps({"input": STORY, "max_output_tokens": 2, "stream": stream, **fields})
+    answer = api.client.post(PATH, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert "nicode" in answer.json()["error"]["message"]
