@@ -73,8 +73,9 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
         token_ids = await read_text(len(body.messages), context.front_end.prompt_ids, body.messages)
     else:
         messages = [_message(message) for message in body.messages]
-        token_ids = await read_text(_num_characters(messages), context.front_end.chat_ids, messages,
-                                    plan and plan.tools, body.chat_template_kwargs)
+        tools = plan and plan.tools
+        token_ids = await read_text(_num_characters(messages, tools), context.front_end.chat_ids, messages, tools,
+                                    body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
     await check_grammar(context, sampling)
@@ -111,10 +112,9 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     return given | {"role": "system"} if message.role == "developer" else given
 
 
-def _num_characters(messages: list[dict[str, Any]]) -> int:
-    contents = [message.get("content", "") for message in messages]
-    return sum(len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-               for content in contents)
+def _num_characters(*documents: Any) -> int:
+    """About as many as a template has to read: calls and descriptions of tools count too."""
+    return sum(len(str(document)) for document in documents)
 
 
 async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:

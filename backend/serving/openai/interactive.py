@@ -95,6 +95,9 @@ async def _end(body: InteractiveRequest, context: ApiContext) -> Response:
 async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator[dict[str, Any], None]:
     """The turn's objects. One message goes on where its session is known; in any other case the session begins."""
     messages = [{"role": "user", "content": body.prompt}] if isinstance(body.prompt, str) else body.prompt
+    if body.step and (body.session_id == -1 or len(messages) != 1):
+        raise ApiError(400, "step goes back in a session: name it by session_id and give one new message, or leave it "
+                       "out", param="step")
     num_characters = sum(len(str(message.get("content"))) for message in messages)
     if body.session_id != -1 and body.step != 0 and len(messages) == 1:
         token_ids = await read_text(num_characters, context.front_end.turn_ids, messages[0], False)

@@ -114,6 +114,8 @@ def test_a_running_turn_can_be_cancelled_and_the_session_goes_on(api, path, fiel
     ({"prompt": "a", "cancel": True}, "session_id"),
     ({"prompt": "a", "cancel": True, "session_id": 99}, "not known"),
     ({"prompt": "a", "session_id": 99, "step": 4}, "not known"),
+    ({"prompt": "a", "step": 4}, "name it by session_id"),
+    ({"prompt": [{"role": "user", "content": "a"}] * 2, "session_id": 99, "step": 4}, "one new message"),
     ({"prompt": "a", "image_url": "file:///etc/passwd"}, "image_url"),
     ({"prompt": "a", "n": 2}, "n"),
     ({"prompt": "a", "request_output_len": 5000}, "session_len"),
