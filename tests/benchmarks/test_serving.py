@@ -61,12 +61,14 @@ def test_either_endpoint_can_be_loaded(server, tmp_path, endpoint):
 
 
 def test_the_picture_shows_what_the_json_says(server, tmp_path):
+    pytest.importorskip("matplotlib")
     _, kept = run(server, tmp_path, "--rates", "inf", "--num_requests", "4", "--lengths", "20:5")
     assert drawn_points((tmp_path / "serving.svg").read_text()) == {"Millrace": serving_plot.points(kept)}
     assert len(serving_plot.points(kept)["ttft_ms p99"]) == 1
 
 
 def test_pictures_of_several_servers_are_drawn_from_their_json(tmp_path):
+    pytest.importorskip("matplotlib")
     runs = [{"output_tokens_per_s": 10.0, **{name: {"p50": 1.0, "p99": 2.0} for name in ("ttft_ms", "itl_ms")}}]
     for name in ("Millrace", "another"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"server": name, "runs": runs}))
