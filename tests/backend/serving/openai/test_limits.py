@@ -45,7 +45,7 @@ def test_a_call_past_its_deadline_is_504_and_its_request_is_ended(small, as_head
 
 
 def test_a_stream_past_its_deadline_has_what_there_was_and_then_the_error(small):
-    response = small.post("/v1/completions", stream=True, **LONG, timeout=2)
+    response = small.post("/v1/completions", stream=True, **LONG, timeout=1)
     events = [json.loads(event.removeprefix("data: ")) for event in response.text.strip().split("\n\n")]
     assert response.status_code == 200 and len(events) > 1
     assert events[-1]["error"]["code"] == "deadline_exceeded"
