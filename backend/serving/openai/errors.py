@@ -116,8 +116,9 @@ _REPLACEMENTS = {"functions": "use tools, each {\"type\": \"function\", \"functi
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """400 with the field's name, of one fault: where a field may be of several kinds, of the kind that got furthest."""
-    fault = max(error.errors(), key=lambda one: len(one["loc"]))
+    """400 with the field's name, of one fault: where a field may be of several kinds, of the kind that got furthest,
+    where the kind itself is right."""
+    fault = max(error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return ApiError(400, f"the body is no JSON: {reason}; send a JSON object", code="invalid_json")

@@ -76,6 +76,12 @@ def test_too_long_a_conversation_is_told_in_numbers(api, stream):
     assert "2000 new tokens" in error["message"] and "1024" in error["message"]
 
 
+def test_too_many_stop_texts_are_refused_by_their_number(api):
+    response = api.post(PATH, messages=CAPITAL, stop=["a"] * 17)
+    assert response.status_code == 400 and "at most 16" in response.json()["error"]["message"]
+
+
+
 def test_a_long_conversation_is_read_without_stopping_others(api):
     """It is longer than the context, so that it is refused once it has been tokenised."""
     long = [{"role": "user", "content": [{"type": "text", "text": "fox " * 20_000}]}]
