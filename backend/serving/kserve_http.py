@@ -6,22 +6,19 @@ checked and run as those are. Used by backend.serve."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from backend.errors import ConfigError, MillraceError
+from backend.errors import MillraceError
 from backend.serving.api_keys import KEY_REFUSAL
 from backend.serving.generate import read_generate, write_generate
-from backend.serving.http_protocol import http_protocol
+from backend.serving.http_service import HttpService, listen
 from backend.serving.http_tensors import HEADER_LENGTH, read_json, read_request, write_response
 from backend.serving.infer_request import InferCall, check_request
 from backend.serving.infer_response import ResponseEncoder
@@ -42,45 +39,20 @@ class HttpServer:
 
     def __init__(self, repository: ModelRepository, options: ServerOptions | None = None,
                  scrape: Callable[[], Awaitable[bytes]] | None = None):
-        self._options = options or ServerOptions()
+        options = options or ServerOptions()
         self._inference = Inference("HTTP")
-        self._app = _Endpoints(repository, self._inference, self._options, scrape).app()
-        self._server: uvicorn.Server | None = None
-        self._serving: asyncio.Task | None = None
+        self._http = HttpService(_Endpoints(repository, self._inference, options, scrape).app(), options)
 
     async def start(self, host: str, port: int) -> int:
         """Listens and returns the port, which port 0 leaves to the system. Raises ConfigError where it is taken."""
-        try:
-            listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            raise ConfigError(f"HTTP cannot listen on {host}:{port} ({error.strerror}); choose another with "
-                              "--http_port") from None
-        self._server = _Server(uvicorn.Config(
-            self._app, log_config=None, log_level="warning", access_log=False, lifespan="off",
-            http=http_protocol(self._options.max_header_bytes),
-            h11_max_incomplete_event_size=self._options.max_header_bytes,
-            ssl_keyfile=self._options.tls_key, ssl_certfile=self._options.tls_cert, timeout_graceful_shutdown=1))
-        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
-        while not self._server.started:
-            if self._serving.done():
-                await self._serving
-            await asyncio.sleep(0.005)
+        listener = listen(host, port, "HTTP", "--http_port")
+        await self._http.start(listener)
         return listener.getsockname()[1]
 
     async def stop(self, grace_s: float = 30.0) -> None:
         """Refuses new requests, lets the running ones finish for at most `grace_s`, then closes the port."""
         await self._inference.stop(grace_s)
-        if self._server is not None and self._serving is not None:
-            self._server.should_exit = True
-            await self._serving
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the command line owns the process's signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):
-        yield
+        await self._http.stop()
 
 
 class _Endpoints:

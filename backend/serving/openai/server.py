@@ -7,10 +7,11 @@ import socket
 
 from fastapi import FastAPI
 
+from backend.serving.http_service import HttpService
 from backend.serving.openai.app import build_app
 from backend.serving.openai.context import ApiContext
 from backend.serving.openai.door import Door
-from backend.serving.openai.listener import HttpService, listen
+from backend.serving.openai.listener import listen
 from backend.serving.operations import Operations
 from backend.serving.server_options import ServerOptions
 

@@ -14,7 +14,8 @@ pytest.importorskip("fastapi")
 from starlette.responses import PlainTextResponse
 
 from backend.errors import ConfigError
-from backend.serving.openai.listener import HttpService, LoadingServer, listen
+from backend.serving.http_service import HttpService
+from backend.serving.openai.listener import LoadingServer, listen
 from backend.serving.server_options import ServerOptions
 
 OPTIONS = ServerOptions(max_header_bytes=4096)
