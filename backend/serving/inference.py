@@ -16,6 +16,7 @@ import numpy as np
 from backend.errors import DeadlineError, MillraceError
 from backend.serving.infer_request import InferCall
 from backend.serving.protocol_error import ProtocolError
+from backend.serving.running_tasks import RunningTasks
 
 logger = logging.getLogger(__name__)
 
@@ -25,20 +26,16 @@ class Inference:
 
     def __init__(self, server_name: str):
         self._server_name = server_name
-        self._running: set[asyncio.Task] = set()
-        self._is_stopping = False
-        self._is_aborting = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._running = RunningTasks()
 
     @property
     def is_stopping(self) -> bool:
         """Whether no more requests are taken."""
-        return self._is_stopping
+        return self._running.is_stopping
 
     def refuse_when_stopping(self) -> None:
         """Raises ProtocolError UNAVAILABLE from the moment on that `stop` was called."""
-        if self._is_stopping:
+        if self._running.is_stopping:
             raise ProtocolError("UNAVAILABLE", f"{self._server_name} server is shutting down and has stopped accepting "
                                 "new requests.")
 
@@ -52,7 +49,6 @@ class Inference:
         responses = call.model.served.infer(call.inputs, call.context)
         deadline = _Deadline(task, call.context.timeout_s)
         self._running.add(task)
-        self._idle.clear()
         is_complete = False
         try:
             yield responses
@@ -62,7 +58,7 @@ class Inference:
             if deadline.is_over:
                 raise DeadlineError(f"the answer was not complete within the request's timeout of "
                                     f"{call.context.timeout_s:g} s") from None
-            if self._is_aborting:
+            if self._running.is_aborting:
                 raise ProtocolError("UNAVAILABLE", f"{self._server_name} server stopped before the answer was "
                                     "complete") from None
             raise
@@ -75,8 +71,6 @@ class Inference:
         finally:
             deadline.close()
             self._running.discard(task)
-            if not self._running:
-                self._idle.set()
             duration_ns = time.perf_counter_ns() - began_ns
             statistics = call.model.statistics
             (statistics.count_success if is_complete else statistics.count_failure)(duration_ns)
@@ -84,17 +78,7 @@ class Inference:
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new requests, waits for the running ones, and ends those that take longer than `grace_s`."""
-        self._is_stopping = True
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
-        if not self._running:
-            return
-        self._is_aborting = True
-        running = list(self._running)
-        logger.warning("stopping: %d requests did not complete within %g s and are ended", len(running), grace_s)
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running, timeout=1.0)
+        await self._running.stop(grace_s)
 
 
 async def only_response(responses: AsyncGenerator[dict[str, np.ndarray], None]) -> dict[str, np.ndarray]:

@@ -6,16 +6,13 @@ door.py; endpoints hand a deadline that a body asks for to `limit_time`."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from backend.serving.openai.errors import ApiError
-
-logger = logging.getLogger(__name__)
+from backend.serving.running_tasks import RunningTasks
 
 TIMEOUT_HEADER = b"x-request-timeout"
 OPEN_PATH = "/health"  # probes carry no key and are answered whatever the server's state
@@ -61,25 +58,16 @@ class InFlight:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._running: set[asyncio.Task] = set()
-        self._is_aborting = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.is_stopping = False
+        self._running = RunningTasks()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more calls are taken."""
+        return self._running.is_stopping
 
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, waits for the running ones, and ends those that take longer than `grace_s`."""
-        self.is_stopping = True
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
-        if not self._running:
-            return
-        self._is_aborting = True
-        running = list(self._running)
-        logger.warning("stopping: %d requests did not complete within %g s and are ended", len(running), grace_s)
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running, timeout=1.0)
+        await self._running.stop(grace_s)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -94,7 +82,6 @@ class InFlight:
         task = asyncio.create_task(self._app(scope, receive, answer.send))
         current_deadline.reset(token)
         self._running.add(task)
-        self._idle.clear()
         try:
             timeout_s = _timeout(scope)
             if timeout_s is not None:
@@ -110,13 +97,11 @@ class InFlight:
         finally:
             deadline.close()
             self._running.discard(task)
-            if not self._running:
-                self._idle.set()
         if not task.cancelled():
             task.result()
         elif deadline.is_over:
             await answer.end(_overdue(deadline.timeout_s), scope, receive)
-        elif self._is_aborting:
+        elif self._running.is_aborting:
             await answer.end(_stopping(), scope, receive)
         else:
             raise asyncio.CancelledError
