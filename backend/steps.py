@@ -51,11 +51,14 @@ class ScheduledRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One forward pass. `rows` lists decodes (num_new == 1) first, then prefill chunks."""
+    """One forward pass. `rows` lists decodes (num_new == 1) first, then prefill chunks.
+
+    grammars  of sequences that wait: to be compiled in the background, and named by a result once they are"""
 
     step: int
     setups: tuple[RowSetup, ...]
     rows: tuple[ScheduledRow, ...]
+    grammars: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -94,8 +97,11 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The tokens of a plan's sampling rows, in the plan's order, and the prompts' logprobs where they are wanted."""
+    """The tokens of a plan's sampling rows, in the plan's order, and the prompts' logprobs where they are wanted.
+
+    grammars  of this and earlier plans whose compilation has ended since the last result, well or not"""
 
     step: int
     tokens: tuple[SampledToken, ...]
     prompts: tuple[PromptLogprobs, ...] = ()
+    grammars: tuple[str, ...] = ()

@@ -151,6 +151,7 @@ class Engine:
     def _read_oldest(self) -> None:
         scheduled, handle = self._in_flight.popleft()
         result = handle.wait()
+        self.scheduler.grammars.compiled(result.grammars)
         tokens = {token.row: token for token in result.tokens}
         prompts = {prompt.row: prompt for prompt in result.prompts}
         for sequence, row in zip(scheduled.sequences, scheduled.plan.rows, strict=True):

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from backend.config import EngineConfig
 from backend.engine.block_manager import BlockManager
+from backend.engine.grammar_queue import GrammarQueue
 from backend.engine.sequence import Sequence, SequenceStatus
 from backend.engine.session import SessionTable
 from backend.memory_plan import blocks_of
 from backend.steps import RowSetup, ScheduledRow, StepPlan
+
+# How far down the queue grammars are compiled ahead, and who may pass those that wait for theirs.
+LOOK_AHEAD = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class Scheduler:
         self.sessions = SessionTable(self.blocks)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission: the last one is preempted first
+        self.grammars = GrammarQueue()
         self.num_preemptions = 0
         self._max_prefill_tokens = config.max_prefill_tokens
         self._free_rows = list(reversed(range(config.max_batch_size)))
@@ -57,10 +63,11 @@ class Scheduler:
         setups: list[RowSetup] = []
         # Whoever has just been preempted must not push out, by coming back at once, what it gave way to.
         while self.waiting and budget and self._free_rows and self.num_preemptions == num_preemptions:
-            sequence = self.waiting[0]
-            if sequence.num_pending or not self._admit(sequence):
+            sequence = self._next_waiting()
+            if sequence is None or sequence.num_pending or not self._admit(sequence):
                 break
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
+            self.grammars.used(sequence)
             self.running.append(sequence)
             setups.append(_setup(sequence))
             num_new = min(sequence.num_uncomputed, budget)
@@ -70,7 +77,8 @@ class Scheduler:
             return None
         decodes_first = sorted(entries, key=lambda sequence: entries[sequence].num_new > 1)
         self.num_steps += 1
-        plan = StepPlan(self.num_steps, tuple(setups), tuple(entries[sequence] for sequence in decodes_first))
+        plan = StepPlan(self.num_steps, tuple(setups), tuple(entries[sequence] for sequence in decodes_first),
+                        self.grammars.ask(islice(self.waiting, LOOK_AHEAD)))
         return ScheduledStep(plan, tuple(decodes_first))
 
     def remove(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
@@ -104,6 +112,13 @@ class Scheduler:
         self.blocks.check_integrity([*holders, *self.sessions.block_tables()])
         rows = [sequence.row for sequence in self.running]
         assert len(set(rows) | set(self._free_rows)) == len(rows) + len(self._free_rows), "a row is used twice"
+
+    def _next_waiting(self) -> Sequence | None:
+        """The first that need not wait for its grammar; where nothing runs, nobody is kept waiting by it."""
+        if not self.running:
+            return self.waiting[0]
+        return next((sequence for sequence in islice(self.waiting, LOOK_AHEAD)
+                     if not self.grammars.holds_back(sequence)), None)
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives the sequence a row and what is cached of it, if the rest of its known text fits."""

@@ -72,8 +72,20 @@ class GrammarRows:
         self._rows: list[_Row | None] = [None] * num_rows
         self._unread: deque[tuple[RunningStep, list[tuple[int, _Row]]]] = deque()
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._ahead: dict[str, Future[LLMatcher]] = {}
         self._threads = ThreadPoolExecutor(2, "grammar")
         self._compiler = self._threads.submit(_make_compiler, Path(tokenizer_dir), vocab_size)
+
+    def compile_ahead(self, grammars: Iterable[str]) -> None:
+        """In the background, so that no mask has to wait for them."""
+        self._ahead.update((grammar, self._compile(grammar)) for grammar in grammars)
+
+    def take_compiled(self) -> tuple[str, ...]:
+        """Those asked for ahead whose compilation has ended since the last call, well or not."""
+        ended = tuple([grammar for grammar, compiled in self._ahead.items() if compiled.done()])
+        for grammar in ended:
+            del self._ahead[grammar]
+        return ended
 
     def set_row(self, setup: RowSetup) -> None:
         """A sequence takes its row; its grammar is compiled in the background, unless it is known."""

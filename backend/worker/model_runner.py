@@ -44,6 +44,7 @@ class ModelRunner:
 
         Where a row follows a grammar, the tokens of the steps before are waited for, while the device computes."""
         assert plan.rows, "a plan without rows"
+        self.grammars.compile_ahead(plan.grammars)
         for setup in plan.setups:
             self.grammars.set_row(setup)
         inputs = self.inputs.arrange(plan)
@@ -52,14 +53,15 @@ class ModelRunner:
         launched = self._replay(inputs) if fits_graph else self._launch(inputs)
         prompts = launched.prompts
         if inputs.sampling is None and prompts is None:
-            return RunningStep(plan.step, (), (), None, None, None)
+            return RunningStep(plan.step, (), (), None, None, None, grammars=self.grammars.take_compiled())
         sampled, grammar_ends = self._sample(launched, inputs.sampling, rows)
         # Taken now: a row may belong to another sequence when the result is read.
         num_logprobs = tuple(self.tables.sampling.num_logprobs[list(rows)].tolist())
         on_host = None if sampled is None else _to_host(sampled)
         if prompts is not None:
             prompts = replace(prompts, scores=_to_host(prompts.scores))
-        running = RunningStep(plan.step, rows, num_logprobs, on_host, prompts, self._record(), grammar_ends)
+        running = RunningStep(plan.step, rows, num_logprobs, on_host, prompts, self._record(), grammar_ends,
+                              self.grammars.take_compiled())
         self.grammars.will_sample(running)
         return running
 
@@ -130,7 +132,8 @@ class RunningStep:
     rows, num_logprobs  per sampled token: its row, and how many alternatives were asked for (-1: no logprobs)
     prompts             logprobs of prompts, where wanted
     done                the event after the copy; None where there is nothing to wait for
-    grammar_ends        per sampled token where rows follow grammars, see SampledToken; else empty"""
+    grammar_ends        per sampled token where rows follow grammars, see SampledToken; else empty
+    grammars            see StepResult"""
 
     step: int
     rows: tuple[int, ...]
@@ -139,6 +142,7 @@ class RunningStep:
     prompts: RunningPrompts | None
     done: torch.cuda.Event | None
     grammar_ends: tuple[GrammarEnd | None, ...] = ()
+    grammars: tuple[str, ...] = ()
 
     def token_ids(self) -> list[int]:
         """The sampled tokens alone; blocks until they are there."""
@@ -152,7 +156,7 @@ class RunningStep:
             self.done.synchronize()
         prompts = () if self.prompts is None else self.prompts.results()
         if self.sampled is None:
-            return StepResult(self.step, (), prompts)
+            return StepResult(self.step, (), prompts, self.grammars)
         token_ids = self.sampled.token_ids.tolist()
         logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
         if self.sampled.logprobs is not None:
@@ -160,7 +164,8 @@ class RunningStep:
             for line, index in enumerate(asked):
                 logprobs[index] = self._logprobs(line, token_ids[index], self.num_logprobs[index])
         ends = self.grammar_ends or (None,) * len(token_ids)
-        return StepResult(self.step, tuple(map(SampledToken, self.rows, token_ids, logprobs, ends)), prompts)
+        return StepResult(self.step, tuple(map(SampledToken, self.rows, token_ids, logprobs, ends)), prompts,
+                          self.grammars)
 
     def _logprobs(self, line: int, token_id: int, count: int) -> TokenLogprobs:
         top: tuple[tuple[int, float], ...] = ()

@@ -48,7 +48,9 @@ class Handle:
 
 @dataclass
 class FakeExecutor:
-    """stored[block, offset] is the prefix whose KV is there; reading anything else is an AssertionError."""
+    """stored[block, offset] is the prefix whose KV is there; reading anything else is an AssertionError.
+
+    compile_steps  after how many steps a grammar that a plan asks for is compiled;  compiling: steps that are left"""
 
     num_blocks: int
     block_size: int
@@ -57,6 +59,8 @@ class FakeExecutor:
     stored: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     num_computed: int = 0
     largest_step: int = 0
+    compile_steps: int = 1
+    compiling: dict[str, int] = field(default_factory=dict)
 
     def launch(self, plan: StepPlan) -> Handle:
         for setup in plan.setups:
@@ -85,7 +89,15 @@ class FakeExecutor:
                 row.token_ids.append(token_id)
                 wanted = row.setup.sampling.logprobs is not None
                 tokens.append(SampledToken(scheduled.row, token_id, TokenLogprobs(token_id, -1.0) if wanted else None))
-        return Handle(StepResult(plan.step, tuple(tokens), tuple(self._prompts(plan))))
+        return Handle(StepResult(plan.step, tuple(tokens), tuple(self._prompts(plan)), self._compiled(plan)))
+
+    def _compiled(self, plan: StepPlan) -> tuple[str, ...]:
+        assert not set(plan.grammars) & set(self.compiling), "asked for twice"
+        self.compiling.update(dict.fromkeys(plan.grammars, self.compile_steps))
+        self.compiling = {grammar: left - 1 for grammar, left in self.compiling.items()}
+        compiled = tuple(grammar for grammar, left in self.compiling.items() if not left)
+        self.compiling = {grammar: left for grammar, left in self.compiling.items() if left}
+        return compiled
 
     def _prompts(self, plan: StepPlan) -> Iterator[PromptLogprobs]:
         """The "logprob" of a prompt's token is minus its position."""

@@ -129,6 +129,15 @@ def test_a_grammar_that_cannot_be_followed_says_why(grammars, completion):
     assert end.fault and "\n" not in end.fault
 
 
+def test_grammars_asked_for_ahead_are_named_once_they_are_compiled_well_or_not(grammars):
+    asked = {'start: "compiled ahead"', "start: missing"}
+    grammars.compile_ahead(asked)
+    named: list[str] = []
+    while len(named) < len(asked):
+        named += grammars.take_compiled()
+    assert set(named) == asked and not grammars.take_compiled()
+
+
 def test_a_model_without_a_tokenizer_fails_only_the_rows_that_need_it(tmp_path):
     rows = GrammarRows(tmp_path, VOCAB, [END], 2, is_pinned=False)
     begin(rows, 1, 'start: "a"')
