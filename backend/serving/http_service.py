@@ -32,8 +32,7 @@ class HttpService:
         self._server = _Server(uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, lifespan="off",
             ssl_keyfile=options.tls_key, ssl_certfile=options.tls_cert,
-            http=http_protocol(options.max_header_bytes), h11_max_incomplete_event_size=options.max_header_bytes,
-            timeout_graceful_shutdown=1))
+            http=http_protocol(options), timeout_graceful_shutdown=1))
         self._serving: asyncio.Task | None = None
 
     async def start(self, listener: socket.socket) -> None:

@@ -197,7 +197,16 @@ class _Endpoints:
             await events.put(error)
 
     async def _body(self, request: Request) -> bytes:
-        """The request's body. Raises ProtocolError INVALID_ARGUMENT before a longer one than allowed is in memory."""
+        """The request's body. Raises ProtocolError where it does not come in time, or is longer than allowed."""
+        limit_s = self._options.body_timeout_s
+        try:
+            return await asyncio.wait_for(self._bounded_body(request), limit_s)
+        except asyncio.TimeoutError:
+            raise ProtocolError("DEADLINE_EXCEEDED", f"the body was not there within {limit_s:g} s; send it at once"
+                                ) from None
+
+    async def _bounded_body(self, request: Request) -> bytes:
+        """Raises ProtocolError before a longer one than allowed is in memory."""
         chunks, size, limit = [], 0, self._options.max_message_bytes
         async for chunk in request.stream():
             size += len(chunk)

@@ -48,7 +48,7 @@ def server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--allow_headers", multiple=True, metavar="HEADER...",
                      help="… with these headers.  [default: all]"),
         click.option("--allow_credentials", is_flag=True, help="… with cookies and the like."),
-        click.option("--max_body_mib", type=click.FloatRange(min=0, min_open=True), default=64.0, show_default=True,
+        click.option("--max_body_mib", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True,
                      help="Longest body of a request."),
         click.option("--http_workers", type=click.IntRange(1, 64), default=1, show_default=True,
                      help="Processes that serve OpenAI's API, for more streams than one can feed."),

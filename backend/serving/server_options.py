@@ -25,7 +25,8 @@ class ServerOptions:
     max_message_bytes       of one request; over gRPC of one response, too
     max_header_bytes        of a request's headers together
     max_concurrent_streams  calls at once on one gRPC connection
-    body_timeout_s          in which the body of an HTTP request has to be there
+    body_timeout_s          in which the headers of an HTTP request have to be there, and then its body
+    reading_timeout_s       after which an HTTP client that reads nothing of what waits for it loses its connection
     stuck_after_s           seconds without a step, with work to do, after which the engine is not healthy
     api_keys                calls carry one as `authorization: Bearer KEY`, except health checks
     tls_key, tls_cert       PEM files; both or neither
@@ -34,10 +35,11 @@ class ServerOptions:
     logs_requests           a line in the log for each call of OpenAI's API
     otlp_endpoint           of a collector of OpenTelemetry traces"""
 
-    max_message_bytes: int = 64 * 2**20
+    max_message_bytes: int = 8 * 2**20
     max_header_bytes: int = 64 * 2**10
     max_concurrent_streams: int = 1024
     body_timeout_s: float = 60.0
+    reading_timeout_s: float = 120.0
     stuck_after_s: float = 60.0
     api_keys: ApiKeys = NO_KEYS
     tls_key: Path | None = None

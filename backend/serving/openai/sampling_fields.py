@@ -35,7 +35,7 @@ _TokenIdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 class ApiModel(BaseModel):
     """A request, or a part of one: what is not named here is refused, and no kind of value is taken for another.
 
-    Lists of any length are `fail_fast`: a body of 64 MiB holds millions of wrong values, whose errors would fill the
+    Lists of any length are `fail_fast`: a body of 8 MiB holds millions of wrong values, whose errors would fill the
     memory."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

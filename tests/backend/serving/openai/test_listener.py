@@ -128,3 +128,72 @@ def test_headers_behind_a_body_are_no_headers_of_the_call_and_refused_when_they_
     names, sent = asyncio.run(run())
     assert b"late" not in names
     assert sent < 10_000_000
+
+
+WHOLE = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("first, beginning", [(b"", b""), (b"", WHOLE[:20]), (WHOLE, b"\r\n"), (WHOLE, WHOLE[:20])])
+def test_a_connection_whose_headers_do_not_come_is_closed(first, beginning):
+    async def run() -> bytes:
+        listener = listen("127.0.0.1", 0)
+        server = HttpService(PlainTextResponse("here"), ServerOptions(body_timeout_s=0.2))
+        await server.start(listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        if first:
+            writer.write(first)
+            await reader.readuntil(b"here")
+        writer.write(beginning)
+        answer = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+        await server.stop()
+        return answer
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 408 ")
+
+
+def test_bytes_ahead_of_the_next_call_do_not_end_a_long_answer():
+    async def run() -> bytes:
+        async def app(scope, receive, send) -> None:
+            await asyncio.sleep(0.5)
+            await PlainTextResponse("here")(scope, receive, send)
+
+        listener = listen("127.0.0.1", 0)
+        server = HttpService(app, ServerOptions(body_timeout_s=0.1))
+        await server.start(listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(WHOLE)
+        await asyncio.sleep(0.05)
+        writer.write(b"\r\n")
+        answer = await reader.readuntil(b"here")
+        writer.close()
+        await server.stop()
+        return answer
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_leaves_its_answer_unread_loses_its_connection():
+    async def run() -> int:
+        ended = asyncio.get_running_loop().create_future()
+
+        async def app(scope, receive, send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            sent = 0
+            while (await asyncio.wait({leaving := asyncio.ensure_future(receive())}, timeout=0))[1]:
+                leaving.cancel()
+                await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+                sent += 1 << 16
+            ended.set_result(sent)
+
+        listener = listen("127.0.0.1", 0)
+        server = HttpService(app, ServerOptions(reading_timeout_s=0.2))
+        await server.start(listener)
+        _, writer = await asyncio.open_connection(*listener.getsockname(), limit=1 << 12)
+        writer.write(WHOLE)
+        sent = await asyncio.wait_for(ended, 60)
+        writer.close()
+        await server.stop()
+        return sent
+
+    assert asyncio.run(run()) < 1 << 28
