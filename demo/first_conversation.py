@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from client import ChatClient
 from protocol.ports import GRPC_PORT, HTTP_PORT, OPENAI_PORT
@@ -25,8 +27,7 @@ STOP_TIMEOUT_S = 30.0
 
 def main(workspace: str) -> None:
     port = _free_port(GRPC_PORT)
-    with _service(workspace, port) as service, ChatClient(f"127.0.0.1:{port}") as client:
-        _wait_until_ready(client, service)
+    with _service(workspace, port), ChatClient(f"127.0.0.1:{port}") as client:
         session = client.session()
         for question in QUESTIONS:
             print(f"\n> {question}")
@@ -39,12 +40,17 @@ def main(workspace: str) -> None:
 
 
 @contextmanager
-def _service(workspace: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _service(workspace: str, port: int) -> Iterator[None]:
+    """Serves while the body runs; what the service prints is printed here, in between."""
     service = subprocess.Popen(["bash", SCRIPT, workspace, "--runtime", "embedded", "--port", str(port),
                                 "--http-port", str(_free_port(HTTP_PORT)),
-                                "--server-port", str(_free_port(OPENAI_PORT))], start_new_session=True)
+                                "--server-port", str(_free_port(OPENAI_PORT))], start_new_session=True,
+                               stdout=subprocess.PIPE, text=True)
+    serves = threading.Event()
+    threading.Thread(target=_show, args=(service.stdout, serves), daemon=True).start()
     try:
-        yield service
+        _wait_until(serves, service)
+        yield
     finally:
         service.send_signal(signal.SIGTERM)
         try:
@@ -55,14 +61,21 @@ def _service(workspace: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
         sys.exit(f"error: the service ended with code {service.returncode}; what it printed above says why")
 
 
-def _wait_until_ready(client: ChatClient, service: subprocess.Popen[bytes]) -> None:
+def _show(lines: TextIO, serves: threading.Event) -> None:
+    """Prints them; the one that says where the service is reached is the sign that it is."""
+    for line in lines:
+        print(line, end="", flush=True)
+        if line.startswith("serving "):
+            serves.set()
+
+
+def _wait_until(serves: threading.Event, service: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not client.is_ready():
+    while not serves.wait(0.1):
         if service.poll() is not None:
             sys.exit("error: the service did not start; what it printed above says why")
         if time.monotonic() > deadline:
             sys.exit(f"error: the service was not ready after {START_TIMEOUT_S:g} s")
-        time.sleep(0.1)
 
 
 def _free_port(wanted: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ def test_the_demo_tells_a_story_recalls_a_fact_and_leaves_nothing_running(tmp_pa
         with contextlib.suppress(OSError):  # somebody else's service there does as well
             stack.enter_context(socket.create_server(("0.0.0.0", GRPC_PORT)))
         done = subprocess.run([sys.executable, "-m", "demo.first_conversation", str(tmp_path / "workspace")], cwd=ROOT,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
+                              capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     story, fact, recalled = done.stdout.split("\n> ")[1:]
     assert "fox" in story and "rabbit" in story and story.count(".") >= 5

@@ -66,6 +66,7 @@ def test_cancel_keeps_what_came_and_the_next_turn_goes_on(page: Page, site: Site
     page.wait_for_selector("#messages >> text=word5")
     page.click("#cancel")
     page.wait_for_selector("#status >> text=cancelled")
+    page.wait_for_selector("#send")
     partial = answers(page)[0]
     assert partial.startswith("word1 word2")
     say(page, "Next")
