@@ -29,6 +29,7 @@ def run_engine_process(source: ModelSource, config: EngineConfig, address: str) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front end, which then says stop
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         unlimited_queues(router)
+        router.router_mandatory = True  # a peer that is gone is an error, not silence
         router.bind(address)
         loop = _EngineLoop(router)
         if not loop.wait_for_peer():
@@ -53,6 +54,7 @@ class _EngineLoop:
     def __init__(self, router: zmq.Socket) -> None:
         self._router = router
         self._peers: set[bytes] = set()
+        self._gone: set[bytes] = set()
         self._owner: dict[str, bytes] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Command).decode
@@ -79,6 +81,7 @@ class _EngineLoop:
                 self._apply(engine, peer, command)
             if engine.has_work:
                 self._deliver(engine.step())
+                self._end_requests_of_gone(engine)
             else:
                 engine.expire_sessions()
 
@@ -86,7 +89,7 @@ class _EngineLoop:
         """To every peer that has spoken, including those whose first words are still unread."""
         while self._router.poll(0):
             self._peers.add(self._router.recv_multipart()[0])
-        for peer in self._peers:
+        for peer in tuple(self._peers):
             self._send(peer, event)
 
     def _apply(self, engine: Engine, peer: bytes, command: Command) -> None:
@@ -113,7 +116,8 @@ class _EngineLoop:
             self._refuse(peer, command.request.request_id if command.request else command.call_id, error)
 
     def _refuse(self, peer: bytes, about: str, error: MillraceError) -> None:
-        self._send(peer, Event(refused=Refusal(about, type(error).__name__, str(error))))
+        self._send(peer, Event(refused=Refusal(about, type(error).__name__, str(error),
+                                                getattr(error, "field", None))))
 
     def _deliver(self, outputs: list[GenerateOutput]) -> None:
         by_peer: dict[bytes, list[GenerateOutput]] = {}
@@ -126,8 +130,22 @@ class _EngineLoop:
         for peer, their_outputs in by_peer.items():
             self._send(peer, Event(outputs=their_outputs))
 
+    def _end_requests_of_gone(self, engine: Engine) -> None:
+        """Nobody is left to read what they would still say."""
+        for request_id, peer in tuple(self._owner.items()) if self._gone else ():
+            if peer in self._gone:
+                engine.abort(request_id)
+                del self._owner[request_id]
+        self._gone.clear()
+
     def _send(self, peer: bytes, event: Event) -> None:
-        self._router.send_multipart([peer, self._encode(event)])
+        try:
+            self._router.send_multipart([peer, self._encode(event)])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._peers.discard(peer)
+            self._gone.add(peer)
 
 
 def _request_id(payload: bytes) -> str:

@@ -16,8 +16,12 @@ import pytest
 pytest.importorskip("zmq")
 pytest.importorskip("msgspec")
 
+import msgspec
+import zmq
+
 from backend.engine.async_engine import AsyncEngine
 from backend.engine.engine import Engine, start_engine
+from backend.engine.messages import Command
 from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
 from tests.backend.tiny_model import TinySource, tiny_source
@@ -180,6 +184,23 @@ def test_outputs_wait_for_a_front_end_that_does_not_read():
         return outputs + [output async for output in stream]
 
     assert len(tokens(with_engine(play, tiny))) == 2500
+
+
+def test_the_requests_of_a_front_end_that_was_killed_end():
+    async def play(engine: AsyncEngine) -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as killed:
+            killed.connect(engine.address)
+            for name in "ab":
+                killed.send(msgspec.msgpack.encode(Command("add", request(name, sampling=ENDLESS))))
+            killed.poll()
+            killed.close(linger=0)
+        mine = await collect(engine, request("mine"))
+        while (stats := await engine.stats()).num_running:
+            await asyncio.sleep(0.01)
+        assert stats.num_completion_tokens < 200 + len(mine) and stats.num_aborts == 2
+        assert stats.num_free_blocks == stats.num_blocks
+
+    with_engine(play)
 
 
 def process_is_busy(pid: int) -> bool:
