@@ -10,6 +10,10 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, so before any test is
+    # Here and in the processes that tests start. Threads of OpenMP that have fewer cores than they are spin while they
+    # wait for one another: with two runs of the suite on two cores, six times as long.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # Read when grpc is imported. Its fork handlers start threads in a child that closes all files and then wants to exec,
 # as pexpect's children do, and now and then abort it.

@@ -15,7 +15,7 @@ import pytest
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
 ARGUMENTS = [sys.executable, "-m", "backend.chat", "internlm2", str(CHECKPOINT), "--temperature", "0",
              "--max_batch_size", "1"]
-ENVIRONMENT = {**os.environ, "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "TERM": "dumb"}
 
 
 def chat(*options: str, text: str = "") -> subprocess.CompletedProcess[str]:

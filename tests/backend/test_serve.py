@@ -40,7 +40,7 @@ class Service:
                    "--http_port", str(self.http_port), "--server-port", str(self.server_port),
                    "--cache_max_entry_count", "64", *options]
         self.process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})})
+                                        env={**os.environ, **(environment or {})})
         self.lines: list[str] = []
 
     def read_until(self, beginning: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -23,8 +22,7 @@ def client():
     command = [sys.executable, "-m", "backend.serve", "demo/checkpoint", "internlm2", "--api", "kserve",
                "--host", "127.0.0.1", "--port", ports[0], "--http_port", ports[1],
                "--session_len", str(SESSION_LEN), "--max_batch_size", "4"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert "serving" in process.stdout.readline()
             with ChatClient(f"127.0.0.1:{ports[0]}", timeout_s=60) as client:

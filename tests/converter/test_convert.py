@@ -194,9 +194,6 @@ def test_bad_input_leaves_the_old_workspace(run_convert, llama, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"llama", "workspace"}
 
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def large_checkpoint(tmp_path_factory) -> tuple[Path, int]:
     """24 layers, and the bytes of one, 34 MB. The weights are a hole in the file: zeros that take no space on disk."""
@@ -225,14 +222,14 @@ print((peak_kib() - before) * 1024)
 def test_memory_does_not_grow_with_the_number_of_layers(large_checkpoint, tmp_path):
     folder, layer_bytes = large_checkpoint
     done = subprocess.run([sys.executable, "-c", _PEAK_GROWTH, folder, tmp_path / "workspace"], check=True,
-                          capture_output=True, text=True, env=ONE_THREAD)
+                          capture_output=True, text=True)
     assert int(done.stdout) < 2 * layer_bytes  # the whole is twelve times that
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_conversion_that_is_stopped_leaves_nothing(large_checkpoint, tmp_path, signal_number):
     process = subprocess.Popen([sys.executable, "-m", "converter", "llama", large_checkpoint[0], "--dst_path",
-                                tmp_path / "workspace"], stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
+                                tmp_path / "workspace"], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob(".workspace.partial-*/**/layers.0.safetensors")):
         os.sched_yield()
     process.send_signal(signal_number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import signal
 import subprocess
@@ -32,8 +31,7 @@ Values = dict[str, tuple[object, str]]
 def running_engine(workspace: Path, address: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "backend.engine_service", str(workspace), "--address", address,
                "--cache_max_entry_count", "64"]
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-                          stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout.readline() == f"ready: internlm2 at {address}\n"
             yield process
