@@ -28,7 +28,13 @@ class TemplateError(MillraceError):
 
 
 class RequestError(MillraceError):
-    """A request whose values are out of range; no other request is affected."""
+    """A request whose values are out of range; no other request is affected.
+
+    field  the name of the value that is wrong, where it is one: what the message begins with or speaks of"""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ContextLengthError(RequestError):
@@ -37,6 +43,10 @@ class ContextLengthError(RequestError):
 
 class SessionError(RequestError):
     """A request that its session's state does not allow."""
+
+
+class UnknownSessionError(SessionError):
+    """A request that goes on in a session which was never started, has ended or expired."""
 
 
 class CapacityError(MillraceError):

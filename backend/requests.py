@@ -240,4 +240,4 @@ def _as_tuples(value: Any) -> Any:
 def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
     if not is_allowed:
         fault = "is out of range" if isinstance(value, (int, float)) else "does not work"
-        raise RequestError(f"{name}={value!r} {fault}; use {allowed}")
+        raise RequestError(f"{name}={value!r} {fault}; use {allowed}", name)

@@ -200,7 +200,7 @@ class Engine:
             if ids and not (min(ids) >= 0 and max(ids) < self.model.vocab_size):
                 wrong = next(token_id for token_id in ids if not 0 <= token_id < self.model.vocab_size)
                 raise RequestError(f"{name} holds token id {wrong}, but the vocabulary ends at "
-                                   f"{self.model.vocab_size - 1}; use the ids of this model's tokenizer")
+                                   f"{self.model.vocab_size - 1}; use the ids of this model's tokenizer", name)
 
     def _warn_of_preemptions(self) -> None:
         count = self.scheduler.num_preemptions - self._warned_preemptions

@@ -182,7 +182,8 @@ class EngineClient:
             for output in event.outputs:
                 self._deliver(output.request_id, output)
             if event.refused is not None:
-                self._deliver(event.refused.about, _error(event.refused.error, event.refused.message))
+                self._deliver(event.refused.about, _error(event.refused.error, event.refused.message,
+                                                                event.refused.field))
             if event.done:
                 self._deliver(event.done, event.stats)
             if event.ready:
@@ -209,9 +210,9 @@ class EngineClient:
             stream.put_nowait(item)
 
 
-def _error(name: str, message: str) -> MillraceError:
+def _error(name: str, message: str, field: str | None = None) -> MillraceError:
     """The error class of that name, or EngineDeadError for what is not one of ours."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, MillraceError):
-        return kind(message)
+        return kind(message, field) if issubclass(kind, RequestError) else kind(message)
     return EngineDeadError(f"{name}: {message}")

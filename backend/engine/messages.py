@@ -33,11 +33,13 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A command that could not be carried out: its request_id or call_id, the class in backend.errors, the line."""
+    """A command that could not be carried out: its request_id or call_id, the class in backend.errors, the line,
+    and RequestError's field."""
 
     about: str
     error: str
     message: str
+    field: str | None = None
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -12,7 +12,7 @@ from time import monotonic
 
 from backend.engine.block_manager import BlockManager
 from backend.engine.sequence import Sequence
-from backend.errors import SessionError
+from backend.errors import SessionError, UnknownSessionError
 from backend.requests import GenerateRequest
 
 
@@ -150,8 +150,9 @@ class SessionTable:
         return [session.block_table for session in self._sessions.values()]
 
 
-def _unknown(session_id: int) -> SessionError:
-    return SessionError(f"session {session_id} is not known: it was never started, or has ended or expired; start it")
+def _unknown(session_id: int) -> UnknownSessionError:
+    return UnknownSessionError(f"session {session_id} is not known: it was never started, or has ended or expired; "
+                               "start it")
 
 
 def keep_first(sequence: Sequence, num_tokens: int, blocks: BlockManager) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from backend.engine.engine_client import EngineClient
-from backend.errors import RequestError, SessionError
+from backend.errors import RequestError, SessionError, UnknownSessionError
 from backend.requests import FinishReason, GenerateRequest, SamplingParams
 from backend.serving.inputs import Inputs
 from backend.serving.served_model import InferContext, Tensors
@@ -53,9 +53,7 @@ class ChatModel:
                     async for response in responses:
                         yield response
                 return
-            except SessionError as error:
-                if "is not known" not in str(error):
-                    raise
+            except UnknownSessionError:
                 start = True
         starts = start is None or bool(start)
         async with aclosing(self._turn(inputs, messages, tools, session_id, starts, ends)) as responses:

@@ -16,6 +16,7 @@ from backend.errors import ConfigError
 from backend.logs import LOG_FORMATS, choose_log_format
 from backend.serving.api_keys import collect_api_keys
 from backend.serving.server_options import CrossOrigin, ServerOptions
+from backend.serving.tracing import check_tracing
 
 # LMDeploy takes several values after one of these, up to the next option; also as one text with commas.
 _LISTS = ("api_keys", "allow_origins", "allow_methods", "allow_headers")
@@ -69,6 +70,7 @@ def server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_server_flags(options: Mapping[str, Any]) -> ServerOptions:
     """What server_flags' options come to. Raises ConfigError."""
+    check_tracing(options["otlp_endpoint"])
     key, cert = _tls_files(options)
     origins = _values(options["allow_origins"])
     return ServerOptions(
@@ -116,13 +118,15 @@ def _values(given: tuple[str, ...]) -> tuple[str, ...]:
 def _joined(arguments: list[str]) -> list[str]:
     """With the values that follow a list option as one value."""
     joined: list[str] = []
-    is_in_list = False
+    is_in_list = has_value = False
     for argument in arguments:
         if argument.startswith("-"):
-            is_in_list = argument.lstrip("-").replace("-", "_") in _LISTS
+            name, equals, _ = argument.lstrip("-").partition("=")
+            is_in_list, has_value = name.replace("-", "_") in _LISTS, bool(equals)
             joined.append(argument)
-        elif is_in_list and not joined[-1].startswith("-"):
+        elif is_in_list and has_value:
             joined[-1] += "," + argument
         else:
+            has_value = True
             joined.append(argument)
     return joined

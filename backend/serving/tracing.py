@@ -5,6 +5,7 @@ Where a program has set OpenTelemetry up (`opentelemetry-instrument python -m ba
 
 from __future__ import annotations
 
+import importlib
 import time
 from typing import Any
 
@@ -59,21 +60,31 @@ class Tracing:
         span.end(now_ns)
 
 
+def check_tracing(endpoint: str | None) -> None:
+    """Raises ConfigError where a collector is named and what sends to it is not installed."""
+    if endpoint is None:
+        return
+    try:
+        for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"):
+            importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"--otlp_endpoint needs OpenTelemetry, of which {error.name} is missing; pip install "
+                          "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http") from None
+
+
 def open_tracing(endpoint: str | None) -> Tracing | None:
     """None where OpenTelemetry is not installed and nobody asked for it.
 
     endpoint  of a collector that speaks OTLP over HTTP, such as http://localhost:4318/v1/traces
     Raises ConfigError where it was asked for and is not installed."""
+    check_tracing(endpoint)
     if endpoint is None:
         return None if trace is None else Tracing()
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise ConfigError(f"--otlp_endpoint needs OpenTelemetry, of which {error.name} is missing; pip install "
-                          "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http") from None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     provider = TracerProvider(resource=Resource.create({"service.name": "millrace"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
     return Tracing(provider)

@@ -78,7 +78,7 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
                                     body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
-    await check_grammar(context, sampling)
+    await check_grammar(context, sampling, body.format_field(body.response_format) or "tools")
     return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
 
 

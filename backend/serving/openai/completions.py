@@ -88,7 +88,7 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
             room = context.engine.session_len - len(token_ids)
             max_tokens = min(DEFAULT_MAX_TOKENS, room) if room > 0 else DEFAULT_MAX_TOKENS
         sampling = body.sampling(max_tokens, body.logprobs, grammar)
-        await check_grammar(context, sampling)
+        await check_grammar(context, sampling, body.format_field())
         requests += choices(context, token_ids, sampling, num_choices, body.logprobs if body.echo else None)
         text = prompt if isinstance(prompt, str) else (
             context.front_end.tokenizer.decode(prompt, sampling.skip_special_tokens) if body.echo else "")

@@ -74,9 +74,12 @@ def api_error(error: Exception) -> ApiError:
                             code="invalid_value")
         case ApiError():
             return error
-        case ContextLengthError():
-            return ApiError(400, str(error), code="context_length_exceeded")
-        case RequestError() | TemplateError():
+        case RequestError():
+            code = error.field and "invalid_value"
+            if isinstance(error, ContextLengthError):
+                code = "context_length_exceeded"
+            return ApiError(400, _in_our_terms(str(error)), code=code, param=error.field and _in_our_terms(error.field))
+        case TemplateError():
             return ApiError(400, str(error))
         case CapacityError():
             return ApiError(429, str(error), "rate_limit_error", "queue_full", headers={"Retry-After": "1"})
@@ -87,6 +90,16 @@ def api_error(error: Exception) -> ApiError:
         case MillraceError():
             return ApiError(500, str(error), "server_error")
     return ApiError(500, "the server failed; its log says why", "server_error", "internal_error")
+
+
+# The engine's names of fields that are called otherwise here.
+_FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_ids": "stop_token_ids"}
+
+
+def _in_our_terms(text: str) -> str:
+    for theirs, ours in _FIELDS.items():
+        text = text.replace(theirs, ours)
+    return text
 
 
 def add_error_handlers(app: FastAPI) -> None:

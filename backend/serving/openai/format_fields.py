@@ -52,5 +52,10 @@ class FormatFields(ApiModel):
         try:
             return grammar_of(**asked)
         except RequestError as error:
-            names = [name for name, value in asked.items() if value is not None]
-            raise ApiError(400, str(error), code="invalid_value", param=names[0]) from None
+            raise ApiError(400, str(error), code="invalid_value", param=self.format_field(response_format)) from None
+
+    def format_field(self, response_format: ResponseFormat | None = None) -> str | None:
+        """The field that says what the answer has to look like, for errors about it."""
+        if response_format is not None:
+            return "response_format"
+        return next((name for name in ("regex", "choice", "grammar") if getattr(self, name) is not None), None)

@@ -75,7 +75,7 @@ async def generate_tokens(body: GenerateBody, request: Request, context: Context
     prompt = body.prompt if body.input_ids is None else body.input_ids
     ids = await read_text(len(prompt), context.front_end.prompt_ids, prompt)
     sampling = body.sampling(body.max_tokens, 0 if body.return_logprob else None, body.answer_grammar())
-    await check_grammar(context, sampling)
+    await check_grammar(context, sampling, body.format_field())
     [engine_request] = choices(context, ids, sampling)
     increments = _increments(context, engine_request)
     if body.stream:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from backend.errors import ContextLengthError
+from backend.errors import ContextLengthError, RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
@@ -33,10 +33,15 @@ async def read_text(num_characters: int, read: Callable[..., T], *arguments: Any
     return await asyncio.to_thread(read, *arguments)
 
 
-async def check_grammar(context: ApiContext, sampling: SamplingParams) -> None:
-    """Before `choices`, which does it too and would keep other requests waiting. Raises RequestError."""
+async def check_grammar(context: ApiContext, sampling: SamplingParams, field: str | None) -> None:
+    """Before `choices`, which does it too and would keep other requests waiting.
+
+    field  of the request, that the grammar comes from;  raises RequestError that names it"""
     if sampling.grammar is not None:
-        await asyncio.to_thread(context.front_end.check_grammar, sampling.grammar)
+        try:
+            await asyncio.to_thread(context.front_end.check_grammar, sampling.grammar)
+        except RequestError as error:
+            raise RequestError(str(error), field) from None
 
 
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,

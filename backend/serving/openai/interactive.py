@@ -14,7 +14,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from backend.errors import SessionError
+from backend.errors import UnknownSessionError
 from backend.requests import FinishReason, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
@@ -106,8 +106,8 @@ async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator
                 async for item in later:
                     yield item
             return
-        except SessionError as error:
-            if "is not known" not in str(error) or body.step:
+        except UnknownSessionError:
+            if body.step:
                 raise
     session_id = body.session_id
     if session_id == -1 and body.interactive_mode:

@@ -97,9 +97,10 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     if body.store is not False:
         msgspec.json.encode(items)  # what could not be stored is refused now, not at the answer's end
     front_end, plan = context.front_end, _plan(body)
-    sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), _grammar(body))
+    grammar = _grammar(body)
+    sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), grammar)
     sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
-    await check_grammar(context, sampling)
+    await check_grammar(context, sampling, "text.format" if grammar else "tools")
     messages = to_messages(body.instructions, items)
     token_ids = await read_text(sum(len(message["content"] or "") for message in messages), front_end.chat_ids,
                                 messages, plan and plan.tools, body.chat_template_kwargs)

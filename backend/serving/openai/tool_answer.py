@@ -22,8 +22,7 @@ def tool_plan(tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | Mapp
     try:
         return plan_tools(tools, tool_choice, parallel_tool_calls)
     except RequestError as error:
-        field = "tool_choice" if str(error).startswith("tool_choice") else "tools"
-        raise ApiError(400, str(error), code="invalid_value", param=field) from None
+        raise ApiError(400, str(error), code="invalid_value", param=error.field) from None
 
 
 class ToolAnswer:

@@ -13,6 +13,7 @@ from typing import Any
 from backend.errors import RequestError
 
 MAX_TOOLS = 128  # as in OpenAI's API
+TOOLS, TOOL_CHOICE = "tools", "tool_choice"  # whose fault an error is
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _COMBINERS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "additionalProperties",
                         "unevaluatedProperties", "propertyNames"})
@@ -49,16 +50,20 @@ def plan_tools(tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | Map
                  shown), or {"type": "allowed_tools", "allowed_tools": {"mode", "tools"}} (only those are)
     Raises RequestError that names the field."""
     declared = {}
-    for index, tool in enumerate(_list(tools, "tools")):
+    if tools is not None and not isinstance(tools, (list, tuple)):
+        raise RequestError(f"tools is a {type(tools).__name__}; give a list", TOOLS)
+    for index, tool in enumerate(tools or ()):
         function = _function(tool, f"tools[{index}]")
         if function.name in declared:
-            raise RequestError(f"tools[{index}]: the name {function.name!r} is taken; give each function its own")
+            raise RequestError(f"tools[{index}]: the name {function.name!r} is taken; give each function its own",
+                               TOOLS)
         declared[function.name] = (_shown(tool), function)
     if len(declared) > MAX_TOOLS:
-        raise RequestError(f"tools has {len(declared)} functions; give at most {MAX_TOOLS}")
+        raise RequestError(f"tools has {len(declared)} functions; give at most {MAX_TOOLS}", TOOLS)
     mode, names = _choice(tool_choice, tuple(declared))
     if not declared and mode == "required":
-        raise RequestError("tool_choice asks for a call, but there are no tools; give tools, or leave tool_choice out")
+        raise RequestError("tool_choice asks for a call, but there are no tools; give tools, or leave tool_choice out",
+                           TOOL_CHOICE)
     if not names or mode == "none":
         return None
     shown, functions = zip(*(declared[name] for name in names), strict=True)
@@ -76,11 +81,12 @@ def _choice(choice: Any, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         allowed = choice.get("allowed_tools")
         entries = allowed.get("tools") if isinstance(allowed, Mapping) else None
         if not isinstance(entries, (list, tuple)) or not entries or allowed.get("mode") not in ("auto", "required"):
-            raise RequestError("tool_choice.allowed_tools does not work; give mode (auto or required) and a list tools")
+            raise RequestError("tool_choice.allowed_tools does not work; give mode (auto or required) and a list tools",
+                               TOOL_CHOICE)
         chosen = [_known(entry, names, "tool_choice.allowed_tools.tools") for entry in entries]
         return allowed["mode"], tuple(name for name in names if name in chosen)
     raise RequestError(f"tool_choice={choice!r} does not work; use none, auto, required, or "
-                       '{"type": "function", "function": {"name": one of the tools}}')
+                       '{"type": "function", "function": {"name": one of the tools}}', TOOL_CHOICE)
 
 
 def _known(entry: Any, names: tuple[str, ...], field: str) -> str:
@@ -88,21 +94,21 @@ def _known(entry: Any, names: tuple[str, ...], field: str) -> str:
     name = function.get("name") if isinstance(function, Mapping) else None
     if name not in names:
         raise RequestError(f"{field} names {name!r}, which is not among the tools; use one of "
-                           f"{', '.join(names) or 'tools, which is empty'}")
+                           f"{', '.join(names) or 'tools, which is empty'}", TOOL_CHOICE)
     return name
 
 
 def _function(tool: Any, field: str) -> Function:
     if not isinstance(tool, Mapping) or tool.get("type") != "function":
         kind = tool.get("type") if isinstance(tool, Mapping) else type(tool).__name__
-        raise RequestError(f"{field}.type is {kind!r}; only functions can be called: use type function")
+        raise RequestError(f"{field}.type is {kind!r}; only functions can be called: use type function", TOOLS)
     function = tool.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise RequestError(f"{field}.function.name is {name!r}; use 1 to 64 letters, digits, _, - and .")
+        raise RequestError(f"{field}.function.name is {name!r}; use 1 to 64 letters, digits, _, - and .", TOOLS)
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise RequestError(f"{field}.function.parameters is a {type(parameters).__name__}; give a JSON schema")
+        raise RequestError(f"{field}.function.parameters is a {type(parameters).__name__}; give a JSON schema", TOOLS)
     return Function(name, _arguments_schema(parameters))
 
 
@@ -122,11 +128,3 @@ def _arguments_schema(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
 def _shown(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """`strict` is a wish about the grammar; models have not been trained on it."""
     return {**tool, "function": {key: value for key, value in tool["function"].items() if key != "strict"}}
-
-
-def _list(value: Any, name: str) -> Sequence[Any]:
-    if value is None:
-        return ()
-    if not isinstance(value, (list, tuple)):
-        raise RequestError(f"{name} is a {type(value).__name__}; give a list")
-    return value

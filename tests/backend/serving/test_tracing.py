@@ -17,7 +17,7 @@ from backend.errors import ConfigError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, RequestTiming, SamplingParams
 from backend.serving.metrics import Metrics
 from backend.serving.request_record import RequestRecord, current_record
-from backend.serving.tracing import Tracing, open_tracing
+from backend.serving.tracing import Tracing, check_tracing, open_tracing
 
 TRACE_ID, PARENT_ID = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
 
@@ -67,4 +67,4 @@ def test_without_a_collector_a_call_costs_no_span():
 def test_a_collector_without_the_exporter_is_refused_and_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
     with pytest.raises(ConfigError, match="pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"):
-        open_tracing("http://localhost:4318/v1/traces")
+        check_tracing("http://localhost:4318/v1/traces")

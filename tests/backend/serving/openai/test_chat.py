@@ -50,6 +50,9 @@ def test_streamed_and_unstreamed_answers_are_equal(api):
     ({"messages": CAPITAL, "stop": ["a"] * 17}, "stop"),
     ({"messages": CAPITAL, "top_logprobs": 3}, "top_logprobs"),
     ({"messages": CAPITAL, "stream_options": {"other": 1}}, "stream_options.other"),
+    ({"messages": CAPITAL, "min_tokens": 9, "max_tokens": 5}, "min_tokens"),
+    ({"messages": CAPITAL, "stop_token_ids": [10**6]}, "stop_token_ids"),
+    ({"messages": CAPITAL, "logit_bias": {"1000000": 1}}, "logit_bias"),
     ({}, "messages"),
 ])
 def test_what_is_wrong_is_refused_with_its_name(api, fields, param):
@@ -58,6 +61,7 @@ def test_what_is_wrong_is_refused_with_its_name(api, fields, param):
     assert response.status_code == 400 and error["type"] == "invalid_request_error", error
     if param is not None:
         assert error["param"] == param, error
+    assert not any(name in error["message"] for name in ("new_tokens", "stop_ids"))  # the engine's
 
 
 def test_an_unknown_model_is_404(api):

@@ -59,9 +59,10 @@ def test_an_answer_calls_or_has_the_format(api):
     ({"response_format": {"type": "xml"}}, "response_format"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": FORMAT, "regex": "a"}, "response_format"),
-    ({"regex": "("}, None), ({"regex": ""}, "regex"), ({"choice": []}, "choice"), ({"grammar": "start: nothing"}, None),
+    ({"regex": "("}, "regex"), ({"regex": ""}, "regex"), ({"choice": []}, "choice"),
+    ({"grammar": "start: nothing"}, "grammar"),
     ({"tools": [ADD], "grammar": 'start: a\na: "b"'}, None),
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}]}, None),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}]}, "tools"),
 ])
 def test_what_cannot_be_followed_is_refused(api, fields, param):
     response = api.post(CHAT, messages=QUESTION, **fields)
