@@ -54,7 +54,8 @@ class GrammarChecker:
         self._control: socket.socket | None = None
 
     def check(self, grammar: str) -> None:
-        """Takes milliseconds, at most a second, and nothing for a grammar that was checked lately.
+        """Takes milliseconds, at most a second, after at most another one in which too many are being checked; nothing
+        for a grammar that was checked lately.
 
         Raises RequestError for one that does not work, CapacityError where too many are being checked."""
         if len(grammar) > MAX_GRAMMAR_CHARACTERS:
@@ -67,7 +68,7 @@ class GrammarChecker:
         digest = hashlib.sha256(text).digest()
         fault, until_s = self._verdicts.get(digest, ("", 0.0))
         if time.monotonic() >= until_s:
-            if not self._pending.acquire(blocking=False):
+            if not self._pending.acquire(timeout=WALL_LIMIT_S):
                 raise CapacityError(f"{MAX_PENDING} grammars are being checked; try again later")
             try:
                 fault, until_s = self._verdict(text)

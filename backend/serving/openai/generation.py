@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -15,10 +16,12 @@ from backend.errors import ContextLengthError, RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
+from backend.text.grammar_check import MAX_PENDING
 
 LONG_TEXT_CHARACTERS = 20_000  # rendering and tokenising take some 20 ms, in which no stream would go on
 
 T = TypeVar("T")
+_CHECKS = ThreadPoolExecutor(2 * MAX_PENDING, "grammar-check")  # of their own: slow ones keep no text waiting
 
 
 def new_answer_id(prefix: str) -> str:
@@ -39,7 +42,7 @@ async def check_grammar(context: ApiContext, sampling: SamplingParams, field: st
     field  of the request, that the grammar comes from;  raises RequestError that names it"""
     if sampling.grammar is not None:
         try:
-            await asyncio.to_thread(context.front_end.check_grammar, sampling.grammar)
+            await asyncio.get_running_loop().run_in_executor(_CHECKS, context.front_end.check_grammar, sampling.grammar)
         except RequestError as error:
             raise RequestError(str(error), field) from None
 

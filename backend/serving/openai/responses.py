@@ -189,14 +189,17 @@ async def _whole(answer: _Answer, context: ApiContext) -> dict[str, Any]:
 async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -> AsyncGenerator[bytes, None]:
     """Puts the engine's increments into the builder; what it makes of each."""
     tokenizer, tools = context.front_end.tokenizer, ToolAnswer(context, answer.plan)
+    logprobs: list[dict[str, Any]] = []  # of tokens whose text has not come yet: it might begin a call
     async with aclosing(generate(context, builder.response["id"], [answer.request])) as increments:
         async for _, increment in increments:
             delta, reason = tools.push(increment)
-            logprobs = chat_logprobs(tokenizer, increment.logprobs)["content"] if increment.logprobs else ()
-            # Tokens that write a call have no place for logprobs.
-            has_text = bool(delta.content or (logprobs and answer.plan is None))
-            events = builder.text(delta.content, logprobs) if has_text else b""
+            if increment.logprobs:
+                logprobs += chat_logprobs(tokenizer, increment.logprobs)["content"]
+            events = b""
+            if delta.content or (logprobs and answer.plan is None):
+                events, logprobs = builder.text(delta.content, logprobs), []
             for call in delta.calls:
+                logprobs = []  # tokens that write a call have no place for theirs
                 if call.name is not None:
                     events += builder.call(call.id, call.name)
                 if call.arguments:

@@ -119,6 +119,18 @@ TOOLS = [function("add", "Compute the sum of two numbers"), function("mul", "Cal
 FUNCTIONS = {"add": lambda a, b: a + b, "mul": lambda a, b: a * b}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_logprobs_beside_tools_are_those_of_the_text(api, seed):
+    """Some text is held back until it is known to begin no call; its logprobs come with it."""
+    response = api.ask(PATH, input="Say something with < and | and [ in it: <|action", tools=TOOLS, seed=seed,
+                       temperature=1.5, max_output_tokens=60, top_logprobs=0, stop=["qqq"],
+                       include=["message.output_text.logprobs"], tool_choice="auto")
+    for item in response["output"]:
+        if item["type"] == "message":
+            [part] = item["content"]
+            assert "".join(token["token"] for token in part["logprobs"]).startswith(part["text"].rstrip())
+
+
 def answer_to(api, stream, **fields):
     fields = {"temperature": 0, "tools": TOOLS, "max_output_tokens": 120, **fields}
     return events_of(api, **fields)[-1]["response"] if stream else api.ask(PATH, **fields)

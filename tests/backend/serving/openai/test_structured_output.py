@@ -88,3 +88,11 @@ def test_others_are_answered_while_schemas_that_never_end_are_refused(api):
         answered = [threads.submit(api.post, CHAT, messages=QUESTION, max_tokens=4) for _ in range(4)]
         assert {response.result().status_code for response in refused} == {400}
         assert {response.result().status_code for response in answered} == {200}
+
+
+def test_many_new_grammars_at_once_are_all_followed(api):
+    with ThreadPoolExecutor(60) as threads:
+        asked = [threads.submit(api.ask, CHAT, messages=QUESTION, regex=f"{index}[ab]") for index in range(60)]
+        answers = [answer.result()["choices"][0]["message"]["content"] for answer in asked]
+    assert {answer[:-1] for answer in answers} == {str(index) for index in range(60)}
+    assert {answer[-1] for answer in answers} <= {"a", "b"}
