@@ -24,6 +24,7 @@ from backend.errors import (
 )
 
 INVALID = "invalid_request_error"
+JSON_LINES = "millrace.json_lines"  # true in the scope of a call whose stream is JSON lines, not events
 
 
 class ErrorDetail(BaseModel):
@@ -61,6 +62,10 @@ class ApiError(MillraceError):
     def body(self) -> bytes:
         return msgspec.json.encode({"error": {"message": _as_unicode(str(self)), "type": self.type,
                                               "param": self.param and _as_unicode(self.param), "code": self.code}})
+
+    def in_stream(self, scope: Mapping[str, Any]) -> bytes:
+        """As the last of a stream's events, or of its lines where the ASGI scope says that it has these."""
+        return self.body() + b"\n" if scope.get(JSON_LINES) else b"data: " + self.body() + b"\n\n"
 
     def response(self) -> Response:
         return Response(self.body(), self.status, self.headers, "application/json")

@@ -61,7 +61,7 @@ class _EventStream(Response):
         self._first, self._events = first, events
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        sending, leaving = asyncio.create_task(self._send(send)), asyncio.create_task(_disconnected(receive))
+        sending, leaving = asyncio.create_task(self._send(scope, send)), asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
@@ -72,7 +72,7 @@ class _EventStream(Response):
             await asyncio.gather(sending, leaving, return_exceptions=True)
             await self._events.aclose()
 
-    async def _send(self, send: Any) -> None:
+    async def _send(self, scope: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self._first, "more_body": True})
         try:
@@ -80,7 +80,7 @@ class _EventStream(Response):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         except MillraceError as error:
             await send({"type": "http.response.body", "more_body": True,
-                        "body": b"data: " + api_error(error).body() + b"\n\n"})
+                        "body": api_error(error).in_stream(scope)})
         await send({"type": "http.response.body", "body": b""})
 
 

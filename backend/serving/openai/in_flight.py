@@ -128,7 +128,7 @@ class _Answer:
         if not self._has_begun:
             await error.response()(scope, receive, self._send)
         elif self._is_stream and not self._is_complete:
-            await self._send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n"})
+            await self._send({"type": "http.response.body", "body": error.in_stream(scope)})
 
 
 async def _ended(task: asyncio.Task) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from backend.errors import UnknownSessionError
 from backend.requests import FinishReason, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
-from backend.serving.openai.errors import ApiError
+from backend.serving.openai.errors import JSON_LINES, ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import generate, new_answer_id, read_text
 from backend.serving.openai.in_flight import limit_time
@@ -70,6 +70,7 @@ async def interactive(body: InteractiveRequest, request: Request, context: Conte
         return await _end(body, context)
     objects = _turn(body, context)
     if body.stream:
+        request.scope[JSON_LINES] = True
         return await event_stream(request, _lines(objects))
     return _json(await while_connected(request, _whole(objects)))
 

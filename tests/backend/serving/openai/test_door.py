@@ -22,7 +22,7 @@ from backend.requests import EngineStats, FinishReason, GenerateOutput, Generate
 from backend.serving.api_keys import ApiKeys
 from backend.serving.openai import health
 from backend.serving.openai.door import Door
-from backend.serving.openai.errors import add_error_handlers
+from backend.serving.openai.errors import JSON_LINES, add_error_handlers
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.operations import Operations
 from backend.serving.server_options import CrossOrigin, ServerOptions
@@ -62,6 +62,7 @@ class Served:
         app.get("/stream_without_done")(self._stream_without_done)
         app.get("/lines")(self._lines)
         app.get("/endless_stream")(self._endless_stream)
+        app.get("/endless_lines")(self._endless_lines)
         self.door = Door(app, self.operations)
         app.state.operations, app.state.door = self.operations, self.door
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.door), base_url="http://test")
@@ -105,6 +106,14 @@ class Served:
             await asyncio.Event().wait()
 
         return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def _endless_lines(self, request: Request) -> Response:
+        async def lines():
+            yield b'{"a":1}\n'
+            await asyncio.Event().wait()
+
+        request.scope[JSON_LINES] = True
+        return StreamingResponse(lines(), media_type="text/event-stream")
 
 
 def call(ask: Callable[[Served], Awaitable[httpx.Response]], options: ServerOptions | None = None) -> httpx.Response:
@@ -201,10 +210,16 @@ def test_a_deadline_that_is_no_number_of_seconds_is_400(value):
 
 
 def test_a_stream_past_its_deadline_ends_with_the_error_as_its_last_event():
-    response = call(lambda served: served.client.get("/endless_stream", headers={"X-Request-Timeout": "0.05"}))
+    response = call(lambda served: served.client.get("/endless_stream", headers={"X-Request-Timeout": "0.5"}))
     first, last = response.text.strip().split("\n\n")
     assert first == 'data: {"a":1}'
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_stream_of_lines_past_its_deadline_ends_with_the_error_as_its_last_line():
+    response = call(lambda served: served.client.get("/endless_lines", headers={"X-Request-Timeout": "0.5"}))
+    first, last = map(json.loads, response.text.splitlines())
+    assert first == {"a": 1} and last["error"]["code"] == "deadline_exceeded"
 
 
 def test_a_stopping_server_refuses_new_calls_and_lets_running_ones_end():
