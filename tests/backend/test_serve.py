@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -257,6 +258,10 @@ def test_the_tritonserver_on_the_machine_serves_the_same_workspace(workspace, tm
             session = client.session()
             assert "Ada" in session.infer("My name is Ada.", temperature=0).text
             assert "Ada" in session.infer("What is my name?", temperature=0).text
+            # OpenAI's port is ours, on the same engine.
+            answer = httpx.post(f"http://127.0.0.1:{service.server_port}/v1/chat/completions", timeout=TIMEOUT_S, json={
+                "model": "internlm2", "messages": [{"role": "user", "content": "My name is Ada."}], "temperature": 0})
+            assert "Ada" in answer.json()["choices"][0]["message"]["content"]
             tritonserver = next(child for child in psutil.Process(service.process.pid).children()
                                 if "tritonserver" in child.name())
             assert service.end(signal.SIGTERM) == 0
