@@ -2,8 +2,9 @@
 
 Teacher-forced: every token of the text is predicted from those before it, in chunks, so that later chunks read the KV
 cache as it is stored. The base model runs first and leaves behind its hidden states and its output head, which together
-are its logits but take a hundredth of their memory; then each format runs alone. So no two models are on the device at
-once, and logits exist for a few tokens at a time. Used by auto_awq.py, kv_qparams.py and benchmarks/accuracy.py."""
+are its logits but take a hundredth of their memory; then each format runs alone. The whole text goes through one layer
+before the next one is read, so that a model need not fit the device, and logits exist for a few tokens at a time.
+Used by auto_awq.py, kv_qparams.py and benchmarks/accuracy.py."""
 
 from __future__ import annotations
 
@@ -21,14 +22,19 @@ from backend.accuracy_report import AccuracyReport
 from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError, ConfigError
+from backend.forward_batch import ForwardBatch, LayerKv
 from backend.kv_format import KvFormat, kv_format
 from backend.memory_plan import blocks_of
 from backend.model_source import ModelSource
 from backend.requests import SamplingParams
 from backend.steps import RowSetup, ScheduledRow, StepPlan
 from backend.text.tokenizer import Tokenizer
-from backend.worker.worker import Worker
+from backend.worker.input_builder import InputBuilder
+from backend.worker.kv_cache import allocate_kv_cache
+from backend.worker.past_kv_scale import read_past_kv_scale
+from backend.worker.row_tables import RowTables
 from backend.workspace import PAST_KV_SCALE
+from converter.layerwise import LayerwiseModel
 
 CHUNK_TOKENS = 128  # of a window in a step: what a step adds to the cache, the next one reads
 WINDOWS_PER_STEP = 8
@@ -104,7 +110,7 @@ class Baseline:
                               f"{self.vocab_size}; compare a model with itself, unquantised")
         scorer = _Scorer(source, engine, self.text.longest)
         sums = torch.zeros(4, dtype=torch.float64)
-        for index, hidden in scorer.hidden_states(self.text.windows, progress):
+        for index, hidden in enumerate(scorer.hidden_states(self.text.windows, progress)):
             found = self._window_sums(index, hidden, scorer)
             if not found.isfinite().all():
                 raise CheckpointError(f"{source.path}: logits are not finite; its weights or KV scales are damaged, "
@@ -127,7 +133,7 @@ class Baseline:
         for base, own, wanted in zip(self.hidden[index].split(size), hidden.split(size), targets.split(size),
                                      strict=True):
             sums += _sums(_log_probs(self.norm, self.head, base.to(hidden.device)),
-                          _log_probs(scorer.decoder.norm, scorer.decoder.output, own), wanted)
+                          _log_probs(*scorer.output, own), wanted)
         return sums.cpu()
 
 
@@ -135,13 +141,10 @@ def measure_baseline(source: ModelSource, engine: EngineConfig, text: Evaluation
                      progress: Callable[[int], object] | None = None) -> Baseline:
     """Runs the unquantised model over the text, its KV in the compute dtype. Raises what loading a model raises."""
     scorer = _Scorer(source, replace(engine, quant_policy=0), text.longest)
-    hidden: dict[int, Tensor] = {}
-    for index, states in scorer.hidden_states(text.windows, progress):
-        hidden[index] = states.cpu()
-    weights, dtype = source.model.weights_in_words(source.model.dtype), str(scorer.worker.dtype).removeprefix("torch.")
+    hidden = [states.cpu() for states in scorer.hidden_states(text.windows, progress)]
+    weights, dtype = source.model.weights_in_words(source.model.dtype), str(scorer.layers.dtype).removeprefix("torch.")
     description = f"{source.model.model_name}, weights {weights}, computed in {dtype}"
-    return Baseline(description, source.model.vocab_size, text, scorer.decoder.norm, scorer.decoder.output,
-                    [hidden[index] for index in range(len(text.windows))])
+    return Baseline(description, source.model.vocab_size, text, *scorer.output, hidden)
 
 
 def kv_format_of(source: ModelSource, engine: EngineConfig) -> KvFormat:
@@ -149,47 +152,78 @@ def kv_format_of(source: ModelSource, engine: EngineConfig) -> KvFormat:
     return kv_format(engine.quant_policy, (source.path / PAST_KV_SCALE).is_file())
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Tokens of several windows that run together: (window, how many), one after the other, and their batch."""
+
+    parts: tuple[tuple[int, int], ...]
+    batch: ForwardBatch
+
+
 class _Scorer:
-    """A model that predicts given tokens: the worker of the engine, without sampling."""
+    """A model that predicts given tokens: the engine's layers on the engine's batches, without sampling.
+
+    output  the last norm and the output head, on the device"""
 
     def __init__(self, source: ModelSource, engine: EngineConfig, longest: int) -> None:
         self.blocks_per_row = blocks_of(longest, engine.block_size)
-        self.num_blocks = WINDOWS_PER_STEP * self.blocks_per_row
         engine = replace(engine, session_len=longest, max_batch_size=WINDOWS_PER_STEP, tp=1, cuda_graphs=False,
-                         max_prefill_tokens=WINDOWS_PER_STEP * CHUNK_TOKENS, cache_max_entry_count=self.num_blocks)
-        self.worker = Worker(source, engine, TensorParallel())
-        self.worker.allocate_kv(self.num_blocks)
-        self.decoder = self.worker.model
+                         max_prefill_tokens=WINDOWS_PER_STEP * CHUNK_TOKENS)
+        self.layers = LayerwiseModel(source, engine)
+        self.output = self.layers.output()
+        self._kv_scale = read_past_kv_scale(source, engine, TensorParallel())
+        device = self.layers.device
+        [self._kv_cache] = allocate_kv_cache(
+            replace(source.model, num_layers=1), engine, WINDOWS_PER_STEP * self.blocks_per_row, self.layers.dtype,
+            device, self._kv_scale)
+        self._inputs = InputBuilder(RowTables(source.model, engine, device), [self._kv_cache], device)
 
     @torch.inference_mode()
-    def hidden_states(self, windows: Sequence[Sequence[int]], progress: Callable[[int], object] | None,
-                      ) -> Iterator[tuple[int, Tensor]]:
-        """Each window's index, and the hidden states [len(window) - 1, hidden_size] that its next tokens are predicted
-        from. Windows of like length run together."""
+    def hidden_states(self, windows: Sequence[Sequence[int]],
+                      progress: Callable[[int], object] | None) -> list[Tensor]:
+        """For each window the hidden states [len(window) - 1, hidden_size] that its next tokens are predicted from."""
+        chunks = list(self._chunks(windows))
+        token_ids = [chunk.batch.token_ids for chunk in chunks]
+        embedded = self.layers.embed(torch.cat(token_ids).cpu()).to(self.layers.device)
+        each = embedded.split(list(map(len, token_ids)))  # of a chunk, changed from layer to layer
+        num_layers, num_done, num_told = self.layers.model.num_layers, 0, 0
+        for index in range(num_layers):
+            layer, kv_cache = self.layers.layer(index), [self._layer_kv(index)]
+            for chunk, hidden in zip(chunks, each, strict=True):  # each finds the KV of those before it
+                layer(hidden, self.layers.rotary, replace(chunk.batch, kv_cache=kv_cache))
+                num_done += len(hidden)
+                if progress is not None:
+                    progress(num_done // num_layers - num_told)
+                num_told = num_done // num_layers
+            del layer  # before the next one's weights come
+        parts: list[list[Tensor]] = [[] for _ in windows]
+        for chunk, hidden in zip(chunks, each, strict=True):
+            for (window, _), own in zip(chunk.parts, hidden.split([count for _, count in chunk.parts]), strict=True):
+                parts[window].append(own)
+        return [torch.cat(own) for own in parts]
+
+    def _layer_kv(self, index: int) -> LayerKv:
+        """The one KV cache, which each layer fills anew, with the layer's own scales where these are calibrated."""
+        if self._kv_scale is None:
+            return self._kv_cache
+        return replace(self._kv_cache, scales=self._kv_scale[index].to(self.layers.device))
+
+    def _chunks(self, windows: Sequence[Sequence[int]]) -> Iterator[_Chunk]:
+        """All tokens but each window's last. Windows of like length run together."""
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
         for start in range(0, len(order), WINDOWS_PER_STEP):
             together = order[start : start + WINDOWS_PER_STEP]
             inputs = [windows[index][:-1] for index in together]
-            parts: list[list[Tensor]] = [[] for _ in together]
             for cached in range(0, max(map(len, inputs)), CHUNK_TOKENS):
-                for row, hidden in self._step(inputs, cached):
-                    parts[row].append(hidden)
-            for index, own in zip(together, parts, strict=True):
-                hidden = torch.cat(own)
-                if progress is not None:
-                    progress(len(hidden))
-                yield index, hidden
+                yield self._chunk(together, inputs, cached)
 
-    def _step(self, inputs: Sequence[Sequence[int]], cached: int) -> Iterator[tuple[int, Tensor]]:
-        """One chunk of each row that has one left; (row, hidden states of the chunk)."""
+    def _chunk(self, together: Sequence[int], inputs: Sequence[Sequence[int]], cached: int) -> _Chunk:
+        """One chunk of each row that has one left."""
         new = {row: min(CHUNK_TOKENS, len(ids) - cached) for row, ids in enumerate(inputs) if len(ids) > cached}
         rows = sorted(new, key=lambda row: new[row] > 1)  # a plan lists rows with one new token first
         setups = () if cached else tuple(self._setup(row, inputs[row]) for row in rows)
         plan = StepPlan(cached, setups, tuple(ScheduledRow(row, cached, new[row], (), False) for row in rows))
-        batch, _ = self.worker.runner.inputs.build(plan)
-        every_token = torch.arange(plan.num_tokens, device=self.worker.device)
-        hidden = self.decoder.hidden(replace(batch, logits_indices=every_token))
-        yield from zip(rows, hidden.split([new[row] for row in rows]), strict=True)
+        return _Chunk(tuple((together[row], new[row]) for row in rows), self._inputs.build(plan)[0])
 
     def _setup(self, row: int, token_ids: Sequence[int]) -> RowSetup:
         blocks = range(row * self.blocks_per_row, (row + 1) * self.blocks_per_row)

@@ -48,7 +48,7 @@ def calibrate_kv(folder: Path, output_dir: Path, calibration: Calibration, *, is
         _check_same_model(source, workspace)
         read_reports(output_dir)  # a damaged file is an error now, not after the work
     windows = calibration.draw(source)
-    layers = LayerwiseModel(source, windows.drawn.shape[1], device)
+    layers = LayerwiseModel(source, EngineConfig(session_len=windows.drawn.shape[1], device=device))
     ranges = measure_ranges(layers, windows.drawn, offload, show_progress)
     model_name = (workspace or source).model.model_name
     file = _write(output_dir, scales_of(ranges, is_symmetric), source.model, model_name)

@@ -2,7 +2,7 @@
 
 The layers are the backend's own (backend.models.decoder), each filled from a ModelSource when it is its turn, with a
 KV cache for itself alone; what passes from layer to layer are hidden states, which may wait in the host's memory.
-Used by kv_calibration.py and quantise_checkpoint.py."""
+Used by kv_calibration.py, quantise_checkpoint.py and accuracy.py."""
 
 from __future__ import annotations
 
@@ -16,46 +16,60 @@ from backend.distributed import TensorParallel
 from backend.errors import CheckpointError
 from backend.forward_batch import ForwardBatch, LayerKv
 from backend.kv_format import KvFormat
+from backend.layers.embedding import OutputHead
 from backend.layers.parameter import ShardedModule
-from backend.layers.rotary import rotary_table
+from backend.layers.rms_norm import RMSNorm
 from backend.model_source import ModelSource
-from backend.models.decoder import DecoderLayer
+from backend.models.decoder import Decoder, DecoderLayer
 from backend.worker.device import resolve_device, resolve_dtype
+from backend.worker.weight_loader import match_tensors
 
 BLOCK_SIZE = 64
 
 
 class LayerwiseModel:
-    """The layers of a model source, made one by one on `device`; float32 on the CPU, else the model's dtype."""
+    """The layers of a model source, made one by one as `engine` would run them.
 
-    def __init__(self, source: ModelSource, seqlen: int, device: str) -> None:
-        """seqlen: tokens of each sequence; device: auto, cpu or cuda. Raises ConfigError for what cannot be."""
-        engine = EngineConfig(session_len=seqlen, device=device)
+    engine  device, dtype and attention kernel count; session_len tokens make a sequence
+    Raises ConfigError for what cannot be, CheckpointError for tensors that are not the model's."""
+
+    def __init__(self, source: ModelSource, engine: EngineConfig) -> None:
         check_engine(source.model, engine)
         self.model = source.model
-        self.seqlen = seqlen
+        self.seqlen = engine.session_len
         self.device = resolve_device(engine)
         self.dtype = resolve_dtype(engine, source.model, self.device)
-        self._stored = dict(source.tensors())
-        table = rotary_table(self.model.rope, seqlen, seqlen, self.model.max_position_embeddings)
-        self.rotary = table.to(self.device)
+        self._use_fused_prefill = engine.use_context_fmha
+        declared = Decoder(source.model, engine, TensorParallel())  # without memory
+        self._stored = {name: stored for name, (stored, *_) in match_tensors(declared, source).items()}
+        self.rotary = declared.rotary.to(self.device)
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """token_ids [B, L] → the first layer's input [B, L, hidden_size] in the host's memory."""
+        """token_ids [...] → the first layer's input [..., hidden_size] in the host's memory."""
         return self._stored["tok_embeddings.weight"][:][token_ids].to("cpu", self.dtype)
 
     def layer(self, index: int) -> DecoderLayer:
         """A decoder layer with its weights. Raises CheckpointError where one cannot be read."""
         # It is alone, so layer 0 of the KV cache is its own.
-        layer = DecoderLayer(self.model, 0, TensorParallel(), use_fused_prefill=True)
+        layer = DecoderLayer(self.model, 0, TensorParallel(), self._use_fused_prefill)
         for path, module in layer.named_modules():
             if isinstance(module, ShardedModule):
-                for name in tuple(module.shards):
-                    stored = self._stored[f"layers.{index}.{path}.{name}"]
-                    dtype = module.own_dtypes.get(name, self.dtype)
-                    module.set_parameter(name, stored[:].to(self.device, dtype))
-                module.prepare()
+                self._fill(module, f"layers.{index}.{path}")
         return layer
+
+    def output(self) -> tuple[RMSNorm, OutputHead]:
+        """What follows the last layer. Raises CheckpointError where its weights cannot be read."""
+        norm = RMSNorm(self.model.hidden_size, self.model.norm_eps)
+        head = OutputHead(self.model.hidden_size, self.model.vocab_size, TensorParallel())
+        self._fill(norm, "norm")
+        self._fill(head, "output")
+        return norm, head
+
+    def _fill(self, module: ShardedModule, path: str) -> None:
+        for name in tuple(module.shards):
+            dtype = module.own_dtypes.get(name, self.dtype)
+            module.set_parameter(name, self._stored[f"{path}.{name}"][:].to(self.device, dtype))
+        module.prepare()
 
     @torch.inference_mode()
     def advance(self, layer: DecoderLayer, index: int, hidden: Tensor, batch_size: int,

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from backend.accuracy_report import store_report
 from backend.config import EngineConfig
-from backend.errors import CapacityError
 from backend.model_source import ModelSource
 from converter.accuracy import EvaluationText, measure_accuracy
 
@@ -23,12 +22,12 @@ def report_loss(base: ModelSource, quantised: ModelSource, engine: EngineConfig,
                 show_progress: bool) -> None:
     """Measures `quantised` as the engine runs it, stores the report in the folder of its weights, and logs it.
 
-    Where a whole model does not fit the device, which quantising it layer by layer did not need, says that instead."""
+    Where the output head does not fit the device, which quantising layer by layer did not need, says that instead."""
     try:
         with tqdm(total=2 * text.num_tokens, unit=" tokens", desc="measuring the loss",
                   disable=None if show_progress else True) as bar:  # None: only on a terminal
             report = measure_accuracy(base, quantised, engine, text, bar.update)
-    except (CapacityError, torch.OutOfMemoryError) as error:
+    except torch.OutOfMemoryError as error:
         logger.warning("the loss was not measured: %s", str(error).partition("\n")[0])
         return
     store_report(folder, report)

@@ -45,7 +45,7 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
     model = dataclasses.replace(source.model, quant=QuantConfig(recipe.group_size))  # checks the shapes
     calibration.check_length(source)
     windows = calibration.draw(source)
-    layers = LayerwiseModel(source, windows.drawn.shape[1], device)
+    layers = LayerwiseModel(source, EngineConfig(session_len=windows.drawn.shape[1], device=device))
     family = family_of(checkpoint)
     names = SourceNames(family, source.model)
     in_layers = names.in_layers()

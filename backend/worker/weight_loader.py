@@ -1,6 +1,6 @@
 """Weight loader: a model source's tensors into a declared model, each exactly once, each rank only its part.
 
-Used by worker.py; how the bytes travel is weight_reader.py's matter."""
+Used by worker.py and converter/layerwise.py; how the bytes travel is weight_reader.py's matter."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_weights(model: nn.Module, source: ModelSource, dtype: torch.dtype, devi
 def _read(model: nn.Module, source: ModelSource, dtype: torch.dtype, device: torch.device, show_progress: bool) -> int:
     """Fills the parameters. Once it returns nobody else holds them, so that a layer that packs its own frees them."""
     parts = []
-    for stored, module, name, shard in _matched(model, source):
+    for stored, module, name, shard in match_tensors(model, source).values():
         local = torch.empty(shard.local_shape, dtype=module.own_dtypes.get(name, dtype), device=device)
         if shard.padding:
             local.narrow(shard.axis, local.shape[shard.axis] - shard.padding, shard.padding).zero_()
@@ -58,8 +58,10 @@ class _Bar(tqdm):
     _lock = threading.RLock()
 
 
-def _matched(model: nn.Module, source: ModelSource) -> list[tuple[StoredTensor, ShardedModule, str, Shard]]:
-    """Each stored tensor with the parameter that it is. Raises CheckpointError."""
+def match_tensors(model: nn.Module, source: ModelSource) -> dict[str, tuple[StoredTensor, ShardedModule, str, Shard]]:
+    """By its name each stored tensor, with the parameter that it is: module, name there, and this rank's part.
+
+    Raises CheckpointError as load_weights does, before anything is read."""
     wanted = {f"{path}.{name}": (module, name) for path, module in model.named_modules()
               if isinstance(module, ShardedModule) for name in module.shards}
     matched: dict[str, tuple[StoredTensor, ShardedModule, str, Shard]] = {}
@@ -83,4 +85,4 @@ def _matched(model: nn.Module, source: ModelSource) -> list[tuple[StoredTensor, 
     if missing:
         raise CheckpointError(f"{source.path}: {len(missing)} of {len(wanted)} tensors are missing, "
                               f"the first is {missing[0]}; convert again")
-    return list(matched.values())
+    return matched

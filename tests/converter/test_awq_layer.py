@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.config import EngineConfig
 from backend.models.decoder import DecoderLayer
 from converter import awq_layer
 from converter.awq_layer import LINEARS, QuantisedLayer, Recipe, observe, quantise_layer
@@ -28,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def layerwise(family: str, folder: Path, num_kv_heads: int = 2) -> tuple[LayerwiseModel, Tensor]:
     """A tiny model, and its first layer's input [4, SEQLEN, hidden_size], with channels of very different size."""
     make_checkpoint(family, folder, num_kv_heads=num_kv_heads)
-    model = LayerwiseModel(open_checkpoint(folder, "llama"), SEQLEN, "cpu")
+    model = LayerwiseModel(open_checkpoint(folder, "llama"), EngineConfig(session_len=SEQLEN, device="cpu"))
     ids = torch.randint(5, 261, (4, SEQLEN), generator=torch.Generator().manual_seed(1))
     return model, model.embed(ids) * torch.logspace(-1, 1, model.model.hidden_size)
 

@@ -59,7 +59,7 @@ def reference_ranges(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 def test_ranges_are_those_of_the_reference_s_cache(family, offload, tmp_path):
     model = make_checkpoint(family, tmp_path)
     token_ids = torch.randint(5, 261, (5, 48), generator=torch.Generator().manual_seed(1))
-    layers = LayerwiseModel(open_checkpoint(tmp_path, "llama"), 48, "cpu")
+    layers = LayerwiseModel(open_checkpoint(tmp_path, "llama"), EngineConfig(session_len=48, device="cpu"))
     found, expected = measure_ranges(layers, token_ids, offload), reference_ranges(model, token_ids)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < RELATIVE_ERROR * expected.abs().max()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backend.accuracy_report import read_reports
+from backend.config import EngineConfig
 from backend.errors import ConfigError
 from converter.awq_layer import Recipe
 from converter.calibration_windows import Calibration
@@ -37,7 +38,7 @@ def token_ids(seqlen: int) -> Tensor:
 @torch.inference_mode()
 def test_hidden_states_are_the_reference_s(family, seqlen, tmp_path):
     reference = make_checkpoint(family, tmp_path)
-    layers = LayerwiseModel(open_checkpoint(tmp_path, "llama"), seqlen, "cpu")
+    layers = LayerwiseModel(open_checkpoint(tmp_path, "llama"), EngineConfig(session_len=seqlen, device="cpu"))
     hidden = layers.embed(token_ids(seqlen))
     counts: list[int] = []
     for index in range(2):
@@ -52,7 +53,7 @@ def test_hidden_states_are_the_reference_s(family, seqlen, tmp_path):
 def test_a_device_that_is_not_there_is_refused(pristine_llama):
     source = open_checkpoint(pristine_llama, "llama")
     with pytest.raises(ConfigError, match="use auto, cpu or cuda"):
-        LayerwiseModel(source, 64, "tpu")
+        LayerwiseModel(source, EngineConfig(session_len=64, device="tpu"))
 
 
 @pytest.mark.gpu
@@ -60,8 +61,8 @@ def test_a_device_that_is_not_there_is_refused(pristine_llama):
 def test_ranges_on_a_gpu_are_those_on_the_cpu(family, tmp_path):
     make_checkpoint(family, tmp_path, dtype=torch.bfloat16)
     source = open_checkpoint(tmp_path, "llama")
-    found, expected = (measure_ranges(LayerwiseModel(source, 70, device), token_ids(70), offload=True)
-                       for device in ("cuda", "cpu"))
+    models = (LayerwiseModel(source, EngineConfig(session_len=70, device=device)) for device in ("cuda", "cpu"))
+    found, expected = (measure_ranges(model, token_ids(70), offload=True) for model in models)
     assert (found - expected).abs().max() < IN_BFLOAT16 * expected.abs().max()
 
 
