@@ -194,13 +194,13 @@ def test_keys_and_limits_are_those_of_the_options(tmp_path):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(tmp_path):
-    with start_embedded(write_configs(tmp_path, CONFIGS), models(), ServerOptions(body_timeout_s=0.2)) as server, \
+    with start_embedded(write_configs(tmp_path, CONFIGS), models(), ServerOptions(body_timeout_s=0.5)) as server, \
             socket.create_connection(("127.0.0.1", server.http_port), timeout=ANSWER_TIMEOUT_S) as connection:
         connection.sendall(b"POST /v2/models/echo/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         answer = b""
         while b"}" not in answer:
             answer += connection.recv(4096)
-    assert answer.startswith(b"HTTP/1.1 504 ") and b"within 0.2 s" in answer
+    assert answer.startswith(b"HTTP/1.1 504 ") and b"within 0.5 s" in answer
 
 
 def test_stopping_ends_what_runs_and_closes_the_port(tmp_path):

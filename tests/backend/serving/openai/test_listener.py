@@ -137,7 +137,7 @@ WHOLE = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 def test_a_connection_whose_headers_do_not_come_is_closed(first, beginning):
     async def run() -> bytes:
         listener = listen("127.0.0.1", 0)
-        server = HttpService(PlainTextResponse("here"), ServerOptions(body_timeout_s=0.2))
+        server = HttpService(PlainTextResponse("here"), ServerOptions(body_timeout_s=0.5))
         await server.start(listener)
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         if first:
