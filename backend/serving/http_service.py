@@ -13,6 +13,10 @@ from backend.errors import ConfigError
 from backend.serving.http_protocol import http_protocol
 from backend.serving.server_options import ServerOptions
 
+# Longer than clients and proxies keep a connection (httpx 5 s, nginx 60 s), so that none sends a request into one that
+# is being closed.
+KEEP_ALIVE_S = 75
+
 
 def listen(host: str, port: int, what: str, option: str) -> socket.socket:
     """A listening socket; port 0 leaves its choice to the system.
@@ -32,7 +36,7 @@ class HttpService:
         self._server = _Server(uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, lifespan="off",
             ssl_keyfile=options.tls_key, ssl_certfile=options.tls_cert,
-            http=http_protocol(options), timeout_graceful_shutdown=1))
+            http=http_protocol(options), timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=1))
         self._serving: asyncio.Task | None = None
 
     async def start(self, listener: socket.socket) -> None:
