@@ -67,7 +67,7 @@ class Engine:
             num_new = max(max_new_tokens, 1)
             raise ContextLengthError(
                 f"{num_prompt} prompt tokens + {num_new} new token{'s' * (num_new > 1)} exceed "
-                f"session_len={session_len}; shorten the prompt, lower max_new_tokens or end the session")
+                f"session_len={session_len}; shorten the prompt, ask for fewer new tokens or end the session")
         end_ids = frozenset(sampling.stop_ids if sampling.ignore_eos else
                             (*self.model.eos_token_ids, *sampling.stop_ids))
         seed = sampling.seed if sampling.seed is not None else sessions.seed(request)

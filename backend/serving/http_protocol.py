@@ -67,7 +67,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is written to."""
-        self._reading_due = self.loop.call_later(self.options.reading_timeout_s, self.transport.abort)
+        self._watch_reading()
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -75,6 +75,17 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._reading_due.cancel()
             self._reading_due = None
         super().resume_writing()
+
+    def _watch_reading(self) -> None:
+        num_unread = self.transport.get_write_buffer_size()
+        self._reading_due = self.loop.call_later(self.options.reading_timeout_s, self._check_reading, num_unread)
+
+    def _check_reading(self, num_unread: int) -> None:
+        """Ends the connection unless the client has read some of so many bytes."""
+        if self.transport.get_write_buffer_size() < num_unread:
+            self._watch_reading()
+        else:
+            self.transport.abort()
 
     def _expect_headers(self) -> None:
         self._headers_due = self.loop.call_later(self.options.body_timeout_s, self._give_up)
@@ -85,9 +96,9 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._headers_due = None
 
     def _give_up(self) -> None:
-        self._headers_due = None
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if not is_answering:  # otherwise what came is a few bytes ahead of the next call
+        if self.cycle is not None and not self.cycle.response_complete:  # they came ahead of the next call's turn
+            self._expect_headers()
+        else:
             self._refuse(_HEADERS_TOO_LATE)
 
     def _refuse(self, answer: bytes) -> None:

@@ -49,8 +49,8 @@ def server_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--allow_headers", multiple=True, metavar="HEADER...",
                      help="… with these headers.  [default: all]"),
         click.option("--allow_credentials", is_flag=True, help="… with cookies and the like."),
-        click.option("--max_body_mib", type=click.FloatRange(min=0, min_open=True), default=8.0, show_default=True,
-                     help="Longest body of a request."),
+        click.option("--max_body_mib", type=click.FloatRange(min=0, min_open=True),
+                     help="Longest body of a request.  [default: 8 over HTTP, 64 over gRPC]"),
         click.option("--http_workers", type=click.IntRange(1, 64), default=1, show_default=True,
                      help="Processes that serve OpenAI's API, for more streams than one can feed."),
         click.option("--stuck_after", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
@@ -73,8 +73,10 @@ def read_server_flags(options: Mapping[str, Any]) -> ServerOptions:
     check_tracing(options["otlp_endpoint"])
     key, cert = _tls_files(options)
     origins = _values(options["allow_origins"])
+    defaults, max_bytes = ServerOptions(), options["max_body_mib"] and int(options["max_body_mib"] * 2**20)
     return ServerOptions(
-        max_message_bytes=int(options["max_body_mib"] * 2**20),
+        max_body_bytes=max_bytes or defaults.max_body_bytes,
+        max_message_bytes=max_bytes or defaults.max_message_bytes,
         stuck_after_s=options["stuck_after"],
         api_keys=collect_api_keys(options["api_keys"], options["api_key_file"], os.environ),
         tls_key=key, tls_cert=cert,
@@ -118,15 +120,13 @@ def _values(given: tuple[str, ...]) -> tuple[str, ...]:
 def _joined(arguments: list[str]) -> list[str]:
     """With the values that follow a list option as one value."""
     joined: list[str] = []
-    is_in_list = has_value = False
+    is_in_list = False
     for argument in arguments:
         if argument.startswith("-"):
-            name, equals, _ = argument.lstrip("-").partition("=")
-            is_in_list, has_value = name.replace("-", "_") in _LISTS, bool(equals)
+            is_in_list = argument.lstrip("-").replace("-", "_") in _LISTS  # --option=value has just that one
             joined.append(argument)
-        elif is_in_list and has_value:
+        elif is_in_list and not joined[-1].startswith("-"):
             joined[-1] += "," + argument
         else:
-            has_value = True
             joined.append(argument)
     return joined

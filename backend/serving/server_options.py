@@ -22,7 +22,8 @@ class CrossOrigin:
 class ServerOptions:
     """Limits and credentials.
 
-    max_message_bytes       of one request; over gRPC of one response, too
+    max_body_bytes          of one request over HTTP, which is parsed while others wait
+    max_message_bytes       of one request or response over gRPC
     max_header_bytes        of a request's headers together
     max_concurrent_streams  calls at once on one gRPC connection
     body_timeout_s          in which the headers of an HTTP request have to be there, and then its body
@@ -35,7 +36,8 @@ class ServerOptions:
     logs_requests           a line in the log for each call of OpenAI's API
     otlp_endpoint           of a collector of OpenTelemetry traces"""
 
-    max_message_bytes: int = 8 * 2**20
+    max_body_bytes: int = 8 * 2**20
+    max_message_bytes: int = 64 * 2**20
     max_header_bytes: int = 64 * 2**10
     max_concurrent_streams: int = 1024
     body_timeout_s: float = 60.0

@@ -72,25 +72,33 @@ class GrammarRows:
         self._rows: list[_Row | None] = [None] * num_rows
         self._unread: deque[tuple[RunningStep, list[tuple[int, _Row]]]] = deque()
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
-        self._ahead: dict[str, Future[LLMatcher]] = {}
-        self._threads = ThreadPoolExecutor(2, "grammar")
-        self._compiler = self._threads.submit(_make_compiler, Path(tokenizer_dir), vocab_size)
+        self._ahead: dict[str, Future[LLMatcher]] = {}  # asked for, and no row's yet
+        self._known: list[str] = []  # that were there when they were asked for
+        # Of a row's grammar, which a step waits for, and of those that only requests in the queue wait for.
+        self._row_thread = ThreadPoolExecutor(1, "grammar")
+        self._ahead_threads = ThreadPoolExecutor(2, "grammar-ahead")
+        self._compiler = self._row_thread.submit(_make_compiler, Path(tokenizer_dir), vocab_size)
 
     def compile_ahead(self, grammars: Iterable[str]) -> None:
         """In the background, so that no mask has to wait for them."""
-        self._ahead.update((grammar, self._compile(grammar)) for grammar in grammars)
+        for grammar in grammars:
+            if grammar in self._compiled:
+                self._known.append(grammar)
+            else:
+                self._ahead[grammar] = self._compile(grammar, self._ahead_threads)
 
     def take_compiled(self) -> tuple[str, ...]:
         """Those asked for ahead whose compilation has ended since the last call, well or not."""
-        ended = tuple([grammar for grammar, compiled in self._ahead.items() if compiled.done()])
+        ended = [grammar for grammar, compiled in self._ahead.items() if compiled.done()]
         for grammar in ended:
             del self._ahead[grammar]
-        return ended
+        known, self._known = self._known, []
+        return (*known, *ended)
 
     def set_row(self, setup: RowSetup) -> None:
         """A sequence takes its row; its grammar is compiled in the background, unless it is known."""
         grammar = setup.sampling.grammar
-        self._rows[setup.row] = None if grammar is None else _Row(setup, self._compile(grammar))
+        self._rows[setup.row] = None if grammar is None else _Row(setup, self._compile_now(grammar))
 
     def will_sample(self, step: RunningStep) -> None:
         """A step was launched, whose tokens the matchers will take before the next masks are made."""
@@ -151,11 +159,17 @@ class GrammarRows:
         for token_id in row.setup.token_ids[row.setup.num_prompt_tokens:]:
             _advance(row, token_id)
 
-    def _compile(self, grammar: str) -> Future[LLMatcher]:
+    def _compile_now(self, grammar: str) -> Future[LLMatcher]:
+        """For a row, past all that was asked for ahead and has not begun."""
+        pending = self._ahead.pop(grammar, None)
+        if pending is not None and pending.cancel():
+            self._compiled.pop(grammar, None)
+        return self._compile(grammar, self._row_thread)
+
+    def _compile(self, grammar: str, threads: ThreadPoolExecutor) -> Future[LLMatcher]:
         compiled = self._compiled.get(grammar)
         if compiled is None:
-            compiled = self._compiled[grammar] = self._threads.submit(
-                lambda: self._compiler.result().compile(grammar))
+            compiled = self._compiled[grammar] = threads.submit(lambda: self._compiler.result().compile(grammar))
             if len(self._compiled) > NUM_COMPILED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)

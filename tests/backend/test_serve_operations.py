@@ -161,7 +161,7 @@ def flags(*arguments: str) -> ServerOptions:
     return command.main(["model", *arguments], standalone_mode=False)
 
 
-@pytest.mark.parametrize("written", [("--api-keys", "a", "b"), ("--api_keys", "a,b"), ("--api-keys=a", "b"),
+@pytest.mark.parametrize("written", [("--api-keys", "a", "b"), ("--api_keys", "a,b"), ("--api-keys=a", "--api-keys=b"),
                                      ("--api-keys", "a", "--api_keys", "b"), ("--api-keys=a,b",)])
 def test_several_keys_are_written_as_lmdeploy_does_or_with_commas(written):
     keys = flags(*written).api_keys

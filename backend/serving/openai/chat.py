@@ -68,7 +68,8 @@ class _Delta:
 async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     """Raises ApiError or RequestError for what the fields' types do not refuse."""
     plan = _plan(body)
-    sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body), body.answer_grammar(body.response_format))
+    grammar = body.answer_grammar(body.response_format)
+    sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body), grammar)
     if isinstance(body.messages, str):
         token_ids = await read_text(len(body.messages), context.front_end.prompt_ids, body.messages)
     else:
@@ -78,7 +79,9 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
                                     body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
-    await check_grammar(context, sampling, body.format_field(body.response_format) or "tools")
+    # Where both are there, it is one grammar of both.
+    field = "tools" if grammar is None else body.format_field(body.response_format) if plan is None else None
+    await check_grammar(context, sampling, field)
     return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
 
 

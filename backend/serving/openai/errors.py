@@ -83,7 +83,10 @@ def api_error(error: Exception) -> ApiError:
             code = error.field and "invalid_value"
             if isinstance(error, ContextLengthError):
                 code = "context_length_exceeded"
-            return ApiError(400, _in_our_terms(str(error)), code=code, param=error.field and _in_our_terms(error.field))
+            param, message = _FIELDS.get(error.field, error.field), str(error)
+            if error.field in _FIELDS and message.startswith(error.field):
+                message = param + message.removeprefix(error.field)
+            return ApiError(400, message, code=code, param=param)
         case TemplateError():
             return ApiError(400, str(error))
         case CapacityError():
@@ -97,14 +100,8 @@ def api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server failed; its log says why", "server_error", "internal_error")
 
 
-# The engine's names of fields that are called otherwise here.
-_FIELDS = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "stop_ids": "stop_token_ids"}
-
-
-def _in_our_terms(text: str) -> str:
-    for theirs, ours in _FIELDS.items():
-        text = text.replace(theirs, ours)
-    return text
+# What the engine calls otherwise than every endpoint here.
+_FIELDS = {"stop_ids": "stop_token_ids"}
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -56,7 +56,7 @@ class Guard:
         if size > options.max_header_bytes:
             raise ApiError(431, f"the headers have {size} bytes, more than the {options.max_header_bytes} that are "
                            "allowed; send fewer", code="headers_too_large")
-        if length > options.max_message_bytes:
+        if length > options.max_body_bytes:
             raise self._too_large()
 
     async def _body_in_time(self, receive: Any) -> Any:
@@ -79,11 +79,11 @@ class Guard:
                 return message
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            if size > self._options.max_message_bytes:
+            if size > self._options.max_body_bytes:
                 raise self._too_large()
             if not message.get("more_body", False):
                 return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is longer than {self._options.max_message_bytes} bytes; send less at once",
+        return ApiError(413, f"the body is longer than {self._options.max_body_bytes} bytes; send less at once",
                         code="request_too_large", headers={"Connection": "close"})

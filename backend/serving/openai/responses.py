@@ -100,7 +100,7 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     grammar = _grammar(body)
     sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), grammar)
     sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
-    await check_grammar(context, sampling, "text.format" if grammar else "tools")
+    await check_grammar(context, sampling, "tools" if grammar is None else "text.format" if plan is None else None)
     messages = to_messages(body.instructions, items)
     token_ids = await read_text(sum(len(message["content"] or "") for message in messages), front_end.chat_ids,
                                 messages, plan and plan.tools, body.chat_template_kwargs)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from backend.errors import RequestError
 from backend.requests import MAX_SEED, SamplingParams
 
 MAX_CHOICES = 128
@@ -82,6 +83,9 @@ class SamplingFields(ApiModel):
     def sampling(self, max_new_tokens: int | None, logprobs: int | None, grammar: str | None = None) -> SamplingParams:
         """As the engine takes them, with what is not among these fields. What is absent has SamplingParams' own
         default. Raises RequestError."""
+        if max_new_tokens is not None and (self.min_tokens or 0) > max_new_tokens:
+            raise RequestError(f"min_tokens={self.min_tokens} is more than the {max_new_tokens} new tokens that are "
+                               "allowed; lower it", "min_tokens")
         given: dict[str, Any] = {name: getattr(self, name) for name in (
             "temperature", "top_p", "presence_penalty", "frequency_penalty", "min_p", "repetition_penalty",
             "ignore_eos", "skip_special_tokens")}

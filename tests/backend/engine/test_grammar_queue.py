@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backend.engine.engine import Engine
-from backend.engine.grammar_queue import NUM_REMEMBERED
+from backend.engine.grammar_queue import MAX_ASKED, NUM_REMEMBERED
 from tests.backend.engine.fake_executor import completion
 from tests.backend.engine.test_engine import make_engine, prompt, request, run, tokens
 
@@ -64,6 +64,29 @@ def test_compiled_grammars_are_remembered_up_to_a_number_the_last_used_longest()
     run(engine)
     gate.compiled(["start: /new/"])
     assert "start: /3/" in gate._is_compiled and "start: /4/" not in gate._is_compiled
+
+
+def test_what_runs_without_having_asked_is_remembered_too():
+    engine = make_engine(num_blocks=200)
+    add(engine, "alone", 1, "start: /a/")
+    run(engine)
+    engine.executor.compile_steps = 50
+    add(engine, "running", 2, None)
+    steps_to(engine, "running")
+    add(engine, "again", 3, "start: /a/")
+    assert steps_to(engine, "again") == 1
+
+
+def test_requests_that_come_and_go_do_not_pile_up_work():
+    engine = make_engine(num_blocks=200, session_len=1024)
+    engine.executor.compile_steps = 1000
+    engine.add_request(request("running", prompt(1, 20), max_new_tokens=900))
+    steps_to(engine, "running")
+    for index in range(3 * MAX_ASKED):
+        add(engine, str(index), 2, f"start: /{index}/")
+        engine.step()
+        engine.abort(str(index))
+    assert len(engine.executor.compiling) <= MAX_ASKED
 
 
 @pytest.mark.parametrize("compile_steps", [1, 3, 40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,30 @@ def test_grammars_asked_for_ahead_are_named_once_they_are_compiled_well_or_not(g
     while len(named) < len(asked):
         named += grammars.take_compiled()
     assert set(named) == asked and not grammars.take_compiled()
+
+
+def test_a_row_does_not_wait_for_grammars_that_were_asked_for_ahead(folder, monkeypatch):
+    """Those are held up here until the row's mask is there; one of them is the row's own."""
+    rows, may_go_on, names = GrammarRows(folder, VOCAB, [END], 4, is_pinned=False), threading.Event(), []
+    compiler = rows._compiler.result()
+    original = type(compiler).compile
+
+    def compile_slowly(self, grammar):
+        if grammar != 'start: "mine"':
+            may_go_on.wait()
+        return original(self, grammar)
+
+    monkeypatch.setattr(type(compiler), "compile", compile_slowly)
+    rows.compile_ahead(f'start: "{index}"' for index in range(4))
+    rows.compile_ahead(['start: "mine"'])
+    for row in range(2):
+        begin(rows, row, 'start: "mine"')
+    assert not any(isinstance(found, GrammarEnd) for found in allowed(rows, 0, 1)) and not rows.take_compiled()
+    may_go_on.set()
+    while len(names) < 4:
+        names += rows.take_compiled()
+    rows.compile_ahead(['start: "0"'])
+    assert rows.take_compiled() == ('start: "0"',)
 
 
 def test_a_model_without_a_tokenizer_fails_only_the_rows_that_need_it(tmp_path):

@@ -150,7 +150,7 @@ def test_health_needs_no_key():
 
 def test_a_body_that_says_it_is_too_long_is_413_before_it_is_read():
     response = call(lambda served: served.client.post("/echo", content=b"x" * 101),
-                    ServerOptions(max_message_bytes=100))
+                    ServerOptions(max_body_bytes=100))
     assert response.status_code == 413
     assert "100 bytes" in error_of(response)["message"]
 
@@ -160,7 +160,7 @@ def test_a_body_that_turns_out_too_long_is_413():
         for _ in range(11):
             yield b"x" * 10
 
-    response = call(lambda served: served.client.post("/echo", content=chunks()), ServerOptions(max_message_bytes=100))
+    response = call(lambda served: served.client.post("/echo", content=chunks()), ServerOptions(max_body_bytes=100))
     assert response.status_code == 413
 
 

@@ -152,25 +152,26 @@ def test_a_connection_whose_headers_do_not_come_is_closed(first, beginning):
     assert asyncio.run(run()).startswith(b"HTTP/1.1 408 ")
 
 
-def test_bytes_ahead_of_the_next_call_do_not_end_a_long_answer():
+def test_bytes_ahead_of_the_next_call_do_not_end_a_long_answer_but_are_not_waited_for_afterwards():
     async def run() -> bytes:
         async def app(scope, receive, send) -> None:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.2)
             await PlainTextResponse("here")(scope, receive, send)
 
         listener = listen("127.0.0.1", 0)
-        server = HttpService(app, ServerOptions(body_timeout_s=0.1))
+        server = HttpService(app, ServerOptions(body_timeout_s=0.5))
         await server.start(listener)
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(WHOLE)
         await asyncio.sleep(0.05)
-        writer.write(b"\r\n")
-        answer = await reader.readuntil(b"here")
+        writer.write(WHOLE[:20])
+        answer = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         await server.stop()
         return answer
 
-    assert asyncio.run(run()).startswith(b"HTTP/1.1 200 ")
+    first, second = asyncio.run(run()).split(b"here")
+    assert first.startswith(b"HTTP/1.1 200 ") and second.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_client_that_leaves_its_answer_unread_loses_its_connection():
@@ -197,3 +198,24 @@ def test_a_client_that_leaves_its_answer_unread_loses_its_connection():
         return sent
 
     assert asyncio.run(run()) < 1 << 28
+
+
+def test_a_client_that_reads_slowly_but_steadily_gets_all():
+    size = 1 << 23
+
+    async def run() -> int:
+        listener = listen("127.0.0.1", 0)
+        server = HttpService(PlainTextResponse(b"a" * size), ServerOptions(reading_timeout_s=0.3))
+        await server.start(listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname(), limit=1 << 12)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        num_read = 0
+        while part := await reader.read(1 << 18):
+            num_read += len(part)
+            if num_read < size // 2:  # far longer than the timeout in all
+                await asyncio.sleep(0.05)
+        writer.close()
+        await server.stop()
+        return num_read
+
+    assert asyncio.run(run()) > size
