@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from backend.requests import SamplingParams, TokenLogprobs
 
+NUM_COMPILED_GRAMMARS = 64  # that a rank keeps, the last used ones
+
 
 @dataclass(frozen=True, slots=True)
 class RowSetup:

@@ -5,34 +5,34 @@ others run, a sequence is not admitted before a result has named its grammar. Us
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
 
 from backend.engine.sequence import Sequence
+from backend.steps import NUM_COMPILED_GRAMMARS
 
-NUM_REMEMBERED = 64  # compiled grammars: as many as a rank keeps
 MAX_ASKED = 32  # that are not compiled yet: what is asked for stays asked for, also when its request is gone
 
 
 class GrammarQueue:
-    """What has been asked of the ranks, and what they have said."""
+    """What has been asked of the ranks and not answered, and what they have compiled, in order of the last use."""
 
     def __init__(self) -> None:
-        self._is_compiled: dict[str, bool] = {}  # by grammar, in order of the last use; False: asked for
+        self._asked: set[str] = set()
+        self._compiled: OrderedDict[str, None] = OrderedDict()
 
     def holds_back(self, sequence: Sequence) -> bool:
         """Whether its grammar is not known to be compiled. One that ran before has waited already."""
         grammar = sequence.sampling.grammar
-        return not (grammar is None or sequence.was_admitted or self._is_compiled.get(grammar, False))
+        return not (grammar is None or sequence.was_admitted or grammar in self._compiled)
 
     def ask(self, sequences: Iterable[Sequence]) -> tuple[str, ...]:
         """The grammars of these that are to be compiled and have not been asked for."""
-        room = MAX_ASKED - sum(not is_compiled for is_compiled in self._is_compiled.values())
-        wanted = dict.fromkeys(sequence.sampling.grammar for sequence in sequences if self.holds_back(sequence)
-                               and sequence.sampling.grammar not in self._is_compiled)
-        new = dict.fromkeys(islice(wanted, room), False)
-        self._is_compiled.update(new)
-        return tuple(new)
+        wanted = dict.fromkeys(sequence.sampling.grammar for sequence in sequences if self.holds_back(sequence))
+        new = tuple(islice((grammar for grammar in wanted if grammar not in self._asked), MAX_ASKED - len(self._asked)))
+        self._asked.update(new)
+        return new
 
     def compiled(self, grammars: Iterable[str]) -> None:
         """A result has named them."""
@@ -45,9 +45,9 @@ class GrammarQueue:
             self._remember(sequence.sampling.grammar)
 
     def _remember(self, grammar: str) -> None:
-        """The last used of those that are compiled. The ranks forget in the same order."""
-        self._is_compiled.pop(grammar, None)
-        self._is_compiled[grammar] = True
-        ready = [grammar for grammar, is_compiled in self._is_compiled.items() if is_compiled]
-        for grammar in ready[:-NUM_REMEMBERED]:
-            del self._is_compiled[grammar]
+        """The ranks forget in the same order."""
+        self._asked.discard(grammar)
+        self._compiled[grammar] = None
+        self._compiled.move_to_end(grammar)
+        if len(self._compiled) > NUM_COMPILED_GRAMMARS:
+            self._compiled.popitem(last=False)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import MillraceError
-from backend.steps import GrammarEnd, RowSetup
+from backend.steps import NUM_COMPILED_GRAMMARS, GrammarEnd, RowSetup
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from backend.text.grammar_compiler import GrammarCompiler
     from backend.worker.model_runner import RunningStep
 
-NUM_COMPILED = 64  # grammars that stay compiled
 MAX_THREADS = 16  # that fill masks; one takes some 50 us
 
 
@@ -170,7 +169,7 @@ class GrammarRows:
         compiled = self._compiled.get(grammar)
         if compiled is None:
             compiled = self._compiled[grammar] = threads.submit(lambda: self._compiler.result().compile(grammar))
-            if len(self._compiled) > NUM_COMPILED:
+            if len(self._compiled) > NUM_COMPILED_GRAMMARS:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         return compiled

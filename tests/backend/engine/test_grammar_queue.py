@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from backend.engine.engine import Engine
-from backend.engine.grammar_queue import MAX_ASKED, NUM_REMEMBERED
+from backend.engine.grammar_queue import MAX_ASKED
+from backend.steps import NUM_COMPILED_GRAMMARS
 from tests.backend.engine.fake_executor import completion
 from tests.backend.engine.test_engine import make_engine, prompt, request, run, tokens
 
@@ -43,9 +44,11 @@ def test_where_nothing_runs_nobody_waits_for_a_grammar():
     assert steps_to(engine, "a") == 1
 
 
-def test_a_grammar_that_was_compiled_lately_is_not_waited_for_again():
+@pytest.mark.parametrize("was_alone", [False, True], ids=["asked for", "used without"])
+def test_a_grammar_that_was_compiled_lately_is_not_waited_for_again(was_alone):
     engine = make_engine(num_blocks=200, session_len=1024)
-    add(engine, "running", 1, None)
+    if not was_alone:
+        add(engine, "beside", 1, None)
     add(engine, "first", 2, "start: /a/")
     run(engine)
     engine.executor.compile_steps = 50
@@ -58,23 +61,12 @@ def test_a_grammar_that_was_compiled_lately_is_not_waited_for_again():
 def test_compiled_grammars_are_remembered_up_to_a_number_the_last_used_longest():
     engine = make_engine(num_blocks=400, session_len=2048)
     gate = engine.scheduler.grammars
-    gate.compiled(f"start: /{index}/" for index in range(NUM_REMEMBERED + 3))
-    assert len(gate._is_compiled) == NUM_REMEMBERED and "start: /2/" not in gate._is_compiled
+    gate.compiled(f"start: /{index}/" for index in range(NUM_COMPILED_GRAMMARS + 3))
+    assert len(gate._compiled) == NUM_COMPILED_GRAMMARS and "start: /2/" not in gate._compiled
     add(engine, "uses the oldest", 1, "start: /3/")
     run(engine)
     gate.compiled(["start: /new/"])
-    assert "start: /3/" in gate._is_compiled and "start: /4/" not in gate._is_compiled
-
-
-def test_what_runs_without_having_asked_is_remembered_too():
-    engine = make_engine(num_blocks=200)
-    add(engine, "alone", 1, "start: /a/")
-    run(engine)
-    engine.executor.compile_steps = 50
-    add(engine, "running", 2, None)
-    steps_to(engine, "running")
-    add(engine, "again", 3, "start: /a/")
-    assert steps_to(engine, "again") == 1
+    assert "start: /3/" in gate._compiled and "start: /4/" not in gate._compiled
 
 
 def test_requests_that_come_and_go_do_not_pile_up_work():
