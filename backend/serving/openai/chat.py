@@ -20,7 +20,14 @@ from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, Chat
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.generation import (
+    check_grammar,
+    choices,
+    generate,
+    new_answer_id,
+    num_characters,
+    read_text,
+)
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
@@ -75,13 +82,11 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     else:
         messages = [_message(message) for message in body.messages]
         tools = plan and plan.tools
-        token_ids = await read_text(_num_characters(messages, tools), context.front_end.chat_ids, messages, tools,
+        token_ids = await read_text(num_characters(messages, tools), context.front_end.chat_ids, messages, tools,
                                     body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
-    # Where both are there, it is one grammar of both.
-    field = "tools" if grammar is None else body.format_field(body.response_format) if plan is None else None
-    await check_grammar(context, sampling, field)
+    await check_grammar(context, sampling, grammar and body.format_field(body.response_format), plan and "tools")
     return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
 
 
@@ -113,11 +118,6 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     """As chat templates take it."""
     given = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
     return given | {"role": "system"} if message.role == "developer" else given
-
-
-def _num_characters(*documents: Any) -> int:
-    """About as many as a template has to read: calls and descriptions of tools count too."""
-    return sum(len(str(document)) for document in documents)
 
 
 async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:

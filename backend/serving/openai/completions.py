@@ -79,10 +79,10 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
         raise ApiError(400, f"{len(prompts)} prompts with n={num_choices} are more than {MAX_CHOICES_IN_ALL} choices; "
                        "send fewer at once", code="invalid_value", param="n")
     grammar = body.answer_grammar()
-    num_characters = sum(map(len, prompts))  # of all: many short prompts are a long text
+    size = sum(map(len, prompts))  # of all: many short prompts are a long text
     requests, echoes = [], []
     for prompt in prompts:
-        token_ids = await read_text(num_characters, context.front_end.prompt_ids, prompt)
+        token_ids = await read_text(size, context.front_end.prompt_ids, prompt)
         max_tokens = body.max_tokens
         if max_tokens is None:
             room = context.engine.session_len - len(token_ids)

@@ -29,22 +29,29 @@ def new_answer_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4().hex}"
 
 
-async def read_text(num_characters: int, read: Callable[..., T], *arguments: Any) -> T:
-    """read(*arguments), which works on so much text: in a thread where that would keep other requests waiting."""
-    if num_characters < LONG_TEXT_CHARACTERS:
+def num_characters(*documents: Any) -> int:
+    """About as many as a template has to read of messages and tools: calls and descriptions count too."""
+    return sum(len(str(document)) for document in documents)
+
+
+async def read_text(size: int, read: Callable[..., T], *arguments: Any) -> T:
+    """read(*arguments), which works on `size` characters: in a thread where that would keep other requests waiting."""
+    if size < LONG_TEXT_CHARACTERS:
         return read(*arguments)
     return await asyncio.to_thread(read, *arguments)
 
 
-async def check_grammar(context: ApiContext, sampling: SamplingParams, field: str | None) -> None:
+async def check_grammar(context: ApiContext, sampling: SamplingParams, *fields: str | None) -> None:
     """Before `choices`, which does it too and would keep other requests waiting.
 
-    field  of the request, that the grammar comes from;  raises RequestError that names it"""
+    fields  of the request that the grammar is made of, None for one that is not there
+    Raises RequestError, which names the field where there is just one."""
     if sampling.grammar is not None:
         try:
             await asyncio.get_running_loop().run_in_executor(_CHECKS, context.front_end.check_grammar, sampling.grammar)
         except RequestError as error:
-            raise RequestError(str(error), field) from None
+            named = [field for field in fields if field is not None]
+            raise RequestError(str(error), named[0] if len(named) == 1 else None) from None
 
 
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,

@@ -19,7 +19,7 @@ from backend.requests import FinishReason, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import JSON_LINES, ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import generate, new_answer_id, read_text
+from backend.serving.openai.generation import generate, new_answer_id, num_characters, read_text
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields
 
@@ -99,9 +99,9 @@ async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator
     if body.step and (body.session_id == -1 or len(messages) != 1):
         raise ApiError(400, "step goes back in a session: name it by session_id and give one new message, or leave it "
                        "out", param="step")
-    num_characters = sum(len(str(message.get("content"))) for message in messages)
+    size = num_characters(messages)
     if body.session_id != -1 and body.step != 0 and len(messages) == 1:
-        token_ids = await read_text(num_characters, context.front_end.turn_ids, messages[0], False)
+        token_ids = await read_text(size, context.front_end.turn_ids, messages[0], False)
         try:
             async with aclosing(_objects(context, _request(body, context, token_ids, body.session_id, False))) as later:
                 async for item in later:
@@ -113,7 +113,7 @@ async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator
     session_id = body.session_id
     if session_id == -1 and body.interactive_mode:
         session_id = DRAWN_IDS.start + secrets.randbelow(len(DRAWN_IDS))
-    token_ids = await read_text(num_characters, context.front_end.chat_ids, messages)
+    token_ids = await read_text(size, context.front_end.chat_ids, messages)
     async with aclosing(_objects(context, _request(body, context, token_ids, session_id, True))) as first:
         async for item in first:
             yield item

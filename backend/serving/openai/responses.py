@@ -20,7 +20,7 @@ from backend.requests import FinishReason, GenerateOutput, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError, api_error
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, read_text
+from backend.serving.openai.generation import check_grammar, choices, generate, num_characters, read_text
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id
@@ -100,10 +100,11 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     grammar = _grammar(body)
     sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), grammar)
     sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
-    await check_grammar(context, sampling, "tools" if grammar is None else "text.format" if plan is None else None)
+    await check_grammar(context, sampling, grammar and "text.format", plan and "tools")
     messages = to_messages(body.instructions, items)
-    token_ids = await read_text(sum(len(message["content"] or "") for message in messages), front_end.chat_ids,
-                                messages, plan and plan.tools, body.chat_template_kwargs)
+    tools = plan and plan.tools
+    token_ids = await read_text(num_characters(messages, tools), front_end.chat_ids, messages, tools,
+                                body.chat_template_kwargs)
     [request] = choices(context, token_ids, sampling)
     return _Answer(request, plan, _head(body, request, context), items, body.store is not False)
 

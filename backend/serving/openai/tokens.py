@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from backend.errors import TemplateError
 from backend.serving.openai.context import ApiContext, Context
-from backend.serving.openai.generation import read_text
+from backend.serving.openai.generation import num_characters, read_text
 from backend.serving.openai.sampling_fields import ApiModel, TokenId
 
 router = APIRouter(tags=["tokens"])
@@ -96,9 +96,8 @@ async def tokenize(request: TokenizeRequest, context: Context) -> TokenizeRespon
     if request.messages is None:
         text, adds_special = request.prompt, request.add_special_tokens is not False
     else:
-        num_characters = sum(len(str(message.get("content"))) for message in request.messages)
-        text = await read_text(num_characters, front_end.template.render, request.messages, request.tools,
-                               request.add_generation_prompt)
+        text = await read_text(num_characters(request.messages, request.tools), front_end.template.render,
+                               request.messages, request.tools, request.add_generation_prompt)
         adds_special = bool(request.add_special_tokens)
     ids = await read_text(len(text), front_end.tokenizer.encode, text, adds_special)
     strings = [front_end.tokenizer.id_to_token(token_id) or "" for token_id in ids]
@@ -138,8 +137,8 @@ async def encode(request: EncodeRequest, context: Context) -> EncodeResponse:
     if isinstance(request.input, str):
         ids = await read_text(len(request.input), _encoded, request.input, request, context)
         return EncodeResponse(input_ids=ids, length=len(ids))
-    num_characters = sum(map(len, request.input))  # of all: many short texts are a long one
-    each = [await read_text(num_characters, _encoded, text, request, context) for text in request.input]
+    size = sum(map(len, request.input))  # of all: many short texts are a long one
+    each = [await read_text(size, _encoded, text, request, context) for text in request.input]
     return EncodeResponse(input_ids=each, length=[len(ids) for ids in each])
 
 
