@@ -18,6 +18,7 @@ from starlette.routing import Route
 from backend.errors import MillraceError
 from backend.serving.api_keys import KEY_REFUSAL
 from backend.serving.generate import read_generate, write_generate
+from backend.serving.http_body import BodyError, read_body
 from backend.serving.http_service import HttpService, listen
 from backend.serving.http_tensors import HEADER_LENGTH, read_json, read_request, write_response
 from backend.serving.infer_request import InferCall, check_request
@@ -107,8 +108,7 @@ class _Endpoints:
                     raise ProtocolError("UNAUTHENTICATED", KEY_REFUSAL)
                 return await endpoint(request)
             except MillraceError as error:
-                # A body that was not read to its end must not be taken for the next call.
-                headers = {"Connection": "close"} if isinstance(error, _BodyError) else None
+                headers = {"Connection": "close"} if isinstance(error, BodyError) else None
                 return JSONResponse({"error": str(error)}, wire_status(error)[1], headers)
 
         return Route(path, answer, methods=methods)
@@ -199,27 +199,8 @@ class _Endpoints:
             await events.put(error)
 
     async def _body(self, request: Request) -> bytes:
-        """The request's body. Raises _BodyError where it does not come in time, or is longer than allowed."""
-        limit_s = self._options.body_timeout_s
-        try:
-            return await asyncio.wait_for(self._bounded_body(request), limit_s)
-        except asyncio.TimeoutError:
-            raise _BodyError("DEADLINE_EXCEEDED", f"the body was not there within {limit_s:g} s; send it at once"
-                                ) from None
-
-    async def _bounded_body(self, request: Request) -> bytes:
-        """Raises _BodyError before a longer one than allowed is in memory."""
-        chunks, size, limit = [], 0, self._options.max_body_bytes
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _BodyError("INVALID_ARGUMENT", f"the request is longer than {limit} bytes; send less at once")
-            chunks.append(chunk)
-        return b"".join(chunks)
-
-
-class _BodyError(ProtocolError):
-    """The rest of a body is not read."""
+        """Raises BodyError."""
+        return await read_body(request.receive, self._options)
 
 
 def _model(request: Request) -> tuple[str, str]:

@@ -5,10 +5,12 @@ not come. A body is taken in whole, since every endpoint reads one JSON document
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from backend.serving.api_keys import KEY_REFUSAL
+from backend.serving.http_body import BodyError, LateBodyError, LongBodyError, read_body
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.in_flight import OPEN_PATH
 from backend.serving.server_options import ServerOptions
@@ -27,22 +29,29 @@ class Guard:
             return
         try:
             self._check_headers(scope)
-            if scope["path"] == OPEN_PATH:  # reads none, and nobody without a key may have one held for them
-                await self._app(scope, receive, send)
-                return
-            message = await self._body_in_time(receive)
+            # Probes bring none, and nobody without a key may have one held for them.
+            first = [] if scope["path"] == OPEN_PATH else [await self._whole_body(receive)]
+        except BodyError as error:
+            await _refusal(error).response()(scope, receive, send)
+            return
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        first = [message]
 
         async def replay() -> Any:
             return first.pop() if first else await receive()
 
         await self._app(scope, replay, send)
 
+    async def _whole_body(self, receive: Any) -> Any:
+        """The ASGI message with the whole body, or that of a client that left. Raises BodyError."""
+        try:
+            return {"type": "http.request", "body": await read_body(receive, self._options), "more_body": False}
+        except ClientDisconnect:
+            return {"type": "http.disconnect"}
+
     def _check_headers(self, scope: Any) -> None:
-        """Raises ApiError for a missing key, and for what can be refused before the body is read."""
+        """Raises ApiError for a missing key, and it or BodyError for what can be refused before the body is read."""
         options, size, key, length = self._options, 0, None, 0
         for name, value in scope["headers"]:
             size += len(name) + len(value)
@@ -57,33 +66,9 @@ class Guard:
             raise ApiError(431, f"the headers have {size} bytes, more than the {options.max_header_bytes} that are "
                            "allowed; send fewer", code="headers_too_large")
         if length > options.max_body_bytes:
-            raise self._too_large()
+            raise LongBodyError(options.max_body_bytes)
 
-    async def _body_in_time(self, receive: Any) -> Any:
-        reading = asyncio.create_task(self._body(receive))
-        try:
-            done, _ = await asyncio.wait({reading}, timeout=self._options.body_timeout_s)
-        finally:
-            reading.cancel()
-        if not done:
-            raise ApiError(408, f"the body was not there within {self._options.body_timeout_s:g} s; send it at once",
-                           code="body_timeout", headers={"Connection": "close"})
-        return reading.result()
 
-    async def _body(self, receive: Any) -> Any:
-        """The ASGI message with the whole body, or that of a client that left."""
-        chunks, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._options.max_body_bytes:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return {"type": "http.request", "body": b"".join(chunks), "more_body": False}
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is longer than {self._options.max_body_bytes} bytes; send less at once",
-                        code="request_too_large", headers={"Connection": "close"})
+def _refusal(error: BodyError) -> ApiError:
+    status, code = (408, "body_timeout") if isinstance(error, LateBodyError) else (413, "request_too_large")
+    return ApiError(status, str(error), code=code, headers={"Connection": "close"})
