@@ -18,8 +18,12 @@ _PIECES = ("system", "eosys", "user", "eoh", "assistant", "eoa", "separator")
 _KEYS = {"model_name", "meta_instruction", "stop_words", "capability", *_PIECES}
 
 
-def read_chat_template(option: str, tokenizer_dir: Path) -> ChatTemplate:
-    """The template that the option means, with the special tokens of `tokenizer_dir`. Raises TemplateError."""
+def read_chat_template(option: str | None, tokenizer_dir: Path) -> ChatTemplate | None:
+    """The template that the option means, with the special tokens of `tokenizer_dir`; None where it is not given.
+
+    Raises TemplateError."""
+    if not option:
+        return None
     tokens = read_settings(tokenizer_dir).special_tokens
     file = Path(option).expanduser()
     is_file = not option.lstrip().startswith("{") and file.is_file()

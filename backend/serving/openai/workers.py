@@ -22,6 +22,7 @@ from backend.engine.engine_client import EngineClient
 from backend.errors import ConfigError, EngineDeadError, MillraceError
 from backend.model_source import ModelSource
 from backend.processes import start_process
+from backend.serving.event_loop import use_uvloop
 from backend.serving.openai.listener import LoadingServer
 from backend.serving.server_options import ServerOptions
 
@@ -107,10 +108,7 @@ def _run_worker(setup: WorkerSetup, listener: socket.socket, pipe: Connection) -
     """The process's body. It stops when its parent says so, or is gone: signals are the parent's matter."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    use_uvloop()
     asyncio.run(_work(setup, listener, pipe))
 
 
@@ -122,9 +120,9 @@ async def _work(setup: WorkerSetup, listener: socket.socket, pipe: Connection) -
     from backend.text.front_end import TextFrontEnd
 
     source = setup.source
-    template = read_chat_template(setup.chat_template, source.tokenizer_dir) if setup.chat_template else None
+    front_end = TextFrontEnd(source, read_chat_template(setup.chat_template, source.tokenizer_dir))
     async with EngineClient(setup.engine_address) as engine:
-        context = ApiContext(TextFrontEnd(source, template), engine, setup.model_names)
+        context = ApiContext(front_end, engine, setup.model_names)
         server = OpenAiServer(context, Operations(setup.options, engine))
         await server.start_on(listener)
         pipe.send("ready")
