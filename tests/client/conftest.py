@@ -1,4 +1,4 @@
-"""A fake server and a client of it."""
+"""Fake servers, and a client of the one that speaks gRPC."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def server():
 def client(server):
     with ChatClient(server.address) as client:
         yield client
+
+
+@pytest.fixture
+def fake_openai():
+    from tests.client.fake_openai import FakeOpenAi  # needs aiohttp, which gRPC does without
+
+    server = FakeOpenAi().start()
+    yield server
+    server.close()

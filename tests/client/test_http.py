@@ -29,15 +29,8 @@ WAIT_S = 10.0
 
 
 @pytest.fixture
-def server():
-    server = FakeOpenAi().start()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def client(server):
-    with ChatClient(server.url) as client:
+def client(fake_openai):
+    with ChatClient(fake_openai.url) as client:
         yield client
 
 
@@ -48,14 +41,14 @@ def wait_until(is_so) -> None:
         time.sleep(0.005)
 
 
-def test_each_turn_brings_the_whole_conversation(client, server):
+def test_each_turn_brings_the_whole_conversation(client, fake_openai):
     session = client.session()
     assert session.infer("one", system="Be brief.").text == "I heard 1: one "
     assert session.infer("two").text == "I heard 2: two "
-    assert server.requests[-1]["messages"] == [
+    assert fake_openai.requests[-1]["messages"] == [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "one"},
         {"role": "assistant", "content": "I heard 1: one "}, {"role": "user", "content": "two"}]
-    assert server.requests[-1]["model"] == MODEL
+    assert fake_openai.requests[-1]["model"] == MODEL
     session.end()
     assert session.infer("three").text == "I heard 1: three "
 
@@ -73,16 +66,16 @@ def test_an_answer_comes_in_parts(client):
     assert [part.finish_reason for part in parts] == [None] * 4 + ["stop"]
 
 
-def test_sampling_has_openais_names(client, server):
+def test_sampling_has_openais_names(client, fake_openai):
     client.session().infer("hello", max_new_tokens=7, min_new_tokens=2, temperature=0, top_k=3, stop=["x"], seed=5,
                            ignore_eos=True, bad_words=["y"], top_p=None)
-    asked = {name: value for name, value in server.requests[-1].items() if name not in ("model", "messages")}
+    asked = {name: value for name, value in fake_openai.requests[-1].items() if name not in ("model", "messages")}
     assert asked == {"stream": True, "stream_options": {"include_usage": True}, "max_completion_tokens": 7,
                      "min_tokens": 2, "temperature": 0, "top_k": 3, "stop": ["x"], "seed": 5, "ignore_eos": True,
                      "bad_words": ["y"]}
 
 
-def test_undo_and_retry_work_on_what_this_client_holds(client, server):
+def test_undo_and_retry_work_on_what_this_client_holds(client, fake_openai):
     session = client.session()
     session.infer("one")
     session.infer("two")
@@ -101,8 +94,8 @@ def test_undo_and_retry_work_on_what_this_client_holds(client, server):
     ("fail", ServerFailedError, "rank 0 was killed"),
     ("die", ServerAwayError, "is not available"),
 ])
-def test_what_goes_wrong_has_its_own_error_and_leaves_no_trace(server, question, error, words):
-    with ChatClient(server.url) as client:
+def test_what_goes_wrong_has_its_own_error_and_leaves_no_trace(fake_openai, question, error, words):
+    with ChatClient(fake_openai.url) as client:
         session = client.session()
         session.infer("one")
         with pytest.raises(error, match=words):
@@ -110,7 +103,7 @@ def test_what_goes_wrong_has_its_own_error_and_leaves_no_trace(server, question,
         assert session.infer("two").text == "I heard 2: two "
 
     async def asked() -> None:
-        async with AsyncChatClient(server.url) as client:
+        async with AsyncChatClient(fake_openai.url) as client:
             session = client.session()
             with pytest.raises(error, match=words):
                 await session.infer(question)
@@ -119,15 +112,15 @@ def test_what_goes_wrong_has_its_own_error_and_leaves_no_trace(server, question,
     asyncio.run(asked())
 
 
-def test_a_server_that_is_away_is_said_and_found_again(server):
-    with ChatClient(server.url) as client:
+def test_a_server_that_is_away_is_said_and_found_again(fake_openai):
+    with ChatClient(fake_openai.url) as client:
         session = client.session()
         session.infer("one")
-        server.stop()
+        fake_openai.stop()
         assert not client.is_ready()
         with pytest.raises(ServerAwayError, match="is not available"):
             session.infer("two")
-        server.start()
+        fake_openai.start()
         assert client.is_ready()
         assert session.infer("two").text == "I heard 2: two "
 
@@ -149,25 +142,25 @@ def test_something_else_at_the_address_is_said():
     listener.close()
 
 
-def test_cancel_from_another_thread_ends_the_answer_on_the_server_and_keeps_what_came(client, server):
+def test_cancel_from_another_thread_ends_the_answer_on_the_server_and_keeps_what_came(client, fake_openai):
     session, parts = client.session(), []
     for part in session.stream("forever"):
         parts.append(part)
         if len(parts) == 3:
             threading.Thread(target=session.cancel).start()
     assert parts[-1].finish_reason == "abort" and parts[-1].num_completion_tokens >= 3
-    wait_until(lambda: server.num_running == 0)
+    wait_until(lambda: fake_openai.num_running == 0)
     assert session.history[0][1].startswith("on on on ")
     assert session.infer("again").text == "I heard 2: again "
 
 
-def test_cancel_before_the_first_word_ends_the_request(client, server):
+def test_cancel_before_the_first_word_ends_the_request(client, fake_openai):
     session = client.session()
-    canceller = threading.Thread(target=lambda: (wait_until(lambda: server.num_running == 1), session.cancel()))
+    canceller = threading.Thread(target=lambda: (wait_until(lambda: fake_openai.num_running == 1), session.cancel()))
     canceller.start()
     assert [part.finish_reason for part in session.stream("late")] == ["abort"]
     canceller.join()
-    wait_until(lambda: server.num_running == 0)
+    wait_until(lambda: fake_openai.num_running == 0)
 
 
 def test_sessions_of_one_id_do_not_meet(client):
@@ -178,26 +171,26 @@ def test_sessions_of_one_id_do_not_meet(client):
     assert "".join(part.text for part in parts) == "heard 1: one two "
 
 
-def test_leaving_the_loop_ends_the_answer_on_the_server(client, server):
+def test_leaving_the_loop_ends_the_answer_on_the_server(client, fake_openai):
     session = client.session()
     for _ in session.stream("forever"):
         break
-    wait_until(lambda: server.num_running == 0)
+    wait_until(lambda: fake_openai.num_running == 0)
     assert session.infer("again").text == "I heard 2: again "
 
 
-def test_closing_the_client_ends_what_runs(server):
-    client = ChatClient(server.url)
+def test_closing_the_client_ends_what_runs(fake_openai):
+    client = ChatClient(fake_openai.url)
     parts = client.session().stream("forever")
     next(parts)
     client.close()
     assert [part.finish_reason for part in parts][-1] == "abort"
-    wait_until(lambda: server.num_running == 0)
+    wait_until(lambda: fake_openai.num_running == 0)
 
 
-def test_the_async_client_cancels_before_and_after_the_first_word(server):
+def test_the_async_client_cancels_before_and_after_the_first_word(fake_openai):
     async def talk() -> None:
-        async with AsyncChatClient(server.url) as client:
+        async with AsyncChatClient(fake_openai.url) as client:
             for question in ("forever", "late"):
                 session, reasons = client.session(), []
 
@@ -206,20 +199,20 @@ def test_the_async_client_cancels_before_and_after_the_first_word(server):
                         reasons.append(part.finish_reason)
 
                 reading = asyncio.create_task(read())
-                while not (reasons if question == "forever" else server.num_running):
+                while not (reasons if question == "forever" else fake_openai.num_running):
                     await asyncio.sleep(0.005)
                 await session.cancel()
                 await asyncio.wait_for(reading, WAIT_S)
                 assert reasons[-1] == "abort"
-                await asyncio.to_thread(wait_until, lambda: server.num_running == 0)
+                await asyncio.to_thread(wait_until, lambda: fake_openai.num_running == 0)
                 assert (await session.infer("again")).text == "I heard 2: again "
 
     asyncio.run(talk())
 
 
-def test_a_cancelled_task_is_cancelled_and_the_server_notices(server):
+def test_a_cancelled_task_is_cancelled_and_the_server_notices(fake_openai):
     async def talk() -> None:
-        async with AsyncChatClient(server.url) as client:
+        async with AsyncChatClient(fake_openai.url) as client:
             async def read() -> None:
                 async with contextlib.aclosing(client.session().stream("forever")) as parts:
                     async for _ in parts:
@@ -230,42 +223,42 @@ def test_a_cancelled_task_is_cancelled_and_the_server_notices(server):
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
-            await asyncio.to_thread(wait_until, lambda: server.num_running == 0)
+            await asyncio.to_thread(wait_until, lambda: fake_openai.num_running == 0)
 
     asyncio.run(talk())
 
 
-def test_the_async_client_says_the_same_as_the_blocking_one(server):
+def test_the_async_client_says_the_same_as_the_blocking_one(fake_openai):
     async def talk() -> tuple:
-        async with AsyncChatClient(server.url) as client:
+        async with AsyncChatClient(fake_openai.url) as client:
             session = client.session()
             answers = [await session.infer(question, system="Be brief.") for question in ("one", "two")]
             return answers, await client.server_info(), await client.is_ready(), client.address
 
-    with ChatClient(server.url) as client:
+    with ChatClient(fake_openai.url) as client:
         session = client.session()
         answers = [session.infer(question, system="Be brief.") for question in ("one", "two")]
         assert asyncio.run(talk()) == (answers, client.server_info(), client.is_ready(), client.address)
 
 
 @pytest.mark.parametrize("question", ["late", "forever"])
-def test_an_answer_that_takes_too_long_is_given_up(server, question):
-    with ChatClient(server.url, timeout_s=0.2) as client, pytest.raises(DeadlineError, match="longer timeout_s"):
+def test_an_answer_that_takes_too_long_is_given_up(fake_openai, question):
+    with ChatClient(fake_openai.url, timeout_s=0.2) as client, pytest.raises(DeadlineError, match="longer timeout_s"):
         client.session().infer(question)
 
     async def asked() -> None:
-        async with AsyncChatClient(server.url, timeout_s=0.2) as client:
+        async with AsyncChatClient(fake_openai.url, timeout_s=0.2) as client:
             with pytest.raises(DeadlineError, match="longer timeout_s"):
                 await client.session().infer(question)
 
     asyncio.run(asked())
-    wait_until(lambda: server.num_running == 0 or question == "late")
+    wait_until(lambda: fake_openai.num_running == 0 or question == "late")
 
 
-def test_the_server_says_its_model_and_its_length(server):
+def test_the_server_says_its_model_and_its_length(fake_openai):
     for wanted in (None, MODEL, "another"):
-        with ChatClient(server.url + "/v1/", model=wanted) as client:
-            assert client.address == server.url
+        with ChatClient(fake_openai.url + "/v1/", model=wanted) as client:
+            assert client.address == fake_openai.url
             assert client.server_info() == ServerInfo(None, MODEL, SESSION_LEN)
 
 
