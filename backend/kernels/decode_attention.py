@@ -5,7 +5,8 @@ rows are cut into about equal splits, so that few or ragged rows still fill the 
 new token, whose key and value it has in registers, so no program reads what this launch writes to the cache. The
 program that finishes last of a row's splits merges them (Flash-Decoding, Dao et al., 2023). Splits are cut on the
 device from the lengths there: one CUDA graph serves every length. The query heads that share a KV head form one tile,
-so that keys are read once. Used by dispatch.py."""
+so that keys are read once. On Hopper decode_cluster.py and decode_quantised.py take what they are made for. Used by
+dispatch.py."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backend.forward_batch import LayerKv
-from backend.kernels import decode_quantised, pdl, shapes
+from backend.kernels import decode_cluster, decode_quantised, pdl, shapes
 from backend.kernels.capability import num_multiprocessors
 from backend.kernels.decode_quantised import finished_splits
 from backend.kernels.kv_store import store_heads
@@ -60,6 +61,9 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     if decode_quantised.fits(q, cache):
         return decode_quantised.paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables,
                                              context_lens, scale)
+    if decode_cluster.fits(q, k, v, cos_sin, cache):
+        return decode_cluster.paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables, context_lens,
+                                       scale)
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = cache.num_kv_heads
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)

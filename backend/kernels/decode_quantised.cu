@@ -44,12 +44,6 @@ __device__ __forceinline__ u32 half_pair(float low, float high) {
     return pair;
 }
 
-__device__ __forceinline__ float exp2_of(float value) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
-    return result;
-}
-
 #include "kv_levels.cuh"
 #include "new_token.cuh"
 #include "split_work.cuh"
@@ -59,13 +53,6 @@ __device__ __forceinline__ void multiply(float* sums, const u32* a, u32 b0, u32 
                  "{%0, %1, %2, %3};"
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Thread 4 r + c has the elements (r, 2 c) and (r, 2 c + 1) of an 8 x 8 matrix, then (2 c, r) and (2 c + 1, r).
-__device__ __forceinline__ u32 transposed(u32 pair) {
-    u32 result;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-    return result;
 }
 
 template <int WORDS> __device__ __forceinline__ void load(u32* words, const void* address) {

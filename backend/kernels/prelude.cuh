@@ -28,6 +28,16 @@ __device__ __forceinline__ u16 from_float(float value) {
     return bits;
 }
 
+__device__ __forceinline__ u32 pair_of(float low, float high) {
+    return (u32)from_float(low) | (u32)from_float(high) << 16;
+}
+
+__device__ __forceinline__ float exp2_of(float value) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+
 // Adds the product of 16 x 16 values of `left` and 16 x 8 of `right`, each lane's part as mma.m16n8k16 has it.
 __device__ __forceinline__ void multiply(float* sums, uint4 left, u32 right_0, u32 right_1) {
 #if IS_HALF
@@ -39,4 +49,11 @@ __device__ __forceinline__ void multiply(float* sums, uint4 left, u32 right_0, u
 #endif
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                  : "r"(left.x), "r"(left.y), "r"(left.z), "r"(left.w), "r"(right_0), "r"(right_1));
+}
+
+// Thread 4 r + c has the elements (r, 2 c) and (r, 2 c + 1) of an 8 x 8 matrix, then (2 c, r) and (2 c + 1, r).
+__device__ __forceinline__ u32 transposed(u32 pair) {
+    u32 result;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+    return result;
 }

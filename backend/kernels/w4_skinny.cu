@@ -72,9 +72,6 @@ __device__ __forceinline__ void copy_constant(u32 shared, const void* address, i
 
 __device__ __forceinline__ float low_of(u32 word) { return to_float((u16)word); }
 __device__ __forceinline__ float high_of(u32 word) { return to_float((u16)(word >> 16)); }
-__device__ __forceinline__ u32 packed(float low, float high) {
-    return (u32)from_float(low) | (u32)from_float(high) << 16;
-}
 
 // Sums of a token's output g stand at 8 * token + (g + turn) % 8, and words of x for lane t at t ^ quarter, so that what is
 // stored together goes to different banks.
@@ -247,7 +244,7 @@ w4_skinny(const u8* __restrict__ weight, const u16* x, const u16* __restrict__ n
                 const u32 factor[4] = {factors.x, factors.y, factors.z, factors.w};
 #pragma unroll
                 for (int w = 0; w < 4; w++)
-                    words[w] = packed(low_of(words[w]) * scaling * low_of(factor[w]),
+                    words[w] = pair_of(low_of(words[w]) * scaling * low_of(factor[w]),
                                       high_of(words[w]) * scaling * high_of(factor[w]));
             }
 #endif

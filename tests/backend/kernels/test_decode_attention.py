@@ -8,10 +8,16 @@ import pytest
 import torch
 
 from backend.errors import ShapeError
-from backend.kernels import decode_attention, reference
+from backend.kernels import decode_attention, decode_cluster, reference
 from tests.backend.kernels.comparison import TOLERANCE, assert_near
 from tests.backend.kernels.decode_batch import make_decode
 from tests.backend.kernels.paged_batch import as_model, wide
+
+
+@pytest.fixture(autouse=True)
+def in_triton(monkeypatch):
+    """Not by clusters, which Hopper has: test_decode_cluster.py."""
+    monkeypatch.setattr(decode_cluster, "fits", lambda *_: False)
 
 
 def decode(batch):

@@ -1,0 +1,118 @@
+"""Decode attention over a 16-bit KV cache in CUDA C++ (decode_cluster.cu), by clusters of blocks: Hopper's way.
+
+Triton's kernel merges a row's splits through memory, and whoever merges waits for partial sums, a counter and its own
+reads, which takes longer than reading the keys and values of 2,048 tokens. Here the blocks of a cluster merge theirs
+through their shared memory. One row of g8's shape takes 3.8 us instead of 7.3 with 512 tokens, 5.5 instead of 10.4 with
+2,048 and 37 instead of 45 with 32,768; 16 rows of 1,024 take 22 instead of 25; 64 rows of 4,096 read at the memory's
+speed in both (bf16, one H200, 2026-11-21). What each size takes:
+
+    python -m benchmarks.kernels --shape g8 --only decode_attention
+
+Used by decode_attention.py, which checks the shapes and has that kernel for what is not made for this."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backend.forward_batch import LayerKv
+from backend.kernels import cuda_source
+from backend.kernels.capability import is_hopper
+from backend.kernels.cuda_source import CudaKernel
+from backend.kernels.paged_kv import LOG2_E
+
+SOURCE = Path(__file__).with_suffix(".cu")
+HEAD_DIMS = (64, 128)
+TILE = 16  # tokens
+MAX_GROUP = 8  # query heads of a KV head
+MIN_KV_HEADS = 2  # one row's single KV head is one cluster, which is slow over long contexts
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """A cluster has `cluster` blocks of `warps` warps, each of which has `stages` tiles under way."""
+
+    cluster: int
+    warps: int
+    stages: int
+
+
+# By rows times KV heads, each of which has a cluster: from how many on which tiling is the best, or near it, of those
+# measured for 1 to 256 rows of 512 to 32,768 tokens on an H200. As a row has no more blocks than its clusters, few rows
+# have larger ones than equal lengths would ask for: one of 32,768 tokens among 15 of 512 takes 85 us, and 136 with the
+# clusters of two that are 3 us faster where all have 1,024.
+TILINGS = ((512, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (65, Tiling(8, 4, 1)), (17, Tiling(8, 4, 2)),
+           (9, Tiling(8, 4, 3)), (0, Tiling(8, 8, 2)))
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, cache: LayerKv) -> bool:
+    """Whether this kernel is made for such a batch: whole heads rotated, up to 8 of a KV head, whose 16-byte pieces can
+    be loaded. q [B, H, D], k and v [B, K, D]."""
+    _, num_heads, head_dim = q.shape
+    return (cache.scales is None and q.dtype in (torch.float16, torch.bfloat16) and cache.k.dtype == q.dtype
+            and head_dim in HEAD_DIMS and 2 * cos_sin.shape[2] == head_dim and cache.block_size % TILE == 0
+            and num_heads // cache.num_kv_heads <= MAX_GROUP and cache.num_kv_heads >= MIN_KV_HEADS
+            and all(_is_aligned(tensor) for tensor in (q, k, v)) and runs_on(q.device))
+
+
+@functools.cache
+def runs_on(device: torch.device) -> bool:
+    """Whether this kernel runs there: clusters are Hopper's."""
+    return cuda_source.is_available(device) and is_hopper(device)
+
+
+def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float,
+                 tiling: Tiling | None = None) -> Tensor:
+    """See reference.paged_decode, for what fits; cut in this way, or the best."""
+    num_rows, num_heads, head_dim = q.shape
+    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if num_rows == 0:
+        return output
+    num_units = num_rows * cache.num_kv_heads
+    tiling = tiling or best_tiling(num_units)
+    kernel = _kernel(head_dim, num_heads, cache.num_kv_heads, cache.block_size, q.dtype == torch.float16, tiling,
+                     q.device)
+    pointers = (q, k, v, positions, cos_sin, cache.k, cache.v, slot_mapping, block_tables, context_lens, output)
+    strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0))
+    kernel.launch(num_units * tiling.cluster, [
+        *((tensor.data_ptr(), ctypes.c_void_p) for tensor in pointers),
+        *((stride, ctypes.c_longlong) for stride in strides), (scale * LOG2_E, ctypes.c_float)])
+    return output
+
+
+def best_tiling(num_units: int) -> Tiling:
+    """Of so many rows times KV heads."""
+    return next(tiling for least, tiling in TILINGS if num_units >= least)
+
+
+def shared_bytes(tiling: Tiling, head_dim: int, group: int) -> int:
+    """The size of `Shared` in the source."""
+    ring, query = tiling.warps * tiling.stages * 2 * TILE * head_dim * 2, 8 * head_dim * 2
+    rank_units = -(-group * head_dim // 4 // tiling.cluster)
+    return -(-(ring + query + tiling.cluster * rank_units * 32 + 2 * tiling.warps * 8 * 4 + 8) // 16) * 16
+
+
+def _is_aligned(heads: Tensor) -> bool:
+    """Whether pieces of 16 bytes can be loaded from it."""
+    return heads.data_ptr() % 16 == 0 and heads.stride(0) % 8 == 0 and heads.stride(1) % 8 == 0 and heads.stride(2) == 1
+
+
+@functools.cache
+def _kernel(head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, is_half: bool, tiling: Tiling,
+            device: torch.device) -> CudaKernel:
+    macros = {"HEAD_DIM": head_dim, "NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "BLOCK_SIZE": block_size,
+              "IS_HALF": int(is_half)}
+    variants = [macros | _macros(each) for each in dict.fromkeys((tiling, *(best for _, best in TILINGS)))]
+    cuda_source.compile_together(SOURCE, variants, device)  # the others are wanted soon, for other numbers of rows
+    return cuda_source.load(SOURCE, "decode_cluster", variants[0], device, 32 * tiling.warps,
+                            shared_bytes(tiling, head_dim, num_heads // num_kv_heads))
+
+
+def _macros(tiling: Tiling) -> dict[str, int]:
+    return {"CLUSTER": tiling.cluster, "WARPS": tiling.warps, "STAGES": tiling.stages}
