@@ -71,10 +71,6 @@ __device__ __forceinline__ void copy_weight(u32 shared, const TensorMap& map, u3
                      : "memory");
 }
 
-__device__ __forceinline__ u32 pair_of(float low, float high) {
-    return (u32)from_float(low) | (u32)from_float(high) << 16;
-}
-
 __device__ __forceinline__ void store_turned(u32 address, const u32* values) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
                  :: "r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
