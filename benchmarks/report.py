@@ -18,7 +18,8 @@ from benchmarks.record import RESULTS
 from benchmarks.results_table import Json, Results
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "docs" / "quantisation.md")
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md", ROOT / "docs" / "quantisation.md",
+         ROOT / "docs" / "tools.md")
 PICTURE = ROOT / "docs" / "throughput.svg"
 ACCURACY_PICTURE = ROOT / "docs" / "accuracy.svg"
 DRAWN_MODEL = "demo"  # whose accuracy the picture shows
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "headlines": results_table.headlines, "start": results_table.start,
     "steps": results_table.steps,
     "taken_apart": results_table.taken_apart, "kernels": results_table.kernels,
+    "grammars": results_table.grammars,
     "accuracy": lambda results: accuracy_table.accuracy(results.accuracies), "plans": lambda _: accuracy_table.plans()}
 
 

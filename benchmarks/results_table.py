@@ -36,7 +36,8 @@ class Results:
     kernels, steps  shape → document, where measured
     starts          the documents, one for each run
     traces          decode steps taken apart
-    accuracies      what formats of weights and KV cost a model"""
+    accuracies      what formats of weights and KV cost a model
+    grammars        decode steps with and without grammars"""
 
     ours: dict[str, Json]
     runs: list[Json]
@@ -46,6 +47,7 @@ class Results:
     steps: dict[str, Json]
     traces: list[Json]
     accuracies: list[Json] = field(default_factory=list)
+    grammars: list[Json] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Results:
@@ -65,7 +67,8 @@ class Results:
                    named("start_"),
                    {document["shape"]: document for document in named("kernels_")},
                    {document["shape"]: document for document in named("step_table_")},
-                   [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")], named("accuracy_"))
+                   [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")], named("accuracy_"),
+                   named("structured_output_"))
 
     def peer(self, engine: str, shape: str, test: str) -> float | None:
         return self.peers["bf16"].get(shape, {}).get(engine, {}).get(test)
@@ -198,6 +201,18 @@ def kernels(results: Results) -> str:
             parts.append(markdown([f"{shape} {group}", *columns], rows))
         parts.append(condition(document))
     return "\n\n".join(parts) or missing("kernels")
+
+
+def grammars(results: Results) -> str:
+    """What it costs a decode step that all its rows follow grammars."""
+    parts = []
+    for run in results.grammars:
+        rows = [[run["shape"], str(run["batch_size"]), f"{run['context']:,}", f"{run['step_ms']:.2f}",
+                 f"{run['step_with_grammars_ms']:.2f}", f"{run['step_with_grammars_ms'] / run['step_ms'] - 1:+.1%}",
+                 f"{run['mask_ms'][str(run['batch_size'])]:.2f}"]]
+        titles = ["shape", "rows", "context", "step, ms", "with grammars, ms", "cost", "masks on the CPU, ms"]
+        parts += [markdown(titles, rows), f"{setting(run)}."]
+    return "\n\n".join(parts) or missing("structured_output")
 
 
 def points(results: Results) -> Json:

@@ -50,10 +50,11 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
 
 
 def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
-                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float, *,
+                 after_dense: bool = False) -> Tensor:
     """See reference.paged_decode."""
     return _implementation(q).paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables,
-                                           context_lens, scale)
+                                           context_lens, scale, after_dense=after_dense)
 
 
 def paged_prefill(q: Tensor, cache: LayerKv, block_tables: Tensor, context_lens: Tensor, query_start: Tensor,

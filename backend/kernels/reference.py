@@ -98,13 +98,15 @@ def rotary_and_store(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin
 
 
 def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
-                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float, *,
+                 after_dense: bool = False) -> Tensor:
     """rotary_and_store of one new token per sequence, and its attention over its paged KV.
 
     q, k, v, positions, cos_sin, cache, slot_mapping   see rotary_and_store, T = B; q and k may be rotated in place
     block_tables  [B, M] int32   entries beyond the context are not read
     context_lens  [B] int32      tokens, including the new one; 0 marks a padding row
     scale         factor of the scores, usually D ** -0.5
+    after_dense   q, k, v are of a linear layer with 16-bit weights: no other result, perhaps another kernel
     Every row with a context has a slot of its own, which no other row's context holds: rows run side by side.
     Returns [B, H, D] in q's dtype; padding rows are undefined, and whether they are stored is too.
     Raises ShapeError if H is not a multiple of K."""

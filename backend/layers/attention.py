@@ -37,6 +37,7 @@ class Attention(nn.Module):
         stored = weight_format(model)
         self.w_qkv = ColumnLinear(model.hidden_size, (q_size, kv_size, kv_size), model.attention_bias, tp, stored)
         self.wo = RowLinear(q_size, model.hidden_size, model.output_bias, tp, stored)
+        self.is_dense = model.quant is None
         self.q_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_dim, model.norm_eps) if model.qk_norm else None
 
@@ -75,5 +76,6 @@ class Attention(nn.Module):
         if num_decodes:
             outputs.insert(0, kernels.paged_decode(
                 q[decodes], k[decodes], v[decodes], batch.positions[decodes], rotary, cache,
-                batch.slot_mapping[decodes], batch.block_tables[decodes], batch.context_lens[decodes], self.scale))
+                batch.slot_mapping[decodes], batch.block_tables[decodes], batch.context_lens[decodes], self.scale,
+                after_dense=self.is_dense))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
