@@ -8,7 +8,9 @@ GRPC = ["tritonclient[grpc]>=2.73", "protobuf>=6.33.5,<7"]
 CALIBRATION = ["pyarrow>=15", "zstandard>=0.22"]  # calibration texts in Parquet, Arrow and .zst files
 TRACING = ["opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"]
 EXAMPLES = ["openai>=1.92", "langchain-openai>=0.3", "openai-agents>=0.1"]
-DEV = [*CALIBRATION, *HTTP, *EXAMPLES, "opentelemetry-sdk>=1.30", "pytest", "pytest-timeout", "pytest-xdist",
+# Whether kernels in CUDA C++ compile is tested without a GPU.
+NVRTC = ["cuda-bindings>=13.0; platform_system == 'Linux'", "nvidia-cuda-nvrtc>=13.0; platform_system == 'Linux'"]
+DEV = [*CALIBRATION, *HTTP, *EXAMPLES, *NVRTC, "opentelemetry-sdk>=1.30", "pytest", "pytest-timeout", "pytest-xdist",
        "hypothesis", "pexpect", "playwright>=1.50", "psutil", "ruff", "schemathesis>=4.0", "transformers>=5.0",
        "tritonclient[http]>=2.73"]
 
