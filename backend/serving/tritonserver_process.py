@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from backend.errors import ConfigError, MillraceError
@@ -23,6 +25,7 @@ from backend.serving.engine_address import ENGINE_ADDRESS
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.1
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STUB_TIME_S = 5.0  # beyond the grace: tritonserver looks once a second, then ends its models' processes
 
 
@@ -43,6 +46,12 @@ def find_repository(workspace: Path) -> Path:
     return repository
 
 
+def _end_with_parent() -> Callable[[], object]:
+    """For a child before it becomes a program: it gets SIGTERM when this process is killed, as by SIGKILL."""
+    prctl = ctypes.CDLL(None).prctl  # looked up now: a child of many threads may only do the call
+    return lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class TritonserverProcess:
     """A Server (service.py). The models' interpreter is the `python3` beside this one, which has Millrace installed."""
 
@@ -60,7 +69,8 @@ class TritonserverProcess:
                        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         # A session of its own: a Ctrl-C in the terminal is ours to pass on, once requests had their time.
         self._process = await asyncio.create_subprocess_exec(
-            self._program, *self._arguments(link), env=environment, start_new_session=True)
+            self._program, *self._arguments(link), env=environment, start_new_session=True,
+            preexec_fn=_end_with_parent())
         ended = asyncio.create_task(self.ended())
         try:
             for _ in range(round(START_TIMEOUT_S / POLL_S)):

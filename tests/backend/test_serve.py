@@ -266,3 +266,15 @@ def test_the_tritonserver_on_the_machine_serves_the_same_workspace(workspace, tm
                                 if "tritonserver" in child.name())
             assert service.end(signal.SIGTERM) == 0
         assert not tritonserver.is_running()
+
+
+@pytest.mark.real_triton
+def test_a_tritonserver_does_not_outlive_a_service_that_is_killed(workspace, tmp_path):
+    path = f"{add_tritonserver(tmp_path).parent}{os.pathsep}{os.environ['PATH']}"
+    with serving(workspace, "--server", "triton", environment={"PATH": path}) as service:
+        service.read_until("serving")
+        left = psutil.Process(service.process.pid).children(recursive=True)
+        assert any("tritonserver" in child.name() for child in left)
+        service.end(signal.SIGKILL)
+        _, alive = psutil.wait_procs(left, timeout=60)
+        assert not alive
