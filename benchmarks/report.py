@@ -39,7 +39,8 @@ def main() -> None:
     for page in PAGES:
         page.write_text(rewritten(page.read_text(encoding="utf-8"), results), encoding="utf-8")
         click.echo(f"wrote {page}")
-    plot.draw(results_table.points(results), results_table.SHAPE_NAMES, results_table.caption(results), PICTURE)
+    plot.draw(results_table.points(results), results_table.SHAPE_NAMES, f"bf16. {results_table.caption(results)}",
+              PICTURE)
     click.echo(f"wrote {PICTURE}")
     accuracy_table.draw(drawn_accuracy(results), ACCURACY_PICTURE)
     click.echo(f"wrote {ACCURACY_PICTURE}")

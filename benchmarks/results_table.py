@@ -21,7 +21,8 @@ FORMATS = {"_awq": ("weights int4", "w4a16"), "_kv8": ("KV int8", "kv8"), "_kv4"
            "_awq_kv8": ("weights int4, KV int8", ""), "_awq_kv4": ("weights and KV int4", "")}
 QUANTISED = {shape + suffix: (shape, *described) for suffix, described in FORMATS.items() for shape in SHAPE_NAMES}
 # What a user feels first, for the README.
-HEADLINES = (("m7", "b"), ("g8", "b"), ("g8", "a256"), ("g8", "c"), ("m7", "d1"))
+HEADLINES = (("m7", "b"), ("g8", "b"), ("g8", "a256"), ("g8", "c"), ("m7", "d1"), ("m7_awq", "b"), ("g8_awq", "b"),
+             ("g8_awq", "a16"))
 MEANINGS = {figure: workload.summary for workload in WORKLOADS.values() for figure in workload.figure_names}
 NOTHING = "–"
 
@@ -70,8 +71,8 @@ class Results:
                    [document for shape in SHAPE_NAMES for document in named(f"step_{shape}_")], named("accuracy_"),
                    named("structured_output_"))
 
-    def peer(self, engine: str, shape: str, test: str) -> float | None:
-        return self.peers["bf16"].get(shape, {}).get(engine, {}).get(test)
+    def peer(self, engine: str, shape: str, test: str, section: str = "bf16") -> float | None:
+        return self.peers.get(section, {}).get(shape, {}).get(engine, {}).get(test)
 
     def conditions(self, names: Iterable[str]) -> list[str]:
         """Of the runs of these shapes or names in QUANTISED."""
@@ -114,9 +115,8 @@ def quantised(results: Results) -> str:
     rows = []
     for name, (shape, words, section) in QUANTISED.items():
         ours, bf16 = results.ours[name], results.ours[shape]
-        peers = results.peers.get(section, {}).get(shape, {})
         for test, meaning in MEANINGS.items():
-            theirs = [peers.get(engine, {}).get(test) for engine in engines]
+            theirs = [results.peer(engine, shape, test, section) for engine in engines]
             if test in ours or any(theirs):
                 figure, unit = ours.get(test, {}), results.unit(shape, test)
                 share = f"{figure['share']:.0%}" if figure else NOTHING
@@ -134,11 +134,12 @@ def headlines(results: Results) -> str:
     """The README's few rows."""
     engines = results.peers["engines"]
     rows = []
-    for shape, test in HEADLINES:
-        figure = results.ours[shape].get(test, {})
+    for name, test in HEADLINES:
+        shape, words, section = QUANTISED.get(name, (name, "bf16", "bf16"))
+        figure = results.ours[name].get(test, {})
         unit = results.unit(shape, test)
-        rows.append([f"{shape} {test}: {MEANINGS[test]}", unit, number(figure.get("value"), unit),
-                     *(number(results.peer(engine, shape, test), unit) for engine in ("vllm", "lmdeploy")),
+        rows.append([f"{shape}, {words}, {test}: {MEANINGS[test]}", unit, number(figure.get("value"), unit),
+                     *(number(results.peer(engine, shape, test, section), unit) for engine in ("vllm", "lmdeploy")),
                      number(figure.get("limit"), unit)])
     titles = ["test", "unit", "Millrace", *(f"{engines[engine]['name']} {engines[engine]['version']}"
                                             for engine in ("vllm", "lmdeploy")), "floor"]
@@ -207,6 +208,8 @@ def grammars(results: Results) -> str:
     """What it costs a decode step that all its rows follow grammars."""
     parts = []
     for run in results.grammars:
+        if "step_ms" not in run:  # measured without a GPU
+            continue
         rows = [[run["shape"], str(run["batch_size"]), f"{run['context']:,}", f"{run['step_ms']:.2f}",
                  f"{run['step_with_grammars_ms']:.2f}", f"{run['step_with_grammars_ms'] / run['step_ms'] - 1:+.1%}",
                  f"{run['mask_ms'][str(run['batch_size'])]:.2f}"]]
@@ -231,9 +234,9 @@ def points(results: Results) -> Json:
 
 def caption(results: Results) -> str:
     """Where, with what and when the figures of plot and README were measured, in a line."""
-    dates = sorted({run["date"][:10] for run in results.runs if variant(run) in SHAPE_NAMES})
+    dates = sorted({run["date"][:10] for run in results.runs})
     engines = [f"{engine['name']} {engine['version']}" for engine in results.peers["engines"].values()]
-    return (f"{results.peers['device']}, bf16. Millrace: {' and '.join(dates) or 'not measured yet'}. "
+    return (f"{results.peers['device']}. Millrace: {' and '.join(dates) or 'not measured yet'}. "
             f"{', '.join(engines)}: {results.peers['date']}.")
 
 
