@@ -38,7 +38,8 @@ __device__ __forceinline__ void arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(barrier) : "memory");
 }
 
-// Says that this thread's reads are done; it publishes no writes, so it may be relaxed.
+// Says that this thread's reads are done, and its barriers made, where a fence is in front; it publishes no other
+// writes, so it may be relaxed.
 __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

@@ -1,7 +1,7 @@
 """CUDA source: kernels in CUDA C++, compiled at first use by NVRTC, which comes with torch, and kept on disk.
 
 No toolkit is needed. Where the compiler or its Python package is missing, `is_available` says so, once in the log, and
-the callers use their Triton kernels. Used by matvec_cuda.py, skinny_matmul.py and stream_k.py."""
+the callers use their Triton kernels. Used by the modules beside a .cu file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Decode attention over a 16-bit KV cache in CUDA C++: all that decode_attention.py does.
+// Decode attention over a 16-bit KV cache in CUDA C++: rotary, KV store, attention, merge, as in decode_attention.py.
 //
 // A cluster of blocks has a row's KV head to itself, each block an equal run of its tokens, and what they have found is
 // added up through their shared memory: no partial sums in memory, no counter of who has finished. What few rows have
@@ -10,8 +10,8 @@
 // the copies nor ldmatrix meet in a bank.
 //
 // Compiled by decode_cluster.py, which defines: HEAD_DIM (64 or 128, all of it rotated), NUM_HEADS, NUM_KV_HEADS,
-// BLOCK_SIZE, CLUSTER (blocks), WARPS (of a block), STAGES (tiles of a warp under way), IS_HALF (1: float16, 0:
-// bfloat16).
+// BLOCK_SIZE, CLUSTER (blocks), WARPS (of a block), STAGES (tiles of a warp under way), SHARED_BYTES (of a block),
+// IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
 #include "cluster.cuh"
@@ -20,8 +20,8 @@ constexpr int THREADS = 32 * WARPS, TILE = 16, HEADS = 8;  // tokens, query head
 constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
 constexpr int CHUNKS = HEAD_DIM / 8;                         // of a token, 16 bytes each
 constexpr int COPY_TOKENS = 32 / CHUNKS;                     // that a warp copies at once
-constexpr int UNITS = GROUP * HEAD_DIM / 4;                  // of four results
-constexpr int RANK_UNITS = (UNITS + CLUSTER - 1) / CLUSTER;  // that a block finishes
+constexpr int FOURS = GROUP * HEAD_DIM / 4;                  // of a row and KV head: results, four at a time
+constexpr int RANK_FOURS = (FOURS + CLUSTER - 1) / CLUSTER;  // that a block finishes
 constexpr int SUM_PITCH = HEAD_DIM + 4;                      // floats
 constexpr float SLACK = 8;  // weights may grow to 2 ** 8 before the sums are scaled to a new maximum
 constexpr u32 ALL = 0xffffffff;
@@ -31,10 +31,11 @@ static_assert(GROUP <= HEADS && BLOCK_SIZE % TILE == 0 && (HEAD_DIM == 64 || HEA
 struct Shared {
     u16 ring[WARPS][STAGES][2][TILE][HEAD_DIM];  // of keys and values. Afterwards a warp's sums
     u16 query[HEADS][HEAD_DIM];
-    float4 received[CLUSTER][RANK_UNITS][2];  // of each block: sums, and the maximum and weight they go with
+    float4 received[CLUSTER][RANK_FOURS][2];  // of each block: sums, and the maximum and weight they go with
     float best[WARPS][HEADS], weight[WARPS][HEADS];
     u64 barrier;
 };
+static_assert(sizeof(Shared) == SHARED_BYTES, "");
 static_assert(sizeof(u16[STAGES][2][TILE][HEAD_DIM]) >= sizeof(float[GROUP][SUM_PITCH]), "");
 
 // Bytes from the first of these rows to one of its chunks.
@@ -108,7 +109,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     if (thread == 0) {
         make_barrier(barrier);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        expect_bytes(barrier, CLUSTER * max(min(RANK_UNITS, UNITS - rank * RANK_UNITS), 0) * 32);
+        expect_bytes(barrier, CLUSTER * max(min(RANK_FOURS, FOURS - rank * RANK_FOURS), 0) * 32);
     }
     cluster_arrive();
 
@@ -164,8 +165,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     const long long new_place = (slot / BLOCK_SIZE * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE;
     const int new_row = cached_len % TILE;  // of the block's first warp's first tile
     unsigned char* new_keys = (unsigned char*)shared.ring[0][0][0];
-    for (int unit = thread; unit < (HEADS + has_new) * (CHUNKS / 2); unit += THREADS) {
-        const int member = unit / (CHUNKS / 2);
+    for (int pair = thread; pair < (HEADS + has_new) * (CHUNKS / 2); pair += THREADS) {
+        const int member = pair / (CHUNKS / 2);
         const u16* from = member < HEADS ? q + row * q_row_stride + (kv_head * GROUP + member) * q_head_stride
                                          : k + row * k_row_stride + kv_head * k_head_stride;
         uint4 first = make_uint4(0, 0, 0, 0), second = first;
@@ -276,37 +277,37 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     __syncthreads();
     cluster_wait();  // every block has made its barrier
-    for (int unit = thread; unit < UNITS; unit += THREADS) {
-        const int member = unit / (HEAD_DIM / 4);
+    for (int four = thread; four < FOURS; four += THREADS) {
+        const int member = four / (HEAD_DIM / 4);
         float top = -INFINITE, all = 0;
         float4 sum = make_float4(0, 0, 0, 0);
         for (int each = 0; each < WARPS; ++each) top = fmaxf(top, shared.best[each][member]);
         for (int each = 0; each < WARPS; ++each) {
             const float its_best = shared.best[each][member];
             const float factor = its_best == -INFINITE ? 0 : exp2_of(its_best - top);  // a warp without tokens
-            const float4 its_sum = ((const float4*)shared.ring[each])[member * (SUM_PITCH / 4) + unit % (HEAD_DIM / 4)];
+            const float4 its_sum = ((const float4*)shared.ring[each])[member * (SUM_PITCH / 4) + four % (HEAD_DIM / 4)];
             all += factor * shared.weight[each][member];
             sum.x += factor * its_sum.x;
             sum.y += factor * its_sum.y;
             sum.z += factor * its_sum.z;
             sum.w += factor * its_sum.w;
         }
-        const int target = unit / RANK_UNITS;
-        const u32 address = in_block(address_of(shared.received[rank][unit % RANK_UNITS]), target);
+        const int target = four / RANK_FOURS;
+        const u32 address = in_block(address_of(shared.received[rank][four % RANK_FOURS]), target);
         const u32 its_barrier = in_block(barrier, target);
         send(address, sum, its_barrier);
         send(address + 16, make_float4(top, all, 0, 0), its_barrier);
     }
 
     wait_for_bytes(barrier, 0);
-    for (int unit = thread; unit < min(RANK_UNITS, UNITS - rank * RANK_UNITS); unit += THREADS) {
+    for (int four = thread; four < min(RANK_FOURS, FOURS - rank * RANK_FOURS); four += THREADS) {
         float top = -INFINITE, all = 0;
         float4 sum = make_float4(0, 0, 0, 0);
         #pragma unroll
-        for (int each = 0; each < CLUSTER; ++each) top = fmaxf(top, shared.received[each][unit][1].x);
+        for (int each = 0; each < CLUSTER; ++each) top = fmaxf(top, shared.received[each][four][1].x);
         #pragma unroll
         for (int each = 0; each < CLUSTER; ++each) {
-            const float4 its_sum = shared.received[each][unit][0], its = shared.received[each][unit][1];
+            const float4 its_sum = shared.received[each][four][0], its = shared.received[each][four][1];
             const float factor = exp2_of(its.x - top);  // 0 for a block without tokens
             all += factor * its.y;
             sum.x += factor * its_sum.x;
@@ -314,7 +315,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             sum.z += factor * its_sum.z;
             sum.w += factor * its_sum.w;
         }
-        *(uint2*)(output + (row * NUM_HEADS + kv_head * GROUP) * HEAD_DIM + (rank * RANK_UNITS + unit) * 4) =
+        *(uint2*)(output + (row * NUM_HEADS + kv_head * GROUP) * HEAD_DIM + (rank * RANK_FOURS + four) * 4) =
             make_uint2(pair_of(sum.x / all, sum.y / all), pair_of(sum.z / all, sum.w / all));
     }
 }

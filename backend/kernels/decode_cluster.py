@@ -3,8 +3,9 @@
 Triton's kernel merges a row's splits through memory, and whoever merges waits for partial sums, a counter and its own
 reads, which takes longer than reading the keys and values of 2,048 tokens. Here the blocks of a cluster merge theirs
 through their shared memory. One row of g8's shape takes 3.8 us instead of 7.3 with 512 tokens, 5.5 instead of 10.4 with
-2,048 and 37 instead of 45 with 32,768; 16 rows of 1,024 take 22 instead of 25; 64 rows of 4,096 read at the memory's
-speed in both (bf16, one H200, 2026-11-21). What each size takes:
+2,048 and 37 instead of 45 with 32,768; 16 rows of 1,024 take 22 instead of 25; from 64 rows of 1,024 on both read at
+the memory's speed. Slower are 16 rows of 512 (18 us, Triton's 16), and one row of m7's 32 KV heads with 8,192 tokens
+and more, by up to a tenth (bf16, one H200, 2026-11-21). What each size takes:
 
     python -m benchmarks.kernels --shape g8 --only decode_attention
 
@@ -42,11 +43,12 @@ class Tiling:
     stages: int
 
 
-# By rows times KV heads, each of which has a cluster: from how many on which tiling is the best, or near it, of those
-# measured for 1 to 256 rows of 512 to 32,768 tokens on an H200. As a row has no more blocks than its clusters, few rows
-# have larger ones than equal lengths would ask for: one of 32,768 tokens among 15 of 512 takes 85 us, and 136 with the
-# clusters of two that are 3 us faster where all have 1,024.
-TILINGS = ((512, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (65, Tiling(8, 4, 1)), (17, Tiling(8, 4, 2)),
+# By rows times KV heads, each of which has a cluster: from how many on which tiling is used. Of those measured for 1 to
+# 256 rows of 512 to 32,768 tokens on an H200 the best, or near it, that does not leave one long row among short ones to
+# a few blocks: 32,768 tokens among 63 rows of 1,024 take 119 us (Triton's kernel 121), and 182 in clusters of two,
+# which are 1 to 2 % faster where all are alike. Where Triton's is better at that: 32,768 among 15 rows of 512 take 85
+# us (Triton's 53), for 16 rows of 1,024 that take 22 (Triton's 25).
+TILINGS = ((2048, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (65, Tiling(8, 4, 1)), (17, Tiling(8, 4, 2)),
            (9, Tiling(8, 4, 3)), (0, Tiling(8, 8, 2)))
 
 
@@ -67,35 +69,33 @@ def runs_on(device: torch.device) -> bool:
 
 
 def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Tensor, cache: LayerKv,
-                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float,
-                 tiling: Tiling | None = None) -> Tensor:
-    """See reference.paged_decode, for what fits; cut in this way, or the best."""
+                 slot_mapping: Tensor, block_tables: Tensor, context_lens: Tensor, scale: float) -> Tensor:
+    """See reference.paged_decode, for what fits."""
     num_rows, num_heads, head_dim = q.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if num_rows == 0:
         return output
-    num_units = num_rows * cache.num_kv_heads
-    tiling = tiling or best_tiling(num_units)
+    num_clusters = num_rows * cache.num_kv_heads
+    tiling = _tiling(num_clusters)
     kernel = _kernel(head_dim, num_heads, cache.num_kv_heads, cache.block_size, q.dtype == torch.float16, tiling,
                      q.device)
     pointers = (q, k, v, positions, cos_sin, cache.k, cache.v, slot_mapping, block_tables, context_lens, output)
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0))
-    kernel.launch(num_units * tiling.cluster, [
+    kernel.launch(num_clusters * tiling.cluster, [
         *((tensor.data_ptr(), ctypes.c_void_p) for tensor in pointers),
         *((stride, ctypes.c_longlong) for stride in strides), (scale * LOG2_E, ctypes.c_float)])
     return output
 
 
-def best_tiling(num_units: int) -> Tiling:
-    """Of so many rows times KV heads."""
-    return next(tiling for least, tiling in TILINGS if num_units >= least)
+def _tiling(num_clusters: int) -> Tiling:
+    return next(tiling for least, tiling in TILINGS if num_clusters >= least)
 
 
-def shared_bytes(tiling: Tiling, head_dim: int, group: int) -> int:
+def _shared_bytes(tiling: Tiling, head_dim: int, group: int) -> int:
     """The size of `Shared` in the source."""
-    ring, query = tiling.warps * tiling.stages * 2 * TILE * head_dim * 2, 8 * head_dim * 2
-    rank_units = -(-group * head_dim // 4 // tiling.cluster)
-    return -(-(ring + query + tiling.cluster * rank_units * 32 + 2 * tiling.warps * 8 * 4 + 8) // 16) * 16
+    ring, query = tiling.warps * tiling.stages * 2 * TILE * head_dim * 2, MAX_GROUP * head_dim * 2
+    received = tiling.cluster * -(-group * head_dim // 4 // tiling.cluster) * 32
+    return -(-(ring + query + received + 2 * tiling.warps * MAX_GROUP * 4 + 8) // 16) * 16
 
 
 def _is_aligned(heads: Tensor) -> bool:
@@ -108,11 +108,9 @@ def _kernel(head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, i
             device: torch.device) -> CudaKernel:
     macros = {"HEAD_DIM": head_dim, "NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "BLOCK_SIZE": block_size,
               "IS_HALF": int(is_half)}
-    variants = [macros | _macros(each) for each in dict.fromkeys((tiling, *(best for _, best in TILINGS)))]
-    cuda_source.compile_together(SOURCE, variants, device)  # the others are wanted soon, for other numbers of rows
-    return cuda_source.load(SOURCE, "decode_cluster", variants[0], device, 32 * tiling.warps,
-                            shared_bytes(tiling, head_dim, num_heads // num_kv_heads))
-
-
-def _macros(tiling: Tiling) -> dict[str, int]:
-    return {"CLUSTER": tiling.cluster, "WARPS": tiling.warps, "STAGES": tiling.stages}
+    variants = {each: {**macros, "CLUSTER": each.cluster, "WARPS": each.warps, "STAGES": each.stages,
+                       "SHARED_BYTES": _shared_bytes(each, head_dim, num_heads // num_kv_heads)}
+                for each in (tiling, *(tiling for _, tiling in TILINGS))}
+    cuda_source.compile_together(SOURCE, list(variants.values()), device)  # others are wanted soon, for more rows
+    return cuda_source.load(SOURCE, "decode_cluster", variants[tiling], device, 32 * tiling.warps,
+                            variants[tiling]["SHARED_BYTES"])

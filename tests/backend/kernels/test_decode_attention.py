@@ -1,4 +1,4 @@
-"""Decode attention in Triton against the naive formula in float64."""
+"""Decode attention in Triton against the naive formula in float64, and what its kernel for Hopper has to do alike."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from tests.backend.kernels.comparison import TOLERANCE, assert_near
 from tests.backend.kernels.decode_batch import make_decode
 from tests.backend.kernels.paged_batch import as_model, wide
 
+every_kernel = pytest.mark.parametrize(
+    "kernel", ["triton", pytest.param("cluster", marks=pytest.mark.hopper)], indirect=True)
+
 
 @pytest.fixture(autouse=True)
-def in_triton(monkeypatch):
-    """Not by clusters, which Hopper has: test_decode_cluster.py."""
-    monkeypatch.setattr(decode_cluster, "fits", lambda *_: False)
+def kernel(request, monkeypatch):
+    """Triton's, or that by clusters, which has its formula checked in test_decode_cluster.py."""
+    name, used = getattr(request, "param", "triton"), []
+    if name == "triton":
+        monkeypatch.setattr(decode_cluster, "fits", lambda *_: False)
+    else:
+        launch = decode_cluster.paged_decode
+        monkeypatch.setattr(decode_cluster, "paged_decode", lambda *arguments: used.append(1) or launch(*arguments))
+    yield name
+    assert bool(used) == (name == "cluster")
 
 
 def decode(batch):
@@ -111,23 +121,26 @@ def test_the_new_key_is_stored_rotated_the_new_value_as_it_is_and_nothing_else(d
         assert torch.equal(cache.nan_to_num(7.0), untouched.nan_to_num(7.0))
 
 
+@every_kernel
 def test_a_row_whose_query_and_key_are_tensors_of_their_own_gives_the_same(device):
     """As they are after a norm of heads."""
-    batch = make_decode([20, 50], device=device)
+    batch = make_decode([20, 50], dtype=torch.float16, device=device)
     apart = dataclasses.replace(batch, q=batch.q.contiguous(), k=batch.k.contiguous())
     assert torch.equal(decode(apart), decode(batch))
 
 
+@every_kernel
 def test_padding_rows_do_no_harm(device):
-    batch = make_decode([0, 20, 0], device=device)
+    batch = make_decode([0, 20, 0], dtype=torch.float16, device=device)
     before, slot = batch.cache.v.clone(), batch.slot_mapping[1]
     assert_near(decode(batch)[1:2], batch.expected()[1:2])
     before[slot // 16, :, slot % 16] = batch.v[1]
     assert torch.equal(batch.cache.v.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
+@every_kernel
 def test_only_padding_rows_are_no_error(device):
-    assert decode(make_decode([0, 0], device=device)).shape == (2, 4, 64)
+    assert decode(make_decode([0, 0], dtype=torch.float16, device=device)).shape == (2, 4, 64)
 
 
 def test_a_launch_leaves_the_counters_at_zero(device, tile):
@@ -136,6 +149,15 @@ def test_a_launch_leaves_the_counters_at_zero(device, tile):
     first = decode(batch)
     assert not decode_attention.finished_splits(batch.q.device, 1).any()
     assert torch.equal(decode(batch), first)
+
+
+def test_one_row_between_dense_layers_is_left_to_triton(device, monkeypatch):
+    rows = []
+    monkeypatch.setattr(decode_cluster, "fits", lambda *_: True)
+    monkeypatch.setattr(decode_cluster, "paged_decode", lambda q, *_: rows.append(len(q)))
+    for lens, after_dense in (([20], True), ([20], False), ([20, 5], True), ([20, 5], False)):
+        decode_attention.paged_decode(*make_decode(lens, device=device).arguments, after_dense=after_dense)
+    assert rows == [1, 2, 2]
 
 
 def test_a_head_count_that_is_not_a_multiple_is_refused(device):
@@ -163,6 +185,7 @@ def test_a_large_batch_agrees_with_the_reference(dtype, num_kv_heads):
 
 
 @pytest.mark.gpu
+@every_kernel
 @pytest.mark.parametrize("num_kv_heads", [8, 32])
 def test_repeated_launches_agree_bit_for_bit(num_kv_heads):
     """Whichever split ends last, the sums are the same; one that ended unseen would change them."""
@@ -175,6 +198,7 @@ def test_repeated_launches_agree_bit_for_bit(num_kv_heads):
 
 
 @pytest.mark.gpu
+@every_kernel
 def test_blocks_beyond_two_billion_values_are_read_and_stored():
     cache = as_model(*(torch.zeros(33_000, 8, 64, 128, device="cuda", dtype=torch.float16) for _ in range(2)))
     cache.v[-1] = 1.0
@@ -189,6 +213,7 @@ def test_blocks_beyond_two_billion_values_are_read_and_stored():
 
 
 @pytest.mark.gpu
+@every_kernel
 def test_a_cuda_graph_replays_with_other_lengths():
     batch = make_decode([300, 20], device="cuda", dtype=torch.float16)
     decode(batch)  # compiles outside of the capture
