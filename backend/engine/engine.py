@@ -86,6 +86,14 @@ class Engine:
             self._num_aborts += 1
             self._outputs.append(self._finish(sequence, (), FinishReason.ABORT))
 
+    def abort_group(self, group: str) -> None:
+        """Aborts the requests with the ids `group`/0, `group`/1 and so on. Raises RequestError if there is none."""
+        named = [request_id for request_id in self._sequences if request_id.rpartition("/")[0] == group]
+        if not named:
+            raise RequestError(f"no request of {group!r} is under way")
+        for request_id in named:
+            self.abort(request_id)
+
     def finish(self, request_id: str, num_completion_tokens: int) -> None:
         """Ends a request whose text has reached a stop word; its session remembers only so many completion tokens."""
         sequence = self._sequences.get(request_id)

@@ -125,6 +125,12 @@ class EngineClient:
         """Ends a request; its stream gets one last output with finish_reason abort."""
         await self._send(Command("abort", request_id=request_id))
 
+    async def abort_group(self, group: str) -> None:
+        """Ends any front end's requests that are named `group` and a number; see Engine.abort_group.
+
+        Raises RequestError if there is none."""
+        await self._call(Command("abort_group", call_id=self.new_request_id(), request_id=group))
+
     async def finish(self, request_id: str, num_completion_tokens: int) -> None:
         """Ends a request whose text reached a stop word; see Engine.finish."""
         if request_id in self._waiting:

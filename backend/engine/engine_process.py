@@ -101,6 +101,9 @@ class _EngineLoop:
                 self._owner[command.request.request_id] = peer
             elif command.kind == "abort":
                 engine.abort(command.request_id)
+            elif command.kind == "abort_group":
+                engine.abort_group(command.request_id)
+                self._send(peer, Event(done=command.call_id))
             elif command.kind == "finish":
                 engine.finish(command.request_id, command.num_completion_tokens)
                 self._owner.pop(command.request_id, None)

@@ -19,11 +19,12 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     hello                      nothing; answered by `ready`
     add                        request
     abort, finish              request_id; finish also num_completion_tokens
+    abort_group                call_id, request_id; answered by `done` or `refused`
     stop_session, end_session  call_id, session_id; stop_session also forget; answered by `done` or `refused`
     stats                      call_id; answered by `done` with stats
     stop                       nothing; ends the engine"""
 
-    kind: Literal["hello", "add", "abort", "finish", "stop_session", "end_session", "stats", "stop"]
+    kind: Literal["hello", "add", "abort", "abort_group", "finish", "stop_session", "end_session", "stats", "stop"]
     request: GenerateRequest | None = None
     request_id: str = ""
     num_completion_tokens: int = 0

@@ -217,6 +217,12 @@ def test_several_processes_serve_one_port_and_their_metrics_are_one():
         status, body, _ = fetch(f"{url}/v1/chat/completions", {**QUESTION, "choice": ["yes", "no"]})
         assert status == 200 and json.loads(body)["choices"][0]["message"]["content"] in ("yes", "no")
         num_tokens += json.loads(body)["usage"]["completion_tokens"]
+        # Each call has a connection of its own, and so a process by chance: what one has stored, the others know.
+        status, body, _ = fetch(f"{url}/v1/responses", {"model": "internlm2", "input": "My name is Ada."})
+        stored = json.loads(body)
+        num_tokens += stored["usage"]["output_tokens"]
+        found = [json.loads(fetch(f"{url}/v1/responses/{stored['id']}")[1]) for _ in range(8)]
+        assert status == 200 and all(each["output"] == stored["output"] for each in found)
         for port in (service.server_port, service.http_port) * 2:
             metrics = fetch(f"http://127.0.0.1:{port}/metrics")[1].decode()
             assert f"millrace_completion_tokens_total {num_tokens:.1f}\n" in metrics

@@ -7,6 +7,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, model_validator
 
+from backend.errors import RequestError
 from backend.serving.openai.context import Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.interactive import SessionId
@@ -37,7 +38,10 @@ async def abort(request: AbortRequest, context: Context) -> AbortResponse:
     """Ends an answer; its client gets it as far as it is."""
     if request.session_id is not None:
         await context.engine.stop_session(request.session_id)
-    elif not await context.running.abort(request.id, context.engine):
-        raise ApiError(404, f"no answer {request.id!r} is under way; it has ended, or runs on another server",
-                       code="not_found", param="id")
+    else:
+        try:
+            await context.engine.abort_group(request.id)
+        except RequestError:
+            raise ApiError(404, f"no answer {request.id!r} is under way; it has ended, or runs on another server",
+                           code="not_found", param="id") from None
     return AbortResponse(aborted=True)

@@ -13,7 +13,6 @@ from fastapi import Depends, Request
 from backend.engine.engine_client import EngineClient
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.response_store import ResponseStore
-from backend.serving.openai.running_answers import RunningAnswers
 from backend.text.front_end import TextFrontEnd
 
 
@@ -21,14 +20,12 @@ from backend.text.front_end import TextFrontEnd
 class ApiContext:
     """model_names  what requests may call the model; the first is what answers call it
     created_s    Unix time at which the model was loaded
-    running      the answers under way
     responses    answers that later requests may go on from"""
 
     front_end: TextFrontEnd
     engine: EngineClient
     model_names: tuple[str, ...]
     created_s: int = field(default_factory=lambda: int(time.time()))
-    running: RunningAnswers = field(default_factory=RunningAnswers)
     responses: ResponseStore = field(default_factory=ResponseStore)
 
     def check_model(self, name: str) -> None:

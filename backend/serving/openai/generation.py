@@ -18,6 +18,7 @@ from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
 from backend.text.grammar_check import MAX_PENDING
 
+UNNAMED = ""  # the id of a request until `generate` names it after its answer
 LONG_TEXT_CHARACTERS = 20_000  # rendering and tokenising take some 20 ms, in which no stream would go on
 
 T = TypeVar("T")
@@ -69,8 +70,7 @@ def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingPar
         seeded = resolved
         if index and resolved.seed is not None:
             seeded = dataclasses.replace(resolved, seed=(resolved.seed + index) % (MAX_SEED + 1))
-        made.append(GenerateRequest(context.engine.new_request_id(), tuple(token_ids), seeded,
-                                    prompt_logprobs=prompt_logprobs))
+        made.append(GenerateRequest(UNNAMED, tuple(token_ids), seeded, prompt_logprobs=prompt_logprobs))
     return made
 
 
@@ -78,18 +78,19 @@ async def generate(context: ApiContext, answer_id: str, requests: Sequence[Gener
                    continues_prompt: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """(index of the request, increment of its text) until each has had one with a finish_reason.
 
-    answer_id         with it RunningAnswers.abort can end them all; each then ends with finish_reason abort
+    answer_id         names the requests: with it EngineClient.abort_group ends them all, with finish_reason abort
     continues_prompt  see TextFrontEnd.answer
     Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
-    with context.running.running(answer_id, [request.request_id for request in requests]):
-        if len(requests) == 1:
-            async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
-                async for increment in increments:
-                    yield 0, increment
-            return
-        async with aclosing(_many(context, requests, continues_prompt)) as numbered:
-            async for pair in numbered:
-                yield pair
+    requests = [dataclasses.replace(request, request_id=f"{answer_id}/{index}")
+                for index, request in enumerate(requests)]
+    if len(requests) == 1:
+        async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
+            async for increment in increments:
+                yield 0, increment
+        return
+    async with aclosing(_many(context, requests, continues_prompt)) as numbered:
+        async for pair in numbered:
+            yield pair
 
 
 async def _one(context: ApiContext, request: GenerateRequest,

@@ -19,7 +19,7 @@ from backend.requests import FinishReason, GenerateRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import JSON_LINES, ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import generate, new_answer_id, num_characters, read_text
+from backend.serving.openai.generation import UNNAMED, generate, new_answer_id, num_characters, read_text
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields
 
@@ -123,10 +123,9 @@ def _request(body: InteractiveRequest, context: ApiContext, token_ids: Sequence[
              starts: bool) -> GenerateRequest:
     front_end = context.front_end
     sampling = front_end.resolved(front_end.chat_sampling(body.sampling(body.request_output_len, None)))
-    request_id = context.engine.new_request_id()
     if session_id == -1:  # one turn that nobody goes on with
-        return GenerateRequest(request_id, tuple(token_ids), sampling)
-    return GenerateRequest(request_id, tuple(token_ids), sampling, session_id, session_start=starts,
+        return GenerateRequest(UNNAMED, tuple(token_ids), sampling)
+    return GenerateRequest(UNNAMED, tuple(token_ids), sampling, session_id, session_start=starts,
                            session_step=None if starts else body.step, end_session=not body.interactive_mode)
 
 

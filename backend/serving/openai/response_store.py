@@ -1,10 +1,12 @@
-"""Response store: answers that a later request names with previous_response_id, kept in memory within bounds.
+"""Response store: answers that a later request names with previous_response_id, kept within bounds.
 
-The least recently used are forgotten first. A server with several workers has a store in each. Used by responses.py."""
+The least recently used are forgotten first. SQLite keeps them: in this process's memory, or in a file that several
+processes share. Used by responses.py and workers.py."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import sqlite3
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +15,17 @@ import msgspec
 
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 * 2**20
+LOCK_TIMEOUT_S = 5.0
+_SCHEMA = "CREATE TABLE IF NOT EXISTS response (id TEXT PRIMARY KEY, used_ns INTEGER, num_bytes INTEGER, json BLOB)"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
     """body: the answer as it was sent. input_items: all that it answers, earlier turns included; instructions are not
-    among them, which the API does not carry over. num_bytes: the size of both as JSON."""
+    among them, which the API does not carry over."""
 
     body: Mapping[str, Any]
     input_items: tuple[Mapping[str, Any], ...]
-    num_bytes: int
 
     @property
     def items(self) -> tuple[Mapping[str, Any], ...]:
@@ -30,36 +33,48 @@ class StoredResponse:
         return (*self.input_items, *self.body["output"])
 
 
-def stored(body: Mapping[str, Any], input_items: tuple[Mapping[str, Any], ...]) -> StoredResponse:
-    """Earlier items are counted with every answer to them, because each of these keeps them in memory."""
-    return StoredResponse(body, input_items, len(msgspec.json.encode((body, input_items))))
-
-
 class ResponseStore:
-    """Answers by id. One that alone exceeds max_bytes is not kept."""
+    """Answers by id. One that alone exceeds max_bytes is not kept. Earlier items are stored, and counted, with every
+    answer to them.
 
-    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
+    file  shared with the stores of other processes; None: nobody else's"""
+
+    def __init__(self, file: str | None = None, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses, self._max_bytes = max_responses, max_bytes
-        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
-        self.num_bytes = 0
+        self._database = sqlite3.connect(file or ":memory:", timeout=LOCK_TIMEOUT_S, isolation_level=None,
+                                         check_same_thread=False)
+        # Nothing has to survive a crash, and no second file is left beside the first.
+        for pragma in ("journal_mode = MEMORY", "synchronous = OFF"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute(_SCHEMA)
 
-    def __len__(self) -> int:
-        return len(self._responses)
+    def size(self) -> tuple[int, int]:
+        """How many answers, and bytes of their JSON."""
+        return self._database.execute("SELECT COUNT(*), COALESCE(SUM(num_bytes), 0) FROM response").fetchone()
 
     def put(self, response: StoredResponse) -> None:
-        self._responses[response.body["id"]] = response
-        self.num_bytes += response.num_bytes
-        while len(self._responses) > self._max_responses or self.num_bytes > self._max_bytes:
-            self.num_bytes -= self._responses.popitem(last=False)[1].num_bytes
+        document = msgspec.json.encode((response.body, response.input_items))
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:  # committed, or undone
+            self._database.execute("INSERT OR REPLACE INTO response VALUES (?, ?, ?, ?)",
+                                   (response.body["id"], time.monotonic_ns(), len(document), document))
+            count, num_bytes = self.size()
+            while count > self._max_responses or num_bytes > self._max_bytes:
+                self._database.execute(
+                    "DELETE FROM response WHERE id = (SELECT id FROM response ORDER BY used_ns LIMIT 1)")
+                count, num_bytes = self.size()
 
     def get(self, response_id: str) -> StoredResponse | None:
-        found = self._responses.get(response_id)
-        if found is not None:
-            self._responses.move_to_end(response_id)
-        return found
+        found = self._database.execute("UPDATE response SET used_ns = ? WHERE id = ? RETURNING json",
+                                       (time.monotonic_ns(), response_id)).fetchone()
+        if found is None:
+            return None
+        body, input_items = msgspec.json.decode(found[0])
+        return StoredResponse(body, tuple(input_items))
 
     def delete(self, response_id: str) -> bool:
         """Whether it was there."""
-        found = self._responses.pop(response_id, None)
-        self.num_bytes -= found.num_bytes if found is not None else 0
-        return found is not None
+        return self._database.execute("DELETE FROM response WHERE id = ?", (response_id,)).rowcount > 0
+
+    def close(self) -> None:
+        self._database.close()

@@ -25,7 +25,7 @@ from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id
 from backend.serving.openai.response_items import to_messages
-from backend.serving.openai.response_store import StoredResponse, stored
+from backend.serving.openai.response_store import StoredResponse
 from backend.serving.openai.responses_schema import DeletedResponse, InputItemList, ResponseObject, ResponseRequest
 from backend.serving.openai.tool_answer import ToolAnswer, tool_plan
 from backend.text.grammar import grammar_of
@@ -208,7 +208,7 @@ async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -
             if reason is not None:
                 events += builder.end(_usage(increment.output), _INCOMPLETE.get(increment.finish_reason))
                 if answer.is_stored:
-                    context.responses.put(stored(builder.response, answer.input_items))
+                    context.responses.put(StoredResponse(builder.response, answer.input_items))
             if events:
                 yield events
 

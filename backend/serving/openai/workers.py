@@ -1,7 +1,7 @@
 """Workers: OpenAI's API served by several processes on one port, each with its own connection to the engine.
 
-For load that one Python process cannot stream. Whoever accepts a connection first has it. Answers under way
-(/v1/abort) and stored responses are known to their own process alone. Used by backend/serve.py."""
+For load that one Python process cannot stream. Whoever accepts a connection first has it. Stored responses are in a
+file that all share, whose name is gone once they have it open. Used by backend/serve.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.engine.engine_client import EngineClient
@@ -24,12 +25,14 @@ from backend.model_source import ModelSource
 from backend.processes import start_process
 from backend.serving.event_loop import use_uvloop
 from backend.serving.openai.listener import LoadingServer
+from backend.serving.openai.response_store import ResponseStore
 from backend.serving.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from backend.serving.operations import Operations
 
 STOP_TIMEOUT_S = 5.0  # beyond the grace
+MEMORY_FOLDER = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,15 @@ class OpenAiWorkers:
     async def start(self) -> None:
         """Returns once all of them answer. Raises ConfigError for one that does not come so far."""
         self._operations.start()
-        with contextlib.closing(await self._loading.hand_over()) as listener:
+        with (contextlib.closing(await self._loading.hand_over()) as listener,
+              tempfile.TemporaryDirectory(prefix="millrace-responses-", dir=_memory_folder()) as folder):
+            responses_file = f"{folder}/responses"
+            ResponseStore(responses_file).close()  # its table is there before they all want to make it
             for number in range(self._setup.options.http_workers):
                 ours, theirs = Pipe()
                 self._pipes.append(ours)
                 self._processes.append(start_process(
-                    _run_worker, (self._setup, listener, theirs), f"http-worker-{number}"))
+                    _run_worker, (self._setup, responses_file, listener, theirs), f"http-worker-{number}"))
                 theirs.close()  # so that either side's death closes the pipe
             for process, pipe in zip(self._processes, self._pipes, strict=True):
                 await _readable(pipe)
@@ -104,15 +110,20 @@ def share_metrics() -> None:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder.name
 
 
-def _run_worker(setup: WorkerSetup, listener: socket.socket, pipe: Connection) -> None:
+def _memory_folder() -> Path | None:
+    """Where files take memory, not a disk, on Linux; None: wherever temporary files are."""
+    return MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK) else None
+
+
+def _run_worker(setup: WorkerSetup, responses_file: str, listener: socket.socket, pipe: Connection) -> None:
     """The process's body. It stops when its parent says so, or is gone: signals are the parent's matter."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     use_uvloop()
-    asyncio.run(_work(setup, listener, pipe))
+    asyncio.run(_work(setup, responses_file, listener, pipe))
 
 
-async def _work(setup: WorkerSetup, listener: socket.socket, pipe: Connection) -> None:
+async def _work(setup: WorkerSetup, responses_file: str, listener: socket.socket, pipe: Connection) -> None:
     from backend.serving.openai.context import ApiContext
     from backend.serving.openai.server import OpenAiServer
     from backend.serving.operations import Operations
@@ -122,7 +133,7 @@ async def _work(setup: WorkerSetup, listener: socket.socket, pipe: Connection) -
     source = setup.source
     front_end = TextFrontEnd(source, read_chat_template(setup.chat_template, source.tokenizer_dir))
     async with EngineClient(setup.engine_address) as engine:
-        context = ApiContext(front_end, engine, setup.model_names)
+        context = ApiContext(front_end, engine, setup.model_names, responses=ResponseStore(responses_file))
         server = OpenAiServer(context, Operations(setup.options, engine))
         await server.start_on(listener)
         pipe.send("ready")

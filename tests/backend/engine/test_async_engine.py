@@ -21,6 +21,7 @@ import zmq
 
 from backend.engine.async_engine import AsyncEngine
 from backend.engine.engine import Engine, start_engine
+from backend.engine.engine_client import EngineClient
 from backend.engine.messages import Command
 from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
@@ -109,6 +110,29 @@ def test_abort_gives_the_stream_a_last_output():
     outputs = with_engine(play)
     assert outputs[-1].finish_reason is FinishReason.ABORT
     assert len(tokens(outputs)) < 200
+
+
+def test_a_group_of_requests_is_aborted_by_its_name_from_another_front_end():
+    tiny = tiny_source(session_len=2600, max_position_embeddings=2600, cache_max_entry_count=400)
+    endless = SamplingParams(temperature=0, max_new_tokens=2500, ignore_eos=True)
+
+    async def play(engine: AsyncEngine) -> list[list[GenerateOutput]]:
+        async with EngineClient(engine.address) as other:
+            running = [asyncio.create_task(collect(engine, request(name, sampling=endless)))
+                       for name in ("chat-1/0", "chat-1/1", "chat-10/0")]
+            while (await other.stats()).num_running < 3:
+                await asyncio.sleep(0.01)
+            await other.abort_group("chat-1")
+            ended = [await task for task in running[:2]]
+            assert not running[2].done()
+            await other.abort_group("chat-10")
+            ended.append(await running[2])
+            with pytest.raises(RequestError, match="no request of 'chat-1' is under way"):
+                await other.abort_group("chat-1")
+            return ended
+
+    for outputs in with_engine(play, tiny):
+        assert outputs[-1].finish_reason is FinishReason.ABORT
 
 
 @pytest.mark.parametrize("tp", [1, 2])

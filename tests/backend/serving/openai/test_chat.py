@@ -118,6 +118,7 @@ def test_a_client_that_leaves_ends_its_answer(api):
         next(response.iter_lines())
 
     async def until_idle():
-        while (stats := await api.context.engine.stats()).num_running + stats.num_waiting + len(api.context.running):
+        engine = api.context.engine
+        while (stats := await engine.stats()).num_running + stats.num_waiting + len(engine._waiting):
             await asyncio.sleep(0.01)
     api.run(asyncio.wait_for(until_idle(), 60))

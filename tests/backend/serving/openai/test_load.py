@@ -72,7 +72,7 @@ def test_200_streams_at_once_are_all_complete_and_equal_those_run_alone(api):
         assert together == [alone[question] for question in QUESTIONS * 25]
 
     asyncio.run(act())
-    assert len(api.context.running) == 0
+    assert len(api.context.engine._waiting) == 0
 
 
 def test_1000_disconnects_in_mid_stream_leave_blocks_and_memory_where_they_were(api):
@@ -100,7 +100,7 @@ def test_1000_disconnects_in_mid_stream_leave_blocks_and_memory_where_they_were(
     until_idle(api)
     stats = api.run(api.context.engine.stats())
     assert stats.num_free_blocks == stats.num_blocks and stats.num_sessions == 0
-    assert len(api.context.running) == 0
+    assert len(api.context.engine._waiting) == 0
     for process, rss in zip(processes, before, strict=True):
         assert process.memory_info().rss < rss + 32 * 2**20
 

@@ -1,14 +1,16 @@
-"""The store of answers: bounded by number and by size, the least recently used forgotten first."""
+"""The store of answers: bounded by number and by size, the least recently used forgotten first, shared where asked."""
 
 from __future__ import annotations
 
-from backend.serving.openai.response_store import ResponseStore, stored
+from pathlib import Path
+
+from backend.serving.openai.response_store import ResponseStore, StoredResponse
 
 MESSAGE = {"id": "msg_1", "type": "message", "role": "user", "content": "Hello!"}
 
 
-def response(number: int, text: str = ""):
-    return stored({"id": f"resp_{number}", "output": [{"id": f"msg_{number}", "text": text}]}, (MESSAGE,))
+def response(number: int, text: str = "") -> StoredResponse:
+    return StoredResponse({"id": f"resp_{number}", "output": [{"id": f"msg_{number}", "text": text}]}, (MESSAGE,))
 
 
 def test_the_least_recently_used_answer_makes_room():
@@ -22,17 +24,31 @@ def test_the_least_recently_used_answer_makes_room():
 
 
 def test_size_is_bounded_and_counted_to_the_byte():
-    size = response(1, "x" * 1000).num_bytes
+    store = ResponseStore()
+    store.put(response(1, "x" * 1000))
+    size = store.size()[1]
     store = ResponseStore(max_bytes=3 * size)
     for number in range(1, 10):
         store.put(response(number, "x" * 1000))
-    assert len(store) == 3 and store.num_bytes == 3 * size
+    assert store.size() == (3, 3 * size)
     store.put(response(10, "x" * 4000))
-    assert len(store) == 0 and store.num_bytes == 0
+    assert store.size() == (0, 0)
 
 
 def test_a_deleted_answer_is_gone():
     store = ResponseStore()
     store.put(response(1))
     assert store.delete("resp_1") and not store.delete("resp_1")
-    assert store.get("resp_1") is None and store.num_bytes == 0
+    assert store.get("resp_1") is None and store.size() == (0, 0)
+
+
+def test_stores_of_one_file_share_their_answers_and_their_bounds_after_its_name_is_gone(tmp_path: Path):
+    first, second = (ResponseStore(str(tmp_path / "responses"), max_responses=2) for _ in range(2))
+    (tmp_path / "responses").unlink()
+    first.put(response(1, "one"))
+    assert second.get("resp_1") == response(1, "one")
+    second.put(response(2))
+    second.put(response(3))
+    assert first.get("resp_1") is None and first.size()[0] == 2
+    assert first.delete("resp_3") and second.get("resp_3") is None
+    assert list(tmp_path.iterdir()) == []

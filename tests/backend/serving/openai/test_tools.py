@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from backend.model_source import open_model
-from backend.serving.openai.running_answers import RunningAnswers
 from backend.serving.openai.server import OpenAiServer
 from backend.text.chat_template_option import read_chat_template
 from backend.text.front_end import TextFrontEnd
@@ -173,7 +172,7 @@ def with_template(api: Api, name: str) -> Iterator[Api]:
     """The same engine behind a server whose model seems to be of another family."""
     source = open_model(CHECKPOINT, "internlm2")
     front_end = TextFrontEnd(source, read_chat_template(name, source.tokenizer_dir))
-    context = dataclasses.replace(api.context, front_end=front_end, running=RunningAnswers())
+    context = dataclasses.replace(api.context, front_end=front_end)
     server = OpenAiServer(context)
     port = api.run(server.start("127.0.0.1", 0))
     try:
