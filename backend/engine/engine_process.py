@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+import time
 
 import msgspec
 import zmq
@@ -22,6 +23,7 @@ from backend.requests import GenerateOutput
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_MS = 500  # how soon an idle engine notices that its parent is gone
+PEER_CHECK_S = 1.0  # and a busy one that the front end of a waiting request is
 
 
 def run_engine_process(source: ModelSource, config: EngineConfig, address: str) -> None:
@@ -56,6 +58,7 @@ class _EngineLoop:
         self._peers: set[bytes] = set()
         self._gone: set[bytes] = set()
         self._owner: dict[str, bytes] = {}
+        self._checked_at_s = 0.0  # when peers were last asked for
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Command).decode
 
@@ -81,6 +84,7 @@ class _EngineLoop:
                 self._apply(engine, peer, command)
             if engine.has_work:
                 self._deliver(engine.step())
+                self._look_for_peers()
                 self._end_requests_of_gone(engine)
             else:
                 engine.expire_sessions()
@@ -132,6 +136,14 @@ class _EngineLoop:
                 by_peer.setdefault(peer, []).append(output)
         for peer, their_outputs in by_peer.items():
             self._send(peer, Event(outputs=their_outputs))
+
+    def _look_for_peers(self) -> None:
+        """Says nothing to all who have requests: what is sent to one that was killed shows that it is gone."""
+        now_s = time.monotonic()
+        if now_s - self._checked_at_s >= PEER_CHECK_S:
+            self._checked_at_s = now_s
+            for peer in set(self._owner.values()):
+                self._send(peer, Event())
 
     def _end_requests_of_gone(self, engine: Engine) -> None:
         """Nobody is left to read what they would still say."""

@@ -230,6 +230,27 @@ def test_the_requests_of_a_front_end_that_was_killed_end():
     with_engine(play, tiny)
 
 
+def test_a_request_that_waits_for_its_turn_ends_when_its_front_end_is_killed():
+    tiny = tiny_source(max_batch_size=1, session_len=5100, max_position_embeddings=5100, cache_max_entry_count=400)
+    endless = SamplingParams(temperature=0, max_new_tokens=5000, ignore_eos=True)
+
+    async def play(engine: AsyncEngine) -> None:
+        stream = engine.generate(request("mine", sampling=endless))
+        await anext(stream)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as killed:
+            killed.connect(engine.address)
+            killed.send(msgspec.msgpack.encode(Command("add", request("waiting"))))
+            while not (await engine.stats()).num_waiting:
+                await asyncio.sleep(0.01)
+            killed.close(linger=0)
+        while (stats := await engine.stats()).num_waiting:
+            await asyncio.sleep(0.01)
+        assert (stats.num_running, stats.num_aborts) == (1, 1)
+        await stream.aclose()
+
+    with_engine(play, tiny)
+
+
 def process_is_busy(pid: int) -> bool:
     """Whether a process uses the CPU: an engine polls when it has no work."""
     def used_ticks() -> int:
