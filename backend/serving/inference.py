@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import numpy as np
 
 from backend.errors import DeadlineError, MillraceError
+from backend.serving.deadline import Deadline
 from backend.serving.infer_request import InferCall
 from backend.serving.protocol_error import ProtocolError
 from backend.serving.running_tasks import RunningTasks
@@ -47,7 +48,9 @@ class Inference:
         task = asyncio.current_task()
         began_ns = time.perf_counter_ns()
         responses = call.model.served.infer(call.inputs, call.context)
-        deadline = _Deadline(task, call.context.timeout_s)
+        deadline = Deadline(task.cancel)
+        if call.context.timeout_s is not None:
+            deadline.limit(call.context.timeout_s)
         self._running.add(task)
         is_complete = False
         try:
@@ -94,20 +97,3 @@ async def _close(responses: AsyncGenerator[dict[str, np.ndarray], None], call: I
     except Exception:  # the answer stands whatever its model does afterwards
         logger.exception("model '%s' failed while request '%s' was closed", call.model.spec.name,
                          call.context.request_id)
-
-
-class _Deadline:
-    """Cancels a task when its time is over; `is_over` then tells that cancellation from any other."""
-
-    def __init__(self, task: asyncio.Task, timeout_s: float | None):
-        self.is_over = False
-        self._task = task
-        self._timer = None if timeout_s is None else asyncio.get_running_loop().call_later(timeout_s, self._expire)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _expire(self) -> None:
-        self.is_over = True
-        self._task.cancel()

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from backend.serving.deadline import Deadline
 from backend.serving.openai.errors import ApiError
 from backend.serving.running_tasks import RunningTasks
 
@@ -25,32 +25,6 @@ def limit_time(timeout_s: float | None) -> None:
     deadline = current_deadline.get()
     if timeout_s is not None and deadline is not None:
         deadline.limit(timeout_s)
-
-
-class Deadline:
-    """The end of one call's time, if it has one; the earliest of those that were asked for."""
-
-    def __init__(self, expire: Callable[[], object]) -> None:
-        self.timeout_s = math.inf
-        self.is_over = False
-        self._expire = expire
-        self._timer: asyncio.TimerHandle | None = None
-        self._began_s = asyncio.get_running_loop().time()
-
-    def limit(self, timeout_s: float) -> None:
-        """The call may take so many seconds, counted from its arrival."""
-        if timeout_s < self.timeout_s:
-            self.close()
-            self.timeout_s = timeout_s
-            self._timer = asyncio.get_running_loop().call_at(self._began_s + timeout_s, self._end)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _end(self) -> None:
-        self.is_over = True
-        self._expire()
 
 
 class InFlight:
