@@ -59,6 +59,8 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
 
     Launches on one device must be ordered, as those of one stream are: they share the counters of finished splits."""
     shapes.check_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables, context_lens)
+    if len(q) == 0:
+        return torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if decode_quantised.fits(q, cache):
         return decode_quantised.paged_decode(q, k, v, positions, cos_sin, cache, slot_mapping, block_tables,
                                              context_lens, scale)
@@ -71,8 +73,6 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     num_rows, num_heads, head_dim = q.shape
     num_kv_heads = cache.num_kv_heads
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if num_rows == 0:
-        return output
     group = num_heads // num_kv_heads
     dim_tile = triton.next_power_of_2(head_dim)
     tiling = _tiling(num_rows, num_kv_heads, group, dim_tile, q.dtype.itemsize, num_multiprocessors(q.device))

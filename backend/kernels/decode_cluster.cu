@@ -24,8 +24,6 @@ constexpr int FOURS = GROUP * HEAD_DIM / 4;                  // of a row and KV 
 constexpr int RANK_FOURS = (FOURS + CLUSTER - 1) / CLUSTER;  // that a block finishes
 constexpr int SUM_PITCH = HEAD_DIM + 4;                      // floats
 constexpr float SLACK = 8;  // weights may grow to 2 ** 8 before the sums are scaled to a new maximum
-constexpr u32 ALL = 0xffffffff;
-#define INFINITE __int_as_float(0x7f800000)
 static_assert(GROUP <= HEADS && BLOCK_SIZE % TILE == 0 && (HEAD_DIM == 64 || HEAD_DIM == 128), "");
 
 struct Shared {
@@ -51,25 +49,10 @@ __device__ __forceinline__ uint4 load_matrices(u32 row) {
     return value;
 }
 
-__device__ __forceinline__ uint4 load_transposed(u32 row) {
-    uint4 value;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "r"(row) : "memory");
-    return value;
-}
-
 // Zeros where it is not there.
 __device__ __forceinline__ void copy(u32 target, const u16* source, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(target), "l"(source), "r"(is_there ? 16 : 0) : "memory");
-}
-
-// From L2: another kernel's block on this multiprocessor may have left an older line in L1.
-__device__ __forceinline__ uint4 load_fresh(const u16* address) {
-    uint4 value;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address));
-    return value;
 }
 
 // Both words' values of two dimensions half a head apart, rotated and rounded.
@@ -142,7 +125,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
                 copy(to + TILE_BYTES, values + each * HEAD_DIM, mine < num_cached);
             }
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        close_group();
         copied_tile -= WARPS;
         block = block_of(copied_tile);
     };
@@ -209,7 +192,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     float attended[HEAD_DIM / 16][4] = {};  // dimension lane / 4 with these heads, then dimension lane / 4 + 8
     #pragma unroll 1
     for (int stage = 0; tile >= first_tile; tile -= WARPS, stage = stage + 1 < STAGES ? stage + 1 : 0) {
-        asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
+        wait_for_groups_but<STAGES - 1>();
         __syncwarp();
         const u32 keys = ring + stage * STAGE_BYTES, values = keys + TILE_BYTES;
         float score[4] = {}, other[4] = {};  // token lane / 4 with both heads, then token lane / 4 + 8
@@ -248,15 +231,18 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         }
         const u32 first = transposed(pair_of(score[0], score[1])), second = transposed(pair_of(score[2], score[3]));
         #pragma unroll
-        for (int part = 0; part < HEAD_DIM / 16; ++part)
-            multiply(attended[part], load_transposed(values + (value_place ^ (part * 32))), first, second);
+        for (int part = 0; part < HEAD_DIM / 16; ++part) {
+            u32 value[4];
+            load_turned(values + (value_place ^ (part * 32)), value);
+            multiply(attended[part], make_uint4(value[0], value[1], value[2], value[3]), first, second);
+        }
         __syncwarp();
         copy_tile(stage);
     }
 
     // What the warp has, in its part of the ring, which it alone used.
     float (*sums)[SUM_PITCH] = (float (*)[SUM_PITCH])shared.ring[warp];
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    wait_for_groups_but<0>();
     __syncwarp();
     #pragma unroll
     for (int which = 0; which < 2; ++which) {

@@ -73,8 +73,6 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     """See reference.paged_decode, for what fits."""
     num_rows, num_heads, head_dim = q.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if num_rows == 0:
-        return output
     num_clusters = num_rows * cache.num_kv_heads
     tiling = _tiling(num_clusters)
     kernel = _kernel(head_dim, num_heads, cache.num_kv_heads, cache.block_size, q.dtype == torch.float16, tiling,

@@ -22,8 +22,6 @@ constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
 constexpr int HEADS = GROUP < 8 ? GROUP : 8;  // of a block, at most
 constexpr int HEAD_TILES = NUM_KV_HEADS * ((GROUP + 7) / 8);
 constexpr int GROUPS = TILE / 16;             // of 16 tokens in a tile, each within one block of the cache
-constexpr u32 ALL = 0xffffffff;               // threads of a warp
-#define INFINITE __int_as_float(0x7f800000)
 static_assert(MAX_SPLITS <= 32 && BLOCK_SIZE % 16 == 0 && TILE % 16 == 0 && 2 * HALF <= HEAD_DIM, "");
 
 __device__ __forceinline__ float half_to_float(u16 bits) {

@@ -59,8 +59,6 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     """See reference.paged_decode, for what fits."""
     num_rows, num_heads, head_dim = q.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if num_rows == 0:
-        return output
     bits = cache.format.num_bits
     head_tiles = cache.num_kv_heads * -(-num_heads // cache.num_kv_heads // HEADS_TILE)
     tiling = _tiling(num_rows * head_tiles, bits, num_multiprocessors(q.device))

@@ -22,14 +22,6 @@ __device__ __forceinline__ uint4 load_constant(const void* address) {
     return value;
 }
 
-// From L2: another kernel's block on this multiprocessor may have left an older line in L1.
-__device__ __forceinline__ uint4 load_fresh(const void* address) {
-    uint4 value;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address));
-    return value;
-}
-
 __device__ __forceinline__ void unpack(uint4 packed, float* values) {
     const u32 words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll

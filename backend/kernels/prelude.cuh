@@ -1,9 +1,12 @@
-// What kernels in CUDA C++ share: 16-bit values as floats, tensor cores, and programmatic dependent launch as in pdl.py.
-// IS_HALF is 1 for float16 and 0 for bfloat16.
+// What kernels in CUDA C++ share: 16-bit values as floats, tensor cores and the matrices that they take, copies, and
+// programmatic dependent launch as in pdl.py. IS_HALF is 1 for float16 and 0 for bfloat16.
 
 typedef unsigned long long u64;
 typedef unsigned int u32;
 typedef unsigned short u16;
+
+constexpr u32 ALL = 0xffffffff;  // threads of a warp
+#define INFINITE __int_as_float(0x7f800000)
 
 __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
@@ -56,4 +59,31 @@ __device__ __forceinline__ u32 transposed(u32 pair) {
     u32 result;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
     return result;
+}
+
+// Four 8 x 8 matrices in shared memory, turned: thread 8 m + r gives the address of row r of matrix m, and has a pair of
+// each as `transposed` says.
+__device__ __forceinline__ void store_turned(u32 address, const u32* values) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+                 :: "r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
+}
+
+__device__ __forceinline__ void load_turned(u32 address, u32* values) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3]) : "r"(address) : "memory");
+}
+
+// From L2: another kernel's block on this multiprocessor may have left an older line in L1.
+__device__ __forceinline__ uint4 load_fresh(const void* address) {
+    uint4 value;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address));
+    return value;
+}
+
+// Asynchronous copies into shared memory, by groups.
+__device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N> __device__ __forceinline__ void wait_for_groups_but() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
 }

@@ -33,12 +33,6 @@ __device__ __forceinline__ void copy_constant(u32 shared, const void* address) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(shared), "l"(address) : "memory");
 }
 
-__device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int N> __device__ __forceinline__ void wait_for_groups_but() {
-    asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
-}
-
 // The product of two values of each word; adds the squares of the first to `squares`.
 __device__ __forceinline__ u32 scaled(u32 values, u32 factors, float& squares) {
     const float low = to_float((u16)values), high = to_float((u16)(values >> 16));

@@ -71,16 +71,6 @@ __device__ __forceinline__ void copy_weight(u32 shared, const TensorMap& map, u3
                      : "memory");
 }
 
-__device__ __forceinline__ void store_turned(u32 address, const u32* values) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
-                 :: "r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
-}
-
-__device__ __forceinline__ void load_turned(u32 address, u32* values) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3]) : "r"(address) : "memory");
-}
-
 __device__ __forceinline__ float gated(float gate, float up) {
     return __fdividef(gate, 1 + __expf(-gate)) * up;
 }

@@ -100,16 +100,6 @@ __device__ __forceinline__ void wgmma(float (&sums)[TOKENS / 2], uint4 rows, u32
 #endif
 }
 
-__device__ __forceinline__ void store_turned(u32 address, const u32* values) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
-                 :: "r"(address), "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3]) : "memory");
-}
-
-__device__ __forceinline__ void load_turned(u32 address, u32* values) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3]) : "r"(address) : "memory");
-}
-
 __device__ __forceinline__ float gated(float gate, float up) { return __fdividef(gate, 1 + __expf(-gate)) * up; }
 
 // Where 8 results of a token stand among those that leave together, so that no two of 8 threads meet in a bank.
