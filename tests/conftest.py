@@ -10,8 +10,10 @@ from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, so before any test is
+if not torch.cuda.is_available() or "PYTEST_XDIST_WORKER" in os.environ:
     # Here and in the processes that tests start. Threads of OpenMP that have fewer cores than they are spin while they
-    # wait for one another: with two runs of the suite on two cores, six times as long.
+    # wait for one another: with two runs of the suite on two cores, six times as long; with fifteen workers on the
+    # sixteen cores of a machine with a GPU too.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -10,8 +10,9 @@
 // the copies nor ldmatrix meet in a bank.
 //
 // Compiled by decode_cluster.py, which defines: HEAD_DIM (64 or 128, all of it rotated), NUM_HEADS, NUM_KV_HEADS,
-// BLOCK_SIZE, CLUSTER (blocks), WARPS (of a block), STAGES (tiles of a warp under way), SHARED_BYTES (of a block),
-// IS_HALF (1: float16, 0: bfloat16).
+// BLOCK_SIZE, CLUSTER (blocks), WARPS (of a block), STAGES (tiles of a warp under way), NUM_SHARES (of all rows' tokens;
+// a row that needs fewer blocks, so that none has more than a share, leaves the others of its cluster to other rows. 0:
+// every row has the whole cluster), SHARED_BYTES (of a block), IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
 #include "cluster.cuh"
@@ -21,15 +22,15 @@ constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
 constexpr int CHUNKS = HEAD_DIM / 8;                         // of a token, 16 bytes each
 constexpr int COPY_TOKENS = 32 / CHUNKS;                     // that a warp copies at once
 constexpr int FOURS = GROUP * HEAD_DIM / 4;                  // of a row and KV head: results, four at a time
-constexpr int RANK_FOURS = (FOURS + CLUSTER - 1) / CLUSTER;  // that a block finishes
 constexpr int SUM_PITCH = HEAD_DIM + 4;                      // floats
 constexpr float SLACK = 8;  // weights may grow to 2 ** 8 before the sums are scaled to a new maximum
 static_assert(GROUP <= HEADS && BLOCK_SIZE % TILE == 0 && (HEAD_DIM == 64 || HEAD_DIM == 128), "");
+static_assert((CLUSTER & (CLUSTER - 1)) == 0 && FOURS % CLUSTER == 0, "");
 
 struct Shared {
     u16 ring[WARPS][STAGES][2][TILE][HEAD_DIM];  // of keys and values. Afterwards a warp's sums
     u16 query[HEADS][HEAD_DIM];
-    float4 received[CLUSTER][RANK_FOURS][2];  // of each block: sums, and the maximum and weight they go with
+    float4 received[FOURS][2];  // of each block its share: sums, and the maximum and weight they go with
     float best[WARPS][HEADS], weight[WARPS][HEADS];
     u64 barrier;
 };
@@ -76,7 +77,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         const u16* q, const u16* k, const u16* v, const long long* positions, const float* cos_sin, u16* k_cache,
         u16* v_cache, const long long* slot_mapping, const int* block_tables, const int* context_lens, u16* output,
         long long q_row_stride, long long q_head_stride, long long k_row_stride, long long k_head_stride,
-        long long v_row_stride, long long v_head_stride, long long table_stride, float scale_log2) {
+        long long v_row_stride, long long v_head_stride, long long table_stride, float scale_log2,
+        int num_rows) {
     extern __shared__ __align__(256) unsigned char memory[];
     Shared& shared = *(Shared*)memory;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -88,18 +90,27 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
         wait_for_inputs();
         return;
     }
+    int num_blocks = CLUSTER;
+#if NUM_SHARES
+    int all_tokens = 0;
+    for (int each = lane; each < num_rows; each += 32) all_tokens += context_lens[each];
+    const int share = __reduce_add_sync(ALL, all_tokens) / NUM_SHARES;
+    while (num_blocks > 1 && num_blocks / 2 * share >= context_len) num_blocks /= 2;
+    if (rank >= num_blocks) return;
+#endif
+    const int log_blocks = 31 - __clz(num_blocks), num_fours = FOURS >> log_blocks;  // that a block finishes
     const u32 barrier = address_of(&shared.barrier);
     if (thread == 0) {
         make_barrier(barrier);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        expect_bytes(barrier, CLUSTER * max(min(RANK_FOURS, FOURS - rank * RANK_FOURS), 0) * 32);
+        expect_bytes(barrier, sizeof(shared.received));
     }
     cluster_arrive();
 
     // A warp has every WARPS-th tile of the block's, the last one first: that of the new token is a known one's first.
     const int cached_len = context_len - 1, num_tiles = (context_len + TILE - 1) / TILE;
-    const int first_tile = num_tiles * rank / CLUSTER;
-    int tile = num_tiles * (rank + 1) / CLUSTER - 1 - warp;
+    const int first_tile = num_tiles * rank >> log_blocks;
+    int tile = (num_tiles * (rank + 1) >> log_blocks) - 1 - warp;
     const int* block_table = block_tables + row * table_stride;
     const u32 ring = address_of(shared.ring[warp]);
     constexpr int STAGE_BYTES = sizeof(u16[2][TILE][HEAD_DIM]), TILE_BYTES = STAGE_BYTES / 2;
@@ -143,7 +154,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
     }
     wait_for_inputs();
 
-    const bool has_new = rank == CLUSTER - 1;
+    const bool has_new = rank == num_blocks - 1;
     const long long slot = slot_mapping[row];
     const long long new_place = (slot / BLOCK_SIZE * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE;
     const int new_row = cached_len % TILE;  // of the block's first warp's first tile
@@ -278,22 +289,21 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             sum.z += factor * its_sum.z;
             sum.w += factor * its_sum.w;
         }
-        const int target = four / RANK_FOURS;
-        const u32 address = in_block(address_of(shared.received[rank][four % RANK_FOURS]), target);
+        const int target = four * num_blocks / FOURS, place = (rank - target) * num_fours + four;
+        const u32 address = in_block(address_of(shared.received[place]), target);
         const u32 its_barrier = in_block(barrier, target);
         send(address, sum, its_barrier);
         send(address + 16, make_float4(top, all, 0, 0), its_barrier);
     }
 
     wait_for_bytes(barrier, 0);
-    for (int four = thread; four < min(RANK_FOURS, FOURS - rank * RANK_FOURS); four += THREADS) {
+    for (int four = thread; four < num_fours; four += THREADS) {
         float top = -INFINITE, all = 0;
         float4 sum = make_float4(0, 0, 0, 0);
-        #pragma unroll
-        for (int each = 0; each < CLUSTER; ++each) top = fmaxf(top, shared.received[each][four][1].x);
-        #pragma unroll
-        for (int each = 0; each < CLUSTER; ++each) {
-            const float4 its_sum = shared.received[each][four][0], its = shared.received[each][four][1];
+        for (int each = 0; each < num_blocks; ++each) top = fmaxf(top, shared.received[each * num_fours + four][1].x);
+        for (int each = 0; each < num_blocks; ++each) {
+            const float4 (&received)[2] = shared.received[each * num_fours + four];
+            const float4 its_sum = received[0], its = received[1];
             const float factor = exp2_of(its.x - top);  // 0 for a block without tokens
             all += factor * its.y;
             sum.x += factor * its_sum.x;
@@ -301,7 +311,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             sum.z += factor * its_sum.z;
             sum.w += factor * its_sum.w;
         }
-        *(uint2*)(output + (row * NUM_HEADS + kv_head * GROUP) * HEAD_DIM + (rank * RANK_FOURS + four) * 4) =
+        *(uint2*)(output + (row * NUM_HEADS + kv_head * GROUP) * HEAD_DIM + (rank * num_fours + four) * 4) =
             make_uint2(pair_of(sum.x / all, sum.y / all), pair_of(sum.z / all, sum.w / all));
     }
 }

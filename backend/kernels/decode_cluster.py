@@ -2,10 +2,10 @@
 
 Triton's kernel merges a row's splits through memory, and whoever merges waits for partial sums, a counter and its own
 reads, which takes longer than reading the keys and values of 2,048 tokens. Here the blocks of a cluster merge theirs
-through their shared memory. One row of g8's shape takes 3.8 us instead of 7.3 with 512 tokens, 5.5 instead of 10.4 with
-2,048 and 37 instead of 45 with 32,768; 16 rows of 1,024 take 22 instead of 25; from 64 rows of 1,024 on both read at
-the memory's speed. Slower are 16 rows of 512 (18 us, Triton's 16), and one row of m7's 32 KV heads with 8,192 tokens
-and more, by up to a tenth (bf16, one H200, 2026-11-21). What each size takes:
+through their shared memory. One row of g8's shape takes 3.7 us instead of 7.1 with 512 tokens, 5.8 instead of 10.7 with
+2,048 and 38 instead of 43 with 32,768; 16 rows of 1,024 take 22 instead of 25; from 64 rows of 1,024 on both read at
+the memory's speed. Slower is a row of 32,768 tokens among three of 512 with m7's 32 KV heads: 145 us, Triton's 137
+(bf16, one H200, 2026-11-21). What each size takes:
 
     python -m benchmarks.kernels --shape g8 --only decode_attention
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from backend.forward_batch import LayerKv
 from backend.kernels import cuda_source
-from backend.kernels.capability import is_hopper
+from backend.kernels.capability import is_hopper, num_multiprocessors
 from backend.kernels.cuda_source import CudaKernel
 from backend.kernels.paged_kv import LOG2_E
 
@@ -36,20 +36,24 @@ MIN_KV_HEADS = 2  # one row's single KV head is one cluster, which is slow over 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """A cluster has `cluster` blocks of `warps` warps, each of which has `stages` tiles under way."""
+    """A cluster has `cluster` blocks of `warps` warps, each of which has `stages` tiles under way.
+
+    shares  all tokens of a batch are so many shares on a multiprocessor, and a row has no more of its cluster's blocks
+            than it needs to have a share each; 0: always all of them"""
 
     cluster: int
     warps: int
     stages: int
+    shares: int = 0
 
 
 # By rows times KV heads, each of which has a cluster: from how many on which tiling is used. Of those measured for 1 to
 # 256 rows of 512 to 32,768 tokens on an H200 the best, or near it, that does not leave one long row among short ones to
-# a few blocks: 32,768 tokens among 63 rows of 1,024 take 119 us (Triton's kernel 121), and 182 in clusters of two,
-# which are 1 to 2 % faster where all are alike. Where Triton's is better at that: 32,768 among 15 rows of 512 take 85
-# us (Triton's 53), for 16 rows of 1,024 that take 22 (Triton's 25).
-TILINGS = ((2048, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (65, Tiling(8, 4, 1)), (17, Tiling(8, 4, 2)),
-           (9, Tiling(8, 4, 3)), (0, Tiling(8, 8, 2)))
+# a few blocks. 32,768 tokens among 63 rows of 1,024 take 119 us (Triton's kernel 119), and 177 in clusters of two,
+# which are 1 to 2 % faster where all are alike; among 15 rows of 512 they take 51 us (Triton's 53), and 80 in clusters
+# of four, which take 11 us for 16 rows of 512 (15.7, Triton's 16.2).
+TILINGS = ((2048, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (17, Tiling(8, 4, 2, 3)), (9, Tiling(8, 4, 3)),
+           (0, Tiling(8, 8, 2)))
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, cache: LayerKv) -> bool:
@@ -81,7 +85,8 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0))
     kernel.launch(num_clusters * tiling.cluster, [
         *((tensor.data_ptr(), ctypes.c_void_p) for tensor in pointers),
-        *((stride, ctypes.c_longlong) for stride in strides), (scale * LOG2_E, ctypes.c_float)])
+        *((stride, ctypes.c_longlong) for stride in strides), (scale * LOG2_E, ctypes.c_float),
+        (num_rows, ctypes.c_int)])
     return output
 
 
@@ -92,7 +97,7 @@ def _tiling(num_clusters: int) -> Tiling:
 def _shared_bytes(tiling: Tiling, head_dim: int, group: int) -> int:
     """The size of `Shared` in the source."""
     ring, query = tiling.warps * tiling.stages * 2 * TILE * head_dim * 2, MAX_GROUP * head_dim * 2
-    received = tiling.cluster * -(-group * head_dim // 4 // tiling.cluster) * 32
+    received = group * head_dim // 4 * 32
     return -(-(ring + query + received + 2 * tiling.warps * MAX_GROUP * 4 + 8) // 16) * 16
 
 
@@ -107,6 +112,7 @@ def _kernel(head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, i
     macros = {"HEAD_DIM": head_dim, "NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "BLOCK_SIZE": block_size,
               "IS_HALF": int(is_half)}
     variants = {each: {**macros, "CLUSTER": each.cluster, "WARPS": each.warps, "STAGES": each.stages,
+                       "NUM_SHARES": each.shares * num_multiprocessors(device) // num_kv_heads,
                        "SHARED_BYTES": _shared_bytes(each, head_dim, num_heads // num_kv_heads)}
                 for each in (tiling, *(tiling for _, tiling in TILINGS))}
     cuda_source.compile_together(SOURCE, list(variants.values()), device)  # others are wanted soon, for more rows

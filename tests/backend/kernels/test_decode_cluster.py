@@ -12,10 +12,10 @@ from tests.backend.kernels.decode_batch import make_decode
 
 pytestmark = pytest.mark.hopper
 
-LENS = [1, 16, 17, 2048, 0, 129, 5000, 300, 128]
+LENS = [1, 16, 17, 2048, 0, 129, 5000, 300, 128, 600, 1000]  # of 1, 2, 4 and 8 blocks in a cluster of 8
 USED = [row for row, length in enumerate(LENS) if length]
 SHAPES = [(32, 8, 128, 64), (4, 4, 128, 16), (14, 2, 64, 48), (8, 1, 128, 128)]  # heads, KV heads, D, block size
-TILINGS = [*(tiling for _, tiling in decode_cluster.TILINGS), Tiling(2, 2, 3), Tiling(1, 4, 1)]
+TILINGS = [*(tiling for _, tiling in decode_cluster.TILINGS), Tiling(2, 2, 3), Tiling(1, 4, 1), Tiling(4, 4, 1, 1)]
 
 
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
