@@ -1,18 +1,18 @@
 // Decode attention over a 16-bit KV cache in CUDA C++: rotary, KV store, attention, merge, as in decode_attention.py.
 //
-// A cluster of blocks has a row's KV head to itself, each block an equal run of its tokens, and what they have found is
-// added up through their shared memory: no partial sums in memory, no counter of who has finished. What few rows have
-// cached is read in a few microseconds; what takes time is what waits for something else. So all that the first STAGES
-// tiles of each warp need is under way before the kernel that makes q has ended (programmatic dependent launch).
+// Some blocks of a cluster, or all, have a row's KV head to themselves, each block an equal run of its tokens, and what
+// they have found is added up through their shared memory: no partial sums in memory, no counter of who has finished.
+// What few rows have cached is read in a few microseconds; what takes time is what waits for something else. So all that
+// the first STAGES tiles of each warp need is under way before the kernel that makes q has ended (programmatic dependent
+// launch).
 //
 // A warp multiplies 16 tokens with the query heads, at most 8, in instructions of the tensor cores, and keeps its own
 // running softmax. In shared memory the 16-byte chunks of a token change places by the token's number, so that neither
 // the copies nor ldmatrix meet in a bank.
 //
 // Compiled by decode_cluster.py, which defines: HEAD_DIM (64 or 128, all of it rotated), NUM_HEADS, NUM_KV_HEADS,
-// BLOCK_SIZE, CLUSTER (blocks), WARPS (of a block), STAGES (tiles of a warp under way), NUM_SHARES (of all rows' tokens;
-// a row that needs fewer blocks, so that none has more than a share, leaves the others of its cluster to other rows. 0:
-// every row has the whole cluster), SHARED_BYTES (of a block), IS_HALF (1: float16, 0: bfloat16).
+// BLOCK_SIZE, CLUSTER (blocks), WARPS (of a block), STAGES (tiles of a warp under way), NUM_SHARES (of all rows' tokens,
+// see find_work; 0: a row's KV head has a whole cluster), SHARED_BYTES (of a block), IS_HALF (1: float16, 0: bfloat16).
 
 #include "prelude.cuh"
 #include "cluster.cuh"
@@ -73,31 +73,64 @@ __device__ __forceinline__ void rotate(uint4& first, uint4& second, const float4
     rotate(first.w, second.w, make_float2(cosine[1].z, cosine[1].w), make_float2(sine[1].z, sine[1].w));
 }
 
+// A block is number `rank` of the `num_blocks` that share a row's KV head, of which `first` is the first in its cluster.
+// context_len 0: there is nothing to do.
+struct Work { int row, kv_head, context_len, num_blocks, rank, first; };
+
+// With NUM_SHARES a KV head has the fewest blocks, a power of two, of which none has more than a share of all tokens, so
+// that a long row has as many as there are and a short one among many no more than it needs. Decided here, from the
+// lengths, so that one CUDA graph serves all: a row has the next few clusters behind those of the row before it.
+__device__ __forceinline__ Work find_work(const int* context_lens, int num_rows) {
+    int cluster = blockIdx.x / CLUSTER;
+    const int own = blockIdx.x % CLUSTER;
+#if NUM_SHARES
+    const int lane = threadIdx.x % 32;
+    int all_tokens = 0;
+    for (int row = lane; row < num_rows; row += 32) all_tokens += context_lens[row];
+    const int share = (__reduce_add_sync(ALL, all_tokens) + NUM_SHARES - 1) / NUM_SHARES;
+    for (int start = 0; start < num_rows; start += 32) {
+        const int context_len = start + lane < num_rows ? context_lens[start + lane] : 0;
+        int num_blocks = 1;
+        while (num_blocks < CLUSTER && num_blocks * share < context_len) num_blocks *= 2;
+        const int count = context_len ? (NUM_KV_HEADS * num_blocks + CLUSTER - 1) / CLUSTER : 0;
+        int end = count;
+        #pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const int other = __shfl_up_sync(ALL, end, distance);
+            if (lane >= distance) end += other;
+        }
+        const u32 later = __ballot_sync(ALL, cluster < end);
+        if (later) {
+            const int member = __ffs(later) - 1, blocks = __shfl_sync(ALL, num_blocks, member);
+            const int place = (cluster - __shfl_sync(ALL, end - count, member)) * CLUSTER + own;
+            const int rank = place % blocks, len = __shfl_sync(ALL, context_len, member);
+            return {start + member, place / blocks, place / blocks < NUM_KV_HEADS ? len : 0, blocks, rank, own - rank};
+        }
+        cluster -= __shfl_sync(ALL, end, 31);
+    }
+    return {};
+#else
+    const int row = cluster / NUM_KV_HEADS;
+    return {row, cluster % NUM_KV_HEADS, context_lens[row], CLUSTER, own, 0};
+#endif
+}
+
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS) decode_cluster(
         const u16* q, const u16* k, const u16* v, const long long* positions, const float* cos_sin, u16* k_cache,
         u16* v_cache, const long long* slot_mapping, const int* block_tables, const int* context_lens, u16* output,
         long long q_row_stride, long long q_head_stride, long long k_row_stride, long long k_head_stride,
-        long long v_row_stride, long long v_head_stride, long long table_stride, float scale_log2,
-        int num_rows) {
+        long long v_row_stride, long long v_head_stride, long long table_stride, float scale_log2, int num_rows) {
     extern __shared__ __align__(256) unsigned char memory[];
     Shared& shared = *(Shared*)memory;
     const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const int rank = blockIdx.x % CLUSTER, kv_head = blockIdx.x / CLUSTER % NUM_KV_HEADS;
-    const long long row = blockIdx.x / (CLUSTER * NUM_KV_HEADS);
     let_next_begin();
-    const int context_len = context_lens[row];
-    if (context_len == 0) {
-        wait_for_inputs();
+    const Work work = find_work(context_lens, num_rows);
+    if (work.context_len == 0) {
+        if (blockIdx.x == 0) wait_for_inputs();  // the grid ends after the one in front of it
         return;
     }
-    int num_blocks = CLUSTER;
-#if NUM_SHARES
-    int all_tokens = 0;
-    for (int each = lane; each < num_rows; each += 32) all_tokens += context_lens[each];
-    const int share = __reduce_add_sync(ALL, all_tokens) / NUM_SHARES;
-    while (num_blocks > 1 && num_blocks / 2 * share >= context_len) num_blocks /= 2;
-    if (rank >= num_blocks) return;
-#endif
+    const int kv_head = work.kv_head, context_len = work.context_len, rank = work.rank, num_blocks = work.num_blocks;
+    const long long row = work.row;
     const int log_blocks = 31 - __clz(num_blocks), num_fours = FOURS >> log_blocks;  // that a block finishes
     const u32 barrier = address_of(&shared.barrier);
     if (thread == 0) {
@@ -290,8 +323,8 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
             sum.w += factor * its_sum.w;
         }
         const int target = four * num_blocks / FOURS, place = (rank - target) * num_fours + four;
-        const u32 address = in_block(address_of(shared.received[place]), target);
-        const u32 its_barrier = in_block(barrier, target);
+        const u32 address = in_block(address_of(shared.received[place]), work.first + target);
+        const u32 its_barrier = in_block(barrier, work.first + target);
         send(address, sum, its_barrier);
         send(address + 16, make_float4(top, all, 0, 0), its_barrier);
     }

@@ -3,9 +3,10 @@
 Triton's kernel merges a row's splits through memory, and whoever merges waits for partial sums, a counter and its own
 reads, which takes longer than reading the keys and values of 2,048 tokens. Here the blocks of a cluster merge theirs
 through their shared memory. One row of g8's shape takes 3.7 us instead of 7.1 with 512 tokens, 5.8 instead of 10.7 with
-2,048 and 38 instead of 43 with 32,768; 16 rows of 1,024 take 22 instead of 25; from 64 rows of 1,024 on both read at
-the memory's speed. Slower is a row of 32,768 tokens among three of 512 with m7's 32 KV heads: 145 us, Triton's 137
-(bf16, one H200, 2026-11-21). What each size takes:
+2,048 and 38 instead of 43 with 32,768; 16 rows of 512 take 12 instead of 17, and of 1,024 21 instead of 25; from 64
+rows of 1,024 on both read at the memory's speed. Slower are m7's 32 KV heads with one row of 8,192 tokens (40 us,
+Triton's 38) and with 32,768 tokens among three rows of 512 (146, Triton's 136; bf16, one H200, 2026-11-21). What each
+size takes:
 
     python -m benchmarks.kernels --shape g8 --only decode_attention
 
@@ -38,21 +39,20 @@ MIN_KV_HEADS = 2  # one row's single KV head is one cluster, which is slow over 
 class Tiling:
     """A cluster has `cluster` blocks of `warps` warps, each of which has `stages` tiles under way.
 
-    shares  all tokens of a batch are so many shares on a multiprocessor, and a row has no more of its cluster's blocks
-            than it needs to have a share each; 0: always all of them"""
+    shares  of all tokens, that a multiprocessor works on at a time: see find_work in the source. 0: a row's KV head
+            has a whole cluster"""
 
     cluster: int
     warps: int
     stages: int
-    shares: int = 0
+    shares: float = 0
 
 
-# By rows times KV heads, each of which has a cluster: from how many on which tiling is used. Of those measured for 1 to
-# 256 rows of 512 to 32,768 tokens on an H200 the best, or near it, that does not leave one long row among short ones to
-# a few blocks. 32,768 tokens among 63 rows of 1,024 take 119 us (Triton's kernel 119), and 177 in clusters of two,
-# which are 1 to 2 % faster where all are alike; among 15 rows of 512 they take 51 us (Triton's 53), and 80 in clusters
-# of four, which take 11 us for 16 rows of 512 (15.7, Triton's 16.2).
-TILINGS = ((2048, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (17, Tiling(8, 4, 2, 3)), (9, Tiling(8, 4, 3)),
+# By rows times KV heads: from how many on which tiling is used. Of those measured for 1 to 256 rows of 512 to 32,768
+# tokens on an H200 the best, or near it, that does not leave one long row among short ones to a few blocks. 32,768
+# tokens among 63 rows of 1,024 take 118 us (Triton's kernel 121), and 177 in clusters of two, which are 1 to 2 % faster
+# where all are alike; with shares they take 105, but 64 rows of 1,024 alone 79 instead of 71.
+TILINGS = ((2048, Tiling(2, 4, 2)), (129, Tiling(4, 4, 2)), (17, Tiling(8, 4, 2, 1.5)), (9, Tiling(8, 4, 3)),
            (0, Tiling(8, 8, 2)))
 
 
@@ -77,21 +77,34 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, cos_sin: Te
     """See reference.paged_decode, for what fits."""
     num_rows, num_heads, head_dim = q.shape
     output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    num_clusters = num_rows * cache.num_kv_heads
-    tiling = _tiling(num_clusters)
+    tiling = _tiling(num_rows * cache.num_kv_heads)
     kernel = _kernel(head_dim, num_heads, cache.num_kv_heads, cache.block_size, q.dtype == torch.float16, tiling,
                      q.device)
     pointers = (q, k, v, positions, cos_sin, cache.k, cache.v, slot_mapping, block_tables, context_lens, output)
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), block_tables.stride(0))
-    kernel.launch(num_clusters * tiling.cluster, [
+    kernel.launch(_num_clusters(num_rows, cache.num_kv_heads, tiling, q.device) * tiling.cluster, [
         *((tensor.data_ptr(), ctypes.c_void_p) for tensor in pointers),
         *((stride, ctypes.c_longlong) for stride in strides), (scale * LOG2_E, ctypes.c_float),
         (num_rows, ctypes.c_int)])
     return output
 
 
-def _tiling(num_clusters: int) -> Tiling:
-    return next(tiling for least, tiling in TILINGS if num_clusters >= least)
+def _tiling(num_units: int) -> Tiling:
+    return next(tiling for least, tiling in TILINGS if num_units >= least)
+
+
+def _num_shares(tiling: Tiling, num_kv_heads: int, device: torch.device) -> int:
+    return int(tiling.shares * num_multiprocessors(device)) // num_kv_heads
+
+
+def _num_clusters(num_rows: int, num_kv_heads: int, tiling: Tiling, device: torch.device) -> int:
+    """As many as there can be work for, whatever the lengths are: a KV head has one block, or less than two a share."""
+    num_units, num_shares = num_rows * num_kv_heads, _num_shares(tiling, num_kv_heads, device)
+    if num_shares == 0:
+        return num_units
+    num_blocks = num_kv_heads * (2 * num_shares + num_rows)
+    unused = num_rows * (tiling.cluster - 1) if num_kv_heads % tiling.cluster else 0  # behind a row's last KV head
+    return min(num_units, (num_blocks + unused) // tiling.cluster)
 
 
 def _shared_bytes(tiling: Tiling, head_dim: int, group: int) -> int:
@@ -112,7 +125,7 @@ def _kernel(head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, i
     macros = {"HEAD_DIM": head_dim, "NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "BLOCK_SIZE": block_size,
               "IS_HALF": int(is_half)}
     variants = {each: {**macros, "CLUSTER": each.cluster, "WARPS": each.warps, "STAGES": each.stages,
-                       "NUM_SHARES": each.shares * num_multiprocessors(device) // num_kv_heads,
+                       "NUM_SHARES": _num_shares(each, num_kv_heads, device),
                        "SHARED_BYTES": _shared_bytes(each, head_dim, num_heads // num_kv_heads)}
                 for each in (tiling, *(tiling for _, tiling in TILINGS))}
     cuda_source.compile_together(SOURCE, list(variants.values()), device)  # others are wanted soon, for more rows
