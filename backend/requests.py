@@ -6,6 +6,7 @@ Used by serving, engine and, for the sampling parameters, worker. Imports no tor
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from typing import Any
 from backend.errors import RequestError
 
 MAX_LOGPROBS = 1024  # alternatives a request may ask for, as in LMDeploy 0.5
+# What every step looks for costs time, which all requests share, and bad words memory: their number times the longest.
+MAX_STOP_TEXTS = 256
+MAX_STOP_LEN = 1024  # characters
+MAX_WORDS = 1024
+MAX_WORD_LEN = 256  # characters, or token ids
 MAX_SEED = 2**64 - 1
 
 
@@ -188,12 +194,20 @@ def _is_number(value: Any, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_tuple_of(values: Any, is_allowed: Callable[[Any], bool]) -> bool:
-    return isinstance(values, tuple) and all(map(is_allowed, values))
+def _is_tuple_of(values: Any, is_allowed: Callable[[Any], bool], most: float = math.inf) -> bool:
+    return isinstance(values, tuple) and len(values) <= most and all(map(is_allowed, values))
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
+
+
+def _is_stop(value: Any) -> bool:
+    return _is_text(value) and len(value) <= MAX_STOP_LEN
+
+
+def _is_word(value: Any) -> bool:
+    return (_is_text(value) or _is_tuple_of(value, _is_integer)) and 0 < len(value) <= MAX_WORD_LEN
 
 
 def _is_bias(value: Any) -> bool:
@@ -215,11 +229,13 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frequency_penalty": (lambda value: _is_number(value, -2, 2), "a number in [-2, 2]"),
     "seed": (lambda value: value is None or _is_integer(value, 0, MAX_SEED), "an integer in 0..2^64-1, or None"),
     "logit_bias": (lambda value: _is_tuple_of(value, _is_bias), "pairs of a token id and a finite bias"),
-    "bad_words": (lambda value: _is_tuple_of(
-        value, lambda word: _is_text(word) or (word != () and _is_tuple_of(word, _is_integer))),
-        "a text, or a tuple of texts or of tuples of token ids, none empty"),
-    "stop_ids": (lambda value: _is_tuple_of(value, _is_integer), "a tuple of token ids"),
-    "stop": (lambda value: _is_tuple_of(value, _is_text), "a text, or a tuple of texts, none empty"),
+    "bad_words": (lambda value: _is_tuple_of(value, _is_word, MAX_WORDS),
+                  f"a text, or a tuple of up to {MAX_WORDS:,} texts or tuples of token ids, each of 1 to "
+                  f"{MAX_WORD_LEN} characters or ids"),
+    "stop_ids": (lambda value: _is_tuple_of(value, _is_integer, MAX_WORDS),
+                 f"a tuple of up to {MAX_WORDS:,} token ids"),
+    "stop": (lambda value: _is_tuple_of(value, _is_stop, MAX_STOP_TEXTS),
+             f"a text, or a tuple of up to {MAX_STOP_TEXTS} texts, each of 1 to {MAX_STOP_LEN:,} characters"),
     "ignore_eos": (lambda value: isinstance(value, bool), "True or False"),
     "skip_special_tokens": (lambda value: isinstance(value, bool), "True or False"),
     "logprobs": (lambda value: value is None or _is_integer(value, 0, MAX_LOGPROBS),
@@ -240,4 +256,4 @@ def _as_tuples(value: Any) -> Any:
 def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
     if not is_allowed:
         fault = "is out of range" if isinstance(value, (int, float)) else "does not work"
-        raise RequestError(f"{name}={value!r} {fault}; use {allowed}", name)
+        raise RequestError(f"{name}={reprlib.repr(value)} {fault}; use {allowed}", name)

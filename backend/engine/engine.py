@@ -88,7 +88,7 @@ class Engine:
 
     def abort_group(self, group: str) -> None:
         """Aborts the requests with the ids `group`/0, `group`/1 and so on. Raises RequestError if there is none."""
-        named = [request_id for request_id in self._sequences if request_id.rpartition("/")[0] == group]
+        named = [request_id for request_id in self._sequences if request_id.rpartition("/")[:2] == (group, "/")]
         if not named:
             raise RequestError(f"no request of {group!r} is under way")
         for request_id in named:

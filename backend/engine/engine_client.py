@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from backend import errors
 from backend.engine.messages import Command, Event, unlimited_queues
-from backend.errors import EngineDeadError, MillraceError, RequestError
+from backend.errors import ContextLengthError, EngineDeadError, MillraceError, RequestError
 from backend.requests import EngineStats, FinishReason, GenerateOutput, GenerateRequest
 
 
@@ -85,12 +85,19 @@ class EngineClient:
         """An id that no request of any front end of this engine has had."""
         return f"{self._name}-{next(self._numbers)}"
 
+    def check_length(self, num_tokens: int) -> None:
+        """Raises ContextLengthError for a prompt that the engine, which all share, need not read to refuse it."""
+        if num_tokens > self.session_len:
+            raise ContextLengthError(f"{num_tokens} prompt tokens exceed session_len={self.session_len}; shorten the "
+                                     "prompt")
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateOutput, None]:
         """The request's outputs until one has a finish_reason. Leaving the iteration early aborts the request.
 
         Raises what the engine refused it with (RequestError, SessionError …), or EngineDeadError."""
         if self._dead is not None:
             raise self._dead
+        self.check_length(len(request.token_ids))
         if request.request_id in self._waiting:
             raise RequestError(f"request id {request.request_id!r} is in use; give each request its own")
         stream = self._waiting[request.request_id] = asyncio.Queue()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from tritonclient.grpc import service_pb2
 
 from backend.serving.http_tensors import json_to_raw, raw_to_json, set_parameters
@@ -53,8 +52,13 @@ def _unnested(document: Mapping[str, Any]):
 
 
 def _shape(key: str, value: Any, spec: ModelSpec) -> list[int]:
-    try:
-        shape = list(np.shape(value)) or [1]
-    except ValueError:
-        raise ProtocolError("INVALID_ARGUMENT", f"rows of input '{key}' have different lengths") from None
-    return [1, *shape] if spec.max_batch_size else shape
+    shape: list[int] = []
+    rows = [value]
+    while rows and isinstance(rows[0], list):
+        shape.append(len(rows[0]))
+        if not all(isinstance(row, list) and len(row) == shape[-1] for row in rows):
+            break
+        rows = [value for row in rows for value in row]
+    if any(isinstance(row, list) for row in rows):
+        raise ProtocolError("INVALID_ARGUMENT", f"rows of input '{key}' have different lengths")
+    return [*([1] if spec.max_batch_size else []), *(shape or [1])]

@@ -68,7 +68,7 @@ class Inference:
         except MillraceError:
             raise
         except Exception as error:
-            logger.exception("model '%s' failed on request '%s'", call.model.spec.name, call.context.request_id)
+            logger.exception("model '%s' failed on request %r", call.model.spec.name, call.context.request_id)
             reason = (str(error).splitlines() or [""])[0]
             raise ProtocolError("INTERNAL", f"{type(error).__name__}: {reason}") from error
         finally:
@@ -95,5 +95,5 @@ async def _close(responses: AsyncGenerator[dict[str, np.ndarray], None], call: I
     try:
         await responses.aclose()
     except Exception:  # the answer stands whatever its model does afterwards
-        logger.exception("model '%s' failed while request '%s' was closed", call.model.spec.name,
+        logger.exception("model '%s' failed while request %r was closed", call.model.spec.name,
                          call.context.request_id)

@@ -31,9 +31,13 @@ class Inputs:
             raise RequestError(f"{name} holds {len(values)} values; send exactly one")
         return values[0].item()
 
-    def ids(self, name: str) -> tuple[int, ...]:
-        """All elements of an input in their order, as integers."""
-        return tuple(self._tensors[name].reshape(-1).tolist())
+    def size(self, name: str) -> int:
+        """How many elements an input has."""
+        return self._tensors[name].size
+
+    def ids(self, name: str, count: int) -> tuple[int, ...]:
+        """The first elements of an input in their order, as integers."""
+        return tuple(self._tensors[name].reshape(-1)[:count].tolist())
 
     def texts(self, name: str) -> tuple[str, ...]:
         """All elements of a STRING input. Raises RequestError for what is not UTF-8."""

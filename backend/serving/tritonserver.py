@@ -80,7 +80,7 @@ class TritonModel:
         except MillraceError as error:
             last = _failure(error)
         except Exception as error:
-            logger.exception("model '%s' failed on request '%s'", self._model.name, context.request_id)
+            logger.exception("model '%s' failed on request %r", self._model.name, context.request_id)
             reason = (str(error).splitlines() or [""])[0]
             last = _error_response(f"{type(error).__name__}: {reason}", "INTERNAL")
         if last is None:

@@ -90,10 +90,11 @@ class TurbomindModel:
         return request, tuple(word for word in words if len(word) > 1)
 
     def _token_ids(self, inputs: Inputs) -> tuple[int, ...]:
-        ids, length = inputs.ids("input_ids"), inputs.scalar("input_lengths")
-        if length > len(ids):
-            raise RequestError(f"input_lengths is {length}, but input_ids holds {len(ids)} tokens")
-        return ids[:length]
+        size, length = inputs.size("input_ids"), inputs.scalar("input_lengths")
+        if length > size:
+            raise RequestError(f"input_lengths is {length}, but input_ids holds {size} tokens")
+        self._engine.check_length(length)
+        return inputs.ids("input_ids", length)
 
     def _refuse_what_is_not_implemented(self, inputs: Inputs) -> None:
         off_values = {**_OFF_VALUES, "start_id": (self._front_end.model.bos_token_id,)}

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from backend.errors import ContextLengthError, RequestError
+from backend.errors import RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
@@ -61,9 +61,7 @@ def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingPar
 
     prompt_logprobs  see GenerateRequest
     Raises ContextLengthError and RequestError."""
-    if len(token_ids) > context.engine.session_len:  # the engine, which all share, would have to read them first
-        raise ContextLengthError(f"{len(token_ids)} prompt tokens exceed session_len={context.engine.session_len}; "
-                                 "shorten the prompt")
+    context.engine.check_length(len(token_ids))
     resolved = context.front_end.resolved(sampling)
     made = []
     for index in range(num_choices):

@@ -15,6 +15,7 @@ import msgspec
 
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 * 2**20
+MAX_SHARE = 16  # of these, of which an answer has one at most: reading and writing it keeps everybody waiting
 LOCK_TIMEOUT_S = 5.0
 # The index holds all that a bound needs: without it every answer's page would be read for the sum.
 _SCHEMA = """
@@ -37,8 +38,8 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """Answers by id. One that alone exceeds max_bytes is not kept. Earlier items are stored, and counted, with every
-    answer to them.
+    """Answers by id. One of more than a MAX_SHARE-th of max_bytes is not kept. Earlier items are stored, and counted,
+    with every answer to them.
 
     file  shared with the stores of other processes; None: nobody else's"""
 
@@ -57,6 +58,8 @@ class ResponseStore:
 
     def put(self, response: StoredResponse) -> None:
         document = msgspec.json.encode((response.body, response.input_items))
+        if len(document) > self._max_bytes // MAX_SHARE:
+            return
         self._database.execute("BEGIN IMMEDIATE")
         with self._database:  # committed, or undone
             self._database.execute("INSERT OR REPLACE INTO response VALUES (?, ?, ?, ?)",

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backend.errors import RequestError
-from backend.requests import MAX_SEED, SamplingParams
+from backend.requests import MAX_SEED, MAX_STOP_LEN, MAX_WORDS, SamplingParams
 
 MAX_CHOICES = 128
 MAX_STOP_TEXTS = 16
 MAX_METADATA = 16  # OpenAI's
 MAX_FIELDS = 256  # of one object
 MAX_BIASES = 1024
-StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LEN)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -73,7 +73,7 @@ class SamplingFields(ApiModel):
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 keep all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_WORDS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     skip_special_tokens: bool | None = None

@@ -119,14 +119,19 @@ def test_a_group_of_requests_is_aborted_by_its_name_from_another_front_end():
     async def play(engine: AsyncEngine) -> list[list[GenerateOutput]]:
         async with EngineClient(engine.address) as other:
             running = [asyncio.create_task(collect(engine, request(name, sampling=endless)))
-                       for name in ("chat-1/0", "chat-1/1", "chat-10/0")]
-            while (await other.stats()).num_running < 3:
+                       for name in ("chat-1/0", "chat-1/1", "chat-10/0", "alone")]
+            while (await other.stats()).num_running < 4:
                 await asyncio.sleep(0.01)
+            with pytest.raises(RequestError, match="no request of '' is under way"):  # though one has no group
+                await other.abort_group("")
             await other.abort_group("chat-1")
             ended = [await task for task in running[:2]]
             assert not running[2].done()
             await other.abort_group("chat-10")
             ended.append(await running[2])
+            assert not running[3].done()
+            await engine.abort("alone")
+            ended.append(await running[3])
             with pytest.raises(RequestError, match="no request of 'chat-1' is under way"):
                 await other.abort_group("chat-1")
             return ended

@@ -199,6 +199,8 @@ def test_a_stop_request_interrupts_its_session(play):
     ({"top_p_decay": np.array([0.5], np.float32)}, "top_p_decay=0.5 is not implemented"),
     ({"runtime_top_p": np.array([1.5], np.float32)}, "top_p=1.5 is out of range"),
     ({"input_lengths": np.array([99], np.uint32)}, "input_lengths is 99, but input_ids holds"),
+    ({"input_ids": uint(*[5] * 513), "input_lengths": uint(513)}, "513 prompt tokens exceed session_len=512"),
+    ({"bad_words_list": np.array([[[5] * 300, [300] + [-1] * 299]], np.int32)}, "of 1 to 256 characters or ids"),
     ({"stop_words_list": np.array([[[5, 6], [9, -1]]], np.int32)}, "stop_words_list has the ends"),
     ({"request_output_len": uint(600)}, r"600 new .* exceed session_len=512"),
     ({"session_len": np.array([20], np.uint32)}, "exceed session_len=20"),

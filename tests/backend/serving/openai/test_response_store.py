@@ -25,14 +25,19 @@ def test_the_least_recently_used_answer_makes_room():
 
 def test_size_is_bounded_and_counted_to_the_byte():
     store = ResponseStore()
-    store.put(response(1, "x" * 1000))
+    store.put(response(10, "x" * 1000))
     size = store.size()[1]
-    store = ResponseStore(max_bytes=3 * size)
-    for number in range(1, 10):
+    store = ResponseStore(max_bytes=20 * size)
+    for number in range(10, 50):
         store.put(response(number, "x" * 1000))
-    assert store.size() == (3, 3 * size)
-    store.put(response(10, "x" * 4000))
-    assert store.size() == (0, 0)
+    assert store.size() == (20, 20 * size)
+
+
+def test_an_answer_that_is_too_large_is_not_kept_and_costs_no_other():
+    store = ResponseStore(max_bytes=16 * 1000)
+    store.put(response(1))
+    store.put(response(2, "x" * 1000))
+    assert store.get("resp_1") is not None and store.get("resp_2") is None
 
 
 def test_a_deleted_answer_is_gone():
