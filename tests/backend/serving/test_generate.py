@@ -11,7 +11,8 @@ from backend.serving.generate import read_generate
 from backend.serving.model_config import read_model_config
 from backend.serving.protocol_error import ProtocolError
 
-CHAT = read_model_config(Path("workspace_template/triton_models/chat/config.pbtxt"))
+TEMPLATE = Path(__file__).resolve().parents[3] / "workspace_template/triton_models"
+CHAT = read_model_config(TEMPLATE / "chat/config.pbtxt")
 
 
 @pytest.mark.parametrize(("value", "shape"), [
