@@ -134,6 +134,10 @@ def _cure(report: AccuracyReport) -> str:
 def _report(values: dict[str, Any]) -> AccuracyReport:
     report = AccuracyReport(**values)
     figures = (report.base_perplexity, report.perplexity, report.kl_divergence, report.top1_agreement)
-    if not all(isinstance(figure, (int, float)) and math.isfinite(figure) for figure in figures):
+    are_numbers = all(isinstance(figure, (int, float)) and math.isfinite(figure) for figure in figures)
+    if not are_numbers or min(report.base_perplexity, report.perplexity) <= 0:
         raise ValueError(f"its figures are {figures}")
+    words = report.weights, report.kv, report.base, report.text
+    if not isinstance(report.num_tokens, int) or not all(isinstance(word, str) for word in words):
+        raise ValueError("its number of tokens or a name is of another kind")
     return report

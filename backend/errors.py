@@ -15,6 +15,10 @@ class CheckpointError(MillraceError):
     """A source checkpoint that is missing, damaged or of an unsupported kind."""
 
 
+class NotFiniteError(CheckpointError):
+    """Weights or activations that are NaN, infinite, or too large for what they are to become."""
+
+
 class WorkspaceError(MillraceError):
     """A workspace folder that is missing, incomplete or in the way."""
 

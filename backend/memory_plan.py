@@ -5,6 +5,7 @@ that are planned here) and scheduler (blocks_of)."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -75,7 +76,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes
     if free <= other or most < 1:
         raise CapacityError(f"weights need {_gib(weights)} and work space {_gib(other)}, "
                             f"but {_gib(free + weights)} is free; "
-                            f"use {_larger_tp(model, config.tp)}a device with more memory")
+                            f"use {_larger_tp(model, config, dtype, free + weights, on_cpu)}a device with more memory")
     wanted = config.cache_max_entry_count
     per_session = blocks_of(config.session_len, config.block_size)
     if wanted >= 1:
@@ -193,8 +194,14 @@ def graph_bytes(model: ModelConfig, config: EngineConfig, dtype: str) -> int:
     return len(sizes) * model.num_layers * GRAPH_LAYER_BYTES + sizes[-1] * (activations + logits) + tables
 
 
-def _larger_tp(model: ModelConfig, tp: int) -> str:
-    return next((f"tp={possible} or " for possible in possible_tp(model) if possible > tp), "")
+def _larger_tp(model: ModelConfig, config: EngineConfig, dtype: str, free_bytes: int, on_cpu: bool) -> str:
+    """The first with which weights and work space fit, in words; nothing where there is none."""
+    for tp in possible_tp(model):
+        shared = dataclasses.replace(config, tp=tp)
+        needed = weights_bytes(model, dtype, tp) + other_bytes(model, shared, dtype, on_cpu)
+        if tp > config.tp and needed < free_bytes:
+            return f"tp={tp} or "
+    return ""
 
 
 def _gib(num_bytes: int) -> str:

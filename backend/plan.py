@@ -6,6 +6,7 @@ the share of the card that the KV cache is given. Needs no GPU, no weights and n
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ DEFAULT_SESSION_LEN = 8192  # of a model that knows more, where nothing else is 
 # itself takes half a GiB more.
 SHARE_THERE = 0.98
 CUDA_GIB = 0.5
+MAX_GB = 100_000.0
 TITLES = ("weights", "KV cache", "cache_max_entry_count", "weights, GiB", "KV, GiB", "other, GiB", "tokens", "fits")
 NUM_TEXT = 2  # columns; then numbers, but for the last
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -41,9 +43,16 @@ Names that need no files: {', '.join(KNOWN_MODELS)}.
 """
 
 
+def _numbers(_context: click.Context, _option: click.Parameter, sizes: tuple[float, ...]) -> tuple[float, ...]:
+    if any(map(math.isnan, sizes)):  # which no range refuses
+        raise click.BadParameter("nan is no number of GB")
+    return sizes
+
+
 @click.command(context_settings=CONTEXT_SETTINGS, epilog=EPILOG)
 @click.argument("model")
-@click.option("--gpu_memory", "sizes", type=click.FloatRange(min=1), multiple=True, default=(24.0,), show_default=True,
+@click.option("--gpu_memory", "sizes", type=click.FloatRange(1, MAX_GB), callback=_numbers, multiple=True,
+              default=(24.0,), show_default=True,
               help="GB of a card, as it is sold; may be given several times.")
 @click.option("--tp", type=click.IntRange(min=1), help="Cards that share the model.  [default: the workspace's, or 1]")
 @click.option("--session_len", type=click.IntRange(min=1),

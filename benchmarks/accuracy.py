@@ -27,7 +27,7 @@ from backend.logs import warnings_only
 from backend.memory_plan import kv_block_bytes, weights_bytes
 from backend.model_source import ModelSource, open_model
 from benchmarks.heldout import heldout_text, is_demo, skills
-from benchmarks.record import RESULTS, save
+from benchmarks.record import RESULTS, check_folder, save
 from converter.accuracy import EvaluationText, evaluation_text, kv_format_of, measure_baseline
 from converter.calibration_text import contents, read_calibration_text
 
@@ -55,6 +55,8 @@ def main(models: tuple[str, ...], against: str | None, text: str | None, max_tok
          policies: tuple[str, ...], device: str | None, dtype: str | None, asks: bool, limit: int | None,
          file: Path | None) -> None:
     """Loss against memory of MODELS, workspaces or Hugging Face folders, each with every KV cache format."""
+    if file is not None:
+        check_folder(file)
     base = open_model(against or models[0])
     if base.model.quant is not None:
         raise ConfigError(f"the weights of {base.path} are quantised; name the model as it was with --against")

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from backend.errors import ConfigError
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "vllm", "lmdeploy")
 
@@ -32,10 +34,31 @@ def conditions() -> dict[str, Any]:
     }
 
 
+def check_folder(file: Path) -> None:
+    """Makes the folder of a file that is to be written at the end. Raises ConfigError where that cannot be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(file, error) from None
+    if not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"{file.parent} is not writable; choose another file")
+
+
 def save(file: Path, figures: dict[str, Any]) -> None:
-    """Writes figures and conditions as one JSON document."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**conditions(), **figures}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes figures and conditions as one JSON document, whole or not at all. Raises ConfigError."""
+    check_folder(file)
+    partial = file.with_name(f".{file.name}.partial")
+    text = json.dumps({**conditions(), **figures}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{file} cannot be written: {error.strerror}; make room or choose another file")
 
 
 def _cpu_name() -> str:

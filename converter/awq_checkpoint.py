@@ -6,7 +6,6 @@ what they hold; a run with the same fingerprint goes on after the last of them. 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from backend import safetensors_file
 from backend.accuracy_report import ACCURACY_FILE
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, NotFiniteError
 from converter.checkpoint import HF_CONFIG, Checkpoint
+from converter.folder_lock import lock_folder
 from converter.lazy_tensor import Cast, LazyTensor
 from converter.safetensors_file import write_safetensors
 
@@ -37,7 +37,9 @@ _SPARE_BYTES = 64 << 20
 
 
 class AwqCheckpoint:
-    """The folder `destination`, in the making; a context in which an error leaves finished layers, and nothing else."""
+    """The folder `destination`, in the making; a context in which an error leaves finished layers, and nothing else.
+
+    NotFiniteError leaves nothing: another checkpoint's layers are others."""
 
     def __init__(self, destination: Path, source: Checkpoint, num_layers: int, fingerprint: Mapping[str, Any]) -> None:
         """fingerprint: JSON values; what an earlier run with another one has left is deleted, which is said.
@@ -51,7 +53,7 @@ class AwqCheckpoint:
         _check_destination(self.destination, source.folder.resolve())
         with self._file_system():
             self.partial.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.partial)
+            self._lock = lock_folder(self.partial, "--work-dir")
             try:
                 if _read(self.partial / FINGERPRINT) != fingerprint:
                     num_layers_left = sum(map(_is_layer, self.partial.iterdir()))
@@ -71,12 +73,12 @@ class AwqCheckpoint:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is not None:
-            self._keep_or_remove()
+        if error is not None and self.partial.is_dir():  # it was not published
+            self._keep_or_remove(error)
         os.close(self._lock)
 
-    def _keep_or_remove(self) -> None:
-        if self.num_finished:
+    def _keep_or_remove(self, error: BaseException) -> None:
+        if self.num_finished and not isinstance(error, NotFiniteError):
             logger.warning("%s of %s layers are kept in %s; the same command goes on from there", self.num_finished,
                            self.num_layers, self.partial)
         else:
@@ -102,7 +104,7 @@ class AwqCheckpoint:
         self._write_shard(index, {name: _Loaded(name, tensor) for name, tensor in tensors.items()})
 
     def finish(self, others: Mapping[str, LazyTensor], dtype: torch.dtype, quantization: Mapping[str, Any]) -> None:
-        """Writes the tensors outside of layers, in `dtype`, and all small files; the folder is then complete.
+        """Writes the tensors outside of layers, in `dtype`, and all small files; `partial` is then a whole checkpoint.
 
         quantization  config.json's quantization_config"""
         self._write_shard(self.num_layers, {name: tensor if tensor.dtype == dtype else Cast(tensor, dtype)
@@ -120,6 +122,10 @@ class AwqCheckpoint:
             for file in self._source.folder.iterdir():
                 if _is_copied(file):
                     shutil.copyfile(file, self.partial / file.name)
+
+    def publish(self) -> None:
+        """The finished folder becomes the destination."""
+        with self._file_system():
             self.partial.rename(self.destination)  # also onto an empty folder
             (self.destination / FINGERPRINT).unlink()
 
@@ -168,22 +174,6 @@ class _Loaded(LazyTensor):
 
     def read_rows(self, start: int, stop: int, out: Tensor) -> None:
         out.copy_(self.tensor[start:stop])
-
-
-def _lock(folder: Path) -> int:
-    """A file descriptor that holds the folder for this process, which may end in any way, until it is closed.
-
-    Raises CheckpointError where another process holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CheckpointError(f"{folder} is being written by another run; wait until that has ended, or choose another "
-                              "--work-dir") from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor
 
 
 def _check_destination(destination: Path, source: Path) -> None:

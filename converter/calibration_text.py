@@ -57,7 +57,10 @@ def read_calibration_text(dataset: str | None, num_tokens: int, seed: int = 0) -
                           f" or one of {', '.join(DATASETS)}")
     documents = _sample((document for file in files for document in _read(file)), num_tokens * TOKEN_CHARACTERS, seed)
     if not documents:
-        raise ConfigError(f"{files[0]} holds no text; a record needs one of the fields {', '.join(FIELDS)}")
+        is_plain = ".txt" in files[0].suffixes
+        raise ConfigError(f"{files[0]} " + ("is empty; give a longer text" if is_plain else
+                          "holds no text; a record, in .json and .jsonl one object a line, needs one of the fields "
+                          f"{', '.join(FIELDS)}"))
     return CalibrationText(dataset, documents)
 
 

@@ -5,7 +5,9 @@ x ≈ q * scale + zero with q an int8. Used by kv_qparams.py, and from Python.""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import safetensors.torch
@@ -14,15 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backend.accuracy_report import drop_reports, read_reports
-from backend.config import EngineConfig, ModelConfig, check_engine
+from backend.config import EngineConfig, check_engine
 from backend.errors import CheckpointError, WorkspaceError
 from backend.forward_batch import ForwardBatch
 from backend.kv_format import KvFormat
 from backend.model_source import ModelSource, open_model
-from backend.worker.past_kv_scale import FORMAT
+from backend.worker.past_kv_scale import identity
 from backend.workspace import CONFIG, PAST_KV_SCALE, Workspace
 from converter.calibration_windows import Calibration
 from converter.checkpoint import HF_CONFIG
+from converter.folder_lock import lock_folder
 from converter.layerwise import LayerwiseModel, keys_and_values
 from converter.loss_report import report_loss
 
@@ -44,18 +47,20 @@ def calibrate_kv(folder: Path, output_dir: Path, calibration: Calibration, *, is
     check_engine(source.model, EngineConfig(session_len=1, tp=num_tp))  # that of windows is checked next
     calibration.check_length(source)
     workspace = _workspace(output_dir)
-    if workspace is not None:
-        _check_same_model(source, workspace)
-        read_reports(output_dir)  # a damaged file is an error now, not after the work
-    windows = calibration.draw(source)
-    layers = LayerwiseModel(source, EngineConfig(session_len=windows.drawn.shape[1], device=device))
-    ranges = measure_ranges(layers, windows.drawn, offload, show_progress)
-    model_name = (workspace or source).model.model_name
-    file = _write(output_dir, scales_of(ranges, is_symmetric), source.model, model_name)
-    if workspace is not None:
-        engine = EngineConfig(session_len=windows.drawn.shape[1], quant_policy=4, device=device)
-        report_loss(source, workspace, engine, windows.evaluation_text(), output_dir,
-                    show_progress=show_progress)
+    with ExitStack() as stack:
+        if workspace is not None:
+            _check_same_model(source, workspace)
+            # Else two runs would measure the same scales, each as its own.
+            stack.callback(os.close, lock_folder(output_dir, "--output_dir"))
+            read_reports(output_dir)  # a damaged file is an error now, not after the work
+        windows = calibration.draw(source)
+        layers = LayerwiseModel(source, EngineConfig(session_len=windows.drawn.shape[1], device=device))
+        ranges = measure_ranges(layers, windows.drawn, offload, show_progress)
+        file = _write(output_dir, scales_of(ranges, is_symmetric), identity(workspace or source))
+        if workspace is not None:
+            engine = EngineConfig(session_len=windows.drawn.shape[1], quant_policy=4, device=device)
+            report_loss(source, workspace, engine, windows.evaluation_text(), output_dir,
+                        show_progress=show_progress)
     return file
 
 
@@ -133,11 +138,8 @@ def _check_same_model(source: ModelSource, workspace: Workspace) -> None:
                                  f"{name} differ; give the output_dir of this model's workspace, or convert it first")
 
 
-def _write(output_dir: Path, scales: Tensor, model: ModelConfig, model_name: str) -> Path:
+def _write(output_dir: Path, scales: Tensor, metadata: dict[str, str]) -> Path:
     tensors = {f"layers.{index}.past_kv_scale": layer.contiguous() for index, layer in enumerate(scales)}
-    metadata = {"format": FORMAT, "model_name": model_name, **{
-        name: str(getattr(model, name))
-        for name in ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")}}
     file = output_dir / PAST_KV_SCALE.name
     unfinished = file.with_suffix(".unfinished")
     try:

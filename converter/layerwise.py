@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backend.config import EngineConfig, check_engine
 from backend.distributed import TensorParallel
-from backend.errors import CheckpointError
+from backend.errors import NotFiniteError
 from backend.forward_batch import ForwardBatch, LayerKv
 from backend.kv_format import KvFormat
 from backend.layers.embedding import OutputHead
@@ -79,16 +79,17 @@ class LayerwiseModel:
         index     the layer's place, for messages
         progress  told the number of sequences after each batch
         look      shown each batch when the layer has stored its keys and values
-        Raises CheckpointError where an output is not finite."""
+        Raises NotFiniteError where an output is not finite."""
         for start in range(0, len(hidden), batch_size):
             inputs = hidden[start : start + batch_size]
             batch = self.batch(len(inputs))
             output = layer(inputs.to(self.device, copy=True).flatten(0, 1), self.rotary, batch)
             if not output.isfinite().all():
-                raise CheckpointError(
+                other = "" if self.dtype == torch.float32 else ", or run with --device cpu, which computes in float32"
+                raise NotFiniteError(
                     f"{self.model.model_name}: layer {index} gives NaN or infinite activations on the calibration text "
-                    f"in {str(self.dtype).removeprefix('torch.')}; the checkpoint may be damaged, download it again, "
-                    "or run with --device cpu, which computes in float32")
+                    f"in {str(self.dtype).removeprefix('torch.')}; the checkpoint may be damaged, download it again"
+                    f"{other}")
             if look is not None:
                 look(batch)
             inputs.copy_(output.view(inputs.shape))

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backend.config import EngineConfig, QuantConfig
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, MillraceError, NotFiniteError
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import LINEARS, Recipe, observe, quantise_layer
 from converter.awq_layout import SourceNames, published_layer
@@ -39,7 +39,8 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
 
     batch_size  windows that run at a time
     device      auto, cpu or cuda
-    Raises MillraceError; the destination is then as it was, and finished layers wait for the same call."""
+    Raises MillraceError; the destination is then as it was, but where only the loss could not be measured or stored,
+    and finished layers wait for the same call."""
     checkpoint, source = _open(folder)
     stored = torch.bfloat16 if source.model.dtype == "float32" else getattr(torch, source.model.dtype)
     model = dataclasses.replace(source.model, quant=QuantConfig(recipe.group_size))  # checks the shapes
@@ -56,14 +57,25 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
                    "dtype": str(layers.dtype), "windows": hashlib.sha256(windows.drawn.numpy().tobytes()).hexdigest()}
     with AwqCheckpoint(destination, checkpoint, model.num_layers, fingerprint) as output:
         output.check_space(num_bytes)
+        for name, tensor in others.items():
+            if not tensor[:].isfinite().all():
+                raise NotFiniteError(f"{name} holds NaN or infinite values; the checkpoint is damaged, download it "
+                                     "again")
         _quantise_layers(layers, windows.drawn, recipe, stored, names, output, batch_size, show_progress)
         output.finish(others, stored, {"quant_method": "awq", "version": "gemm", "bits": BITS,
                                        "group_size": recipe.group_size, "zero_point": True})
-    quantised = open_checkpoint(destination, None)
-    assert quantised is not None, "it has just been written"
-    engine = EngineConfig(session_len=windows.drawn.shape[1], device=device)
-    report_loss(source, quantised, engine, windows.evaluation_text(), destination,
-                show_progress=show_progress)
+        quantised = open_checkpoint(output.partial, None)
+        assert quantised is not None, "it has just been written"
+        quantised = dataclasses.replace(quantised, model=dataclasses.replace(
+            quantised.model, model_name=output.destination.name))
+        engine = EngineConfig(session_len=windows.drawn.shape[1], device=device)
+        try:  # before it is published: what is interrupted here goes on here
+            report_loss(source, quantised, engine, windows.evaluation_text(), output.partial,
+                        show_progress=show_progress)
+        except MillraceError:
+            output.publish()  # the weights are what they are
+            raise
+        output.publish()
 
 
 def _open(folder: Path) -> tuple[Checkpoint, HuggingFaceSource]:
@@ -103,10 +115,10 @@ def _quantise_layers(layers: LayerwiseModel, token_ids: Tensor, recipe: Recipe, 
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError where weights are so large that AWQ's float16 scales cannot hold them."""
+    """Raises NotFiniteError where weights are so large that AWQ's float16 scales cannot hold them."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"{name} would hold values beyond {torch.finfo(tensor.dtype).max:g}, the greatest in "
+            raise NotFiniteError(f"{name} would hold values beyond {torch.finfo(tensor.dtype).max:g}, the greatest in "
                                   "AWQ's layout: the weights are too large, or the checkpoint is damaged; use it "
                                   "unquantised, or download it again")
 

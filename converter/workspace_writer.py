@@ -68,8 +68,9 @@ def new_workspace(destination: Path) -> Iterator[Path]:
         partial.chmod(0o777 & ~_umask())  # mkdtemp's folder is for its owner only
         _swap(partial, destination)
     except OSError as error:
-        raise WorkspaceError(f"{destination} cannot be written: {error.strerror or error}; nothing was left behind, "
-                             "choose another --dst_path or make room") from error
+        first = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
+        raise WorkspaceError(f"{destination} cannot be written: {first}; nothing was left behind, choose another "
+                             "--dst_path or make room") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

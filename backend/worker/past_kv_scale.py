@@ -5,12 +5,13 @@ q in [-128, 127]. Used by worker.py, before anything is loaded."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from backend.config import EngineConfig, ModelConfig
+from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError
 from backend.model_source import ModelSource
@@ -30,7 +31,7 @@ def read_past_kv_scale(source: ModelSource, engine: EngineConfig, tp: TensorPara
     if engine.quant_policy != 4 or not file.is_file():
         return None
     tensors = read_safetensors(file, CURE)
-    _check_model(file, source.model)
+    _check_model(file, source)
     shape = 2, source.model.num_kv_heads, 2
     layers = []
     for index in range(source.model.num_layers):
@@ -49,13 +50,24 @@ def read_past_kv_scale(source: ModelSource, engine: EngineConfig, tp: TensorPara
     return torch.stack((scale, zero - 128 * scale), -1)[:, tp.rank * local_heads:][:, :local_heads].contiguous()
 
 
-def _check_model(file: Path, model: ModelConfig) -> None:
+def identity(source: ModelSource) -> dict[str, str]:
+    """What a file says of the model that it is for. weights: a digest of those that make the first layer's keys and
+    values, which fine-tuning changes where shapes and embeddings stay."""
+    digest = hashlib.sha256()
+    for name, tensor in source.tensors():
+        if name.startswith("layers.0.attention.w_qkv."):
+            digest.update(tensor[:].contiguous().view(torch.uint8).numpy())
+    names = "model_name", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"
+    return {"format": FORMAT, **{name: str(getattr(source.model, name)) for name in names},
+            "weights": digest.hexdigest()[:16]}
+
+
+def _check_model(file: Path, source: ModelSource) -> None:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
-    names = "model_name", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"
-    expected = {"format": FORMAT, **{name: str(getattr(model, name)) for name in names}}
+    expected = identity(source)
     wrong = [name for name, value in expected.items() if metadata.get(name) != value]
     if wrong:
         theirs = ", ".join(f"{name}={metadata.get(name, 'nothing')}" for name in wrong)

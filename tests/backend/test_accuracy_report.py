@@ -58,7 +58,9 @@ def test_a_folder_without_a_report_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"reports": [{"kv": "int8"}]}', '{"reports": 1}',
-                                  json.dumps({"reports": [dataclasses.asdict(GOOD) | {"perplexity": math.nan}]})])
+                                  *(json.dumps({"reports": [dataclasses.asdict(GOOD) | wrong]}) for wrong in (
+                                      {"perplexity": math.nan}, {"base_perplexity": 0}, {"num_tokens": "x"},
+                                      {"text": 3}))])
 def test_a_damaged_file_is_named_with_the_cure(tmp_path: Path, text: str) -> None:
     (tmp_path / ACCURACY_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=f"{ACCURACY_FILE} is no accuracy report .*; delete it"):

@@ -78,11 +78,12 @@ def test_a_plan_of_int4_weights_says_so():
     assert str(int4).startswith("weights 3.7 GiB (int4, groups of 128, float16 activations), KV cache ")
 
 
-def test_where_int4_weights_do_not_fit_the_named_tp_divides_their_groups():
+def test_the_named_tp_is_the_first_with_which_weights_fit_and_divides_their_groups():
     odd = dataclasses.replace(INT4_7B, intermediate_size=129 * 128)
-    for model, cure in ((LLAMA_7B, "tp=2 or "), (INT4_7B, "tp=2 or "), (odd, "")):  # with 0, 86 and 129 groups
+    for model, gib, cure in ((LLAMA_7B, 12, "tp=2 or "), (LLAMA_7B, 6, "tp=4 or "), (LLAMA_7B, 1, ""),
+                             (INT4_7B, 4, "tp=2 or "), (odd, 5, "")):  # of 0, 86 and 129 groups
         with pytest.raises(CapacityError, match=f"use {cure}a device"):
-            plan_memory(model, EngineConfig(4096), "float16", 3 * GIB)
+            plan_memory(model, EngineConfig(4096), "float16", gib * GIB)
 
 
 def test_what_int4_weights_are_unpacked_into_is_planned():

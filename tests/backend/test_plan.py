@@ -99,6 +99,12 @@ def test_where_no_group_size_fits_the_row_of_four_bits_says_so() -> None:
     assert found[0][-1].endswith("conversations of 8,192")
 
 
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "many"])
+def test_a_size_that_no_card_has_is_refused_by_name(size: str) -> None:
+    result = CliRunner().invoke(main, ["internlm2.5-7b", "--gpu-memory", size])
+    assert result.exit_code == 2 and "Invalid value for '--gpu_memory'" in result.output
+
+
 @pytest.mark.parametrize("arguments", [("no-such-model",), ("internlm2.5-7b", "--tp", "3")])
 def test_bad_input_is_an_error_of_ours(arguments: tuple[str, ...]) -> None:
 

@@ -102,9 +102,10 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "text", "message"), [
     ("a.csv", "x", "is of no kind that can be read"),
-    ("a.txt", "  \n", "holds no text"),
+    ("a.txt", "  \n", "is empty; give a longer text"),
     ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a\.jsonl, line 2: no JSON"),
-    ("b.jsonl", lines({"prompt": "x"}), "a record needs one of the fields text, content"),
+    ("b.jsonl", lines({"prompt": "x"}), "one object a line, needs one of the fields text, content"),
+    ("b.json", '[{"text": "x"}]', "in .json and .jsonl one object a line"),
 ])
 def test_a_file_that_does_not_do_is_a_line(name, text, message, tmp_path):
     with pytest.raises(ConfigError, match=message):

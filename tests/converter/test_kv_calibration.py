@@ -19,8 +19,8 @@ from backend.config import EngineConfig
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError, ConfigError, WorkspaceError
 from backend.worker.past_kv_scale import read_past_kv_scale
-from backend.workspace import WEIGHTS, Workspace
-from converter import calibration_windows, loss_report
+from backend.workspace import PAST_KV_SCALE, WEIGHTS, Workspace
+from converter import calibration_windows, kv_calibration, loss_report
 from converter.calibration_windows import Calibration
 from converter.convert import convert_checkpoint
 from converter.kv_calibration import calibrate_kv, measure_ranges, scales_of
@@ -44,6 +44,16 @@ def workspace(pristine_llama, tmp_path) -> Path:
     """The workspace of pristine_llama; returns its weights folder."""
     convert_checkpoint("llama", pristine_llama, dst_path=tmp_path / "workspace")
     return tmp_path / "workspace" / WEIGHTS
+
+
+def changed(checkpoint: Path, folder: Path, name: str, value: float) -> Path:
+    """A copy of the checkpoint in which one weight is `value` all over."""
+    shutil.copytree(checkpoint, folder)
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    tensors[name].fill_(value)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
 
 
 @torch.inference_mode()
@@ -91,15 +101,38 @@ def test_engine_takes_the_file(pristine_llama, workspace):
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == {
         f"layers.{index}.past_kv_scale": (torch.float32, (2, 2, 2)) for index in range(2)}
     with safe_open(file, "pt") as opened:
-        assert opened.metadata() == {
-            "format": "millrace.past_kv_scale", "model_name": "llama", "num_layers": "2", "num_kv_heads": "2",
-            "head_dim": "64", "hidden_size": "256", "vocab_size": "320"}
+        metadata = opened.metadata()
+    assert len(metadata.pop("weights")) == 16 and metadata == {
+        "format": "millrace.past_kv_scale", "model_name": "llama", "num_layers": "2", "num_kv_heads": "2",
+        "head_dim": "64", "hidden_size": "256", "vocab_size": "320"}
 
 
 def test_its_loss_is_stored_beside_it(pristine_llama, workspace):
     calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu")
     (report,) = read_reports(workspace)
     assert report.kv == "int8 (calibrated)" and report.top1_agreement > 0.9
+
+
+def test_a_second_run_into_the_same_workspace_is_refused_meanwhile(pristine_llama, workspace, monkeypatch):
+    measure, refusals = kv_calibration.measure_ranges, []
+
+    def start_another(*given):
+        with pytest.raises(CheckpointError, match=r"is being written by another run; .* choose another --output_dir"):
+            calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu")
+        refusals.append(given)
+        return measure(*given)
+
+    monkeypatch.setattr(kv_calibration, "measure_ranges", start_another)
+    assert calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu").is_file() and len(refusals) == 1
+
+
+def test_scales_of_the_same_model_trained_further_are_refused(pristine_llama, workspace, tmp_path):
+    file = calibrate_kv(pristine_llama, workspace, CALIBRATION, device="cpu")
+    tuned = changed(pristine_llama, tmp_path / "tuned", "model.layers.0.self_attn.v_proj.weight", 1.0)
+    convert_checkpoint("llama", tuned, dst_path=tmp_path / "other")
+    shutil.copy(file, tmp_path / "other" / PAST_KV_SCALE)
+    with pytest.raises(CheckpointError, match=r"is of another model \(weights="):
+        read_past_kv_scale(Workspace(tmp_path / "other"), EngineConfig(64, quant_policy=4), TensorParallel())
 
 
 def test_a_folder_of_no_workspace_gets_the_file_alone(pristine_llama, tmp_path):
@@ -193,12 +226,7 @@ def test_ranks_that_cannot_share_the_heads_are_refused(pristine_llama, workspace
 
 
 def test_activations_that_are_not_finite_name_the_layer_and_write_nothing(pristine_llama, tmp_path):
-    broken = Path(shutil.copytree(pristine_llama, tmp_path / "broken"))
-    index = json.loads((broken / "model.safetensors.index.json").read_text())["weight_map"]
-    file = broken / index["model.layers.1.self_attn.v_proj.weight"]
-    tensors = load_file(file)
-    tensors["model.layers.1.self_attn.v_proj.weight"].fill_(3e38)
-    save_file(tensors, file, metadata={"format": "pt"})
+    broken = changed(pristine_llama, tmp_path / "broken", "model.layers.1.self_attn.v_proj.weight", 3e38)
     with pytest.raises(CheckpointError, match="layer 1 gives NaN or infinite activations"):
         calibrate_kv(broken, tmp_path / "out", CALIBRATION, device="cpu")
     assert not (tmp_path / "out").exists()

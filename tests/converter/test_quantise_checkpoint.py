@@ -16,7 +16,7 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from backend.accuracy_report import ACCURACY_FILE, read_reports
 from backend.config import QuantConfig
-from backend.errors import CheckpointError, ConfigError, MillraceError
+from backend.errors import CapacityError, CheckpointError, ConfigError, MillraceError
 from backend.model_source import ModelSource, open_model
 from converter import calibration_windows, loss_report, safetensors_file
 from converter import quantise_checkpoint as module
@@ -134,6 +134,32 @@ def test_a_loss_that_is_not_measured_leaves_no_report_of_the_source(pristine, tm
     monkeypatch.setattr(loss_report, "measure_accuracy", out_of_memory)
     quantise(source, tmp_path / "awq")
     assert not (tmp_path / "awq" / ACCURACY_FILE).exists()
+
+
+def test_a_run_that_is_interrupted_while_the_loss_is_measured_goes_on_there(pristine, tmp_path, monkeypatch):
+    def interrupted(*_given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_report, "measure_accuracy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantise(pristine, tmp_path / "awq")
+    assert not (tmp_path / "awq").exists()
+    calls = count_quantised(monkeypatch)
+    quantise(pristine, tmp_path / "awq")
+    (report,) = read_reports(tmp_path / "awq")
+    assert not calls and report.model_name == "awq" and not (tmp_path / ".awq.partial").exists()
+
+
+def test_a_loss_that_cannot_be_measured_leaves_the_weights(pristine, tmp_path, monkeypatch):
+    def fails(*_given: object) -> None:
+        raise CapacityError("too small")
+
+    monkeypatch.setattr(loss_report, "measure_accuracy", fails)
+    with pytest.raises(CapacityError):
+        quantise(pristine, tmp_path / "awq")
+    assert open_model(tmp_path / "awq", "llama").model.quant == QuantConfig(64)
+    assert not (tmp_path / ".awq.partial").exists()
 
 
 def test_float32_becomes_bfloat16_and_bin_files_are_read(tmp_path):
@@ -264,9 +290,21 @@ def test_activations_that_are_not_finite_name_the_layer(pristine, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"].fill_(3e38)
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="layer 1 gives NaN or infinite activations"):
+    with pytest.raises(CheckpointError, match=r"layer 1 gives NaN or infinite activations .* download it again$"):
         quantise(broken, tmp_path / "awq")
-    assert not (tmp_path / "awq").exists()
+    assert not list(tmp_path.glob("*awq*"))
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
+def test_what_is_not_finite_outside_of_layers_is_found_first(name, pristine, tmp_path, monkeypatch):
+    broken = Path(shutil.copytree(pristine, tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    calls = count_quantised(monkeypatch)
+    with pytest.raises(CheckpointError, match=rf"{name} holds NaN or infinite values; the checkpoint is damaged"):
+        quantise(broken, tmp_path / "awq")
+    assert not calls and not list(tmp_path.glob("*awq*"))
 
 
 @pytest.mark.parametrize("group_size", [128])

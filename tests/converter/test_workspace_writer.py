@@ -80,6 +80,17 @@ def test_any_interruption_leaves_the_old_workspace_and_nothing_else(old_workspac
     assert names(old_workspace.parent) == ["workspace"]
 
 
+def test_a_template_that_cannot_be_copied_is_one_line(tmp_path, monkeypatch):
+    def full(*_given, **_options):
+        raise shutil.Error([("template/a", "partial/a", "[Errno 28] No space left on device"), ("b", "c", "d")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(WorkspaceError, match=r"written: \[Errno 28\] No space left on device; nothing"), (
+            new_workspace(tmp_path / "workspace")):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     with pytest.raises(WorkspaceError, match=r"workspace cannot be written: No space left on device"), (
             new_workspace(tmp_path / "workspace")):

@@ -11,13 +11,10 @@ from safetensors.torch import save_file
 from backend.distributed import TensorParallel
 from backend.errors import CheckpointError
 from backend.kv_format import KvFormat
-from backend.worker.past_kv_scale import read_past_kv_scale
+from backend.worker.past_kv_scale import identity, read_past_kv_scale
 from backend.workspace import PAST_KV_SCALE
 from tests.backend.step_driver import StepDriver
 from tests.backend.tiny_model import TinySource, tiny_source
-
-METADATA = {"format": "millrace.past_kv_scale", "model_name": "tiny", "num_layers": "2", "num_kv_heads": "2",
-            "head_dim": "8", "hidden_size": "32", "vocab_size": "96"}
 
 
 def layers(value: float = 0.05) -> dict[str, torch.Tensor]:
@@ -33,7 +30,7 @@ def source(tmp_path) -> TinySource:
 
 
 def write(source: TinySource, tensors: dict[str, torch.Tensor], **metadata: str) -> None:
-    save_file(tensors, source.path / PAST_KV_SCALE, {**METADATA, **metadata})
+    save_file(tensors, source.path / PAST_KV_SCALE, {**identity(source), **metadata})
 
 
 def read(source: TinySource, tp: TensorParallel | None = None) -> torch.Tensor | None:
@@ -87,6 +84,7 @@ def test_with_a_file_4_is_calibrated_int8_and_the_model_says_nearly_the_same(sou
      r"another model \(num_layers=32, hidden_size=4096\) than this one \(num_layers=2, hidden_size=32\)"),
     (layers(), {"model_name": "other"}, r"model_name=other\) than this one \(model_name=tiny"),
     (layers(), {"format": "pt"}, r"format=pt"),
+    (layers(), {"weights": "0123456789abcdef"}, r"weights=0123456789abcdef\) than this one \(weights=[0-9a-f]{16}\)"),
     ({"layers.0.past_kv_scale": torch.ones(2, 2, 2)}, {}, "has no layers.1.past_kv_scale"),
     (layers() | {"layers.1.past_kv_scale": torch.ones(2, 3, 2)}, {}, r"layers.1.past_kv_scale is \[2, 3, 2\]"),
     (layers() | {"layers.1.past_kv_scale": torch.ones(2, 2, 2).half()}, {}, "torch.float16"),
