@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from backend.config import EngineConfig, ModelConfig, RopeConfig
 from backend.engine.engine import Engine
+from backend.engine.sequence import Sequence
 from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
 from tests.backend.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, completion, next_token
@@ -409,6 +410,27 @@ def test_a_full_queue_refuses_the_next_request():
     with pytest.raises(CapacityError, match="2 requests are waiting, as many as max_queued allows; try again later"):
         engine.add_request(request("c", prompt(1, 5)))
     assert set(run(engine)) == {"a", "b"}
+
+
+def test_aborting_a_queued_request_compares_it_with_no_other(monkeypatch):
+    engine = make_engine()
+    names = [str(number) for number in range(100)]
+    for name in names:
+        engine.add_request(request(name, prompt(1, 5)))
+    compared: list[object] = []
+    monkeypatch.setattr(Sequence, "__eq__", lambda one, other: compared.append(other) or one is other)
+    for name in reversed(names):
+        engine.abort(name)
+    assert not compared and not engine.scheduler.waiting
+
+
+def test_a_preempted_sequence_is_the_first_of_the_queue():
+    engine = make_engine()
+    engine.add_request(request("running", prompt(1, 5)))
+    engine.step()
+    engine.add_request(request("queued", prompt(2, 5)))
+    engine.scheduler.preempt(engine.scheduler.running[0])
+    assert [sequence.request_id for sequence in engine.scheduler.waiting] == ["running", "queued"]
 
 
 def test_echo_brings_the_whole_prompt_with_the_first_output_only():
