@@ -107,7 +107,7 @@ class SessionTable:
         """Takes tokens and blocks back from a finished sequence; releases them where the session has ended.
 
         num_completion_tokens  remember only so many (the answer ended on text); None: all but the id that ended it.
-        A turn that never ran leaves the session as it was."""
+        A turn that never ran leaves the session as it was: unknown, if it was its first."""
         session = self._sessions[sequence.session_id]
         session.running, session.idle_since_s = None, monotonic()
         if sequence.was_admitted:
@@ -117,7 +117,7 @@ class SessionTable:
             keep_first(sequence, end, self._blocks)
             session.token_ids = sequence.token_ids[:end]
             self.return_blocks(sequence)
-        if session.is_ended:
+        if session.is_ended or not session.token_ids:
             del self._sessions[sequence.session_id]
             self._blocks.release(session.block_table)
 

@@ -107,7 +107,8 @@ def test_sessions_aborts_and_late_arrivals_keep_the_books_and_the_tokens(data, n
             if session in history and (got or output.num_cached_tokens):
                 history[session] = ids + (got[:-1] if got and got[-1] == EOS else got)
             elif session in history and output.finish_reason is FinishReason.ABORT:
-                engine.end_session(session)  # whether its prompt was taken depends on when the abort came
+                if session in engine.scheduler.sessions:
+                    engine.end_session(session)  # whether its prompt was taken depends on when the abort came
                 del history[session]
         engine.check_integrity()
 
@@ -375,6 +376,25 @@ def test_stop_that_forgets_ends_a_running_and_an_idle_session():
     engine.stop_session(7, forget=True)
     assert 7 not in engine.scheduler.sessions
     assert engine.scheduler.blocks.num_free == 64
+
+
+def test_a_session_whose_first_turn_never_ran_is_not_known():
+    engine = make_engine(max_in_flight=2)
+    engine.add_request(request("1", prompt(1, 20), session_id=7, session_start=True))
+    engine.abort("1")
+    with pytest.raises(SessionError, match="session 7 is not known"):
+        engine.add_request(request("2", prompt(2, 5), session_id=7, session_start=False))
+    assert len(engine.scheduler.sessions) == 0
+
+
+def test_a_later_turn_that_never_ran_leaves_the_session_as_it_was():
+    engine = make_engine()
+    before = run_turn(engine, "1", 1)
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    engine.abort("2")
+    run(engine)
+    engine.add_request(request("3", prompt(3, 5), session_id=7, session_start=False))
+    assert tokens(run(engine)["3"]) == completion([*before, *prompt(3, 5)], 40)
 
 
 def test_stop_on_an_idle_or_unknown_session_is_refused():
