@@ -65,7 +65,7 @@ class LLM:
         self.config = self.source.engine.with_options(options)
         self.front_end = TextFrontEnd(self.source)
         self.engine = start_engine(self.source, self.config)
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, tuple[GenerateRequest, Answer]] = {}
         self._streams: dict[str, deque[TextOutput]] = {}
         self._request_numbers = itertools.count()
 
@@ -149,7 +149,7 @@ class LLM:
         request = GenerateRequest(str(next(self._request_numbers)), tuple(ids), self.front_end.resolved(sampling),
                                   session_id)
         self.engine.add_request(request)
-        self._answers[request.request_id] = self.front_end.answer(request, continues_prompt)
+        self._answers[request.request_id] = request, self.front_end.answer(request, continues_prompt)
         return request
 
     def _complete(self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams],
@@ -186,17 +186,17 @@ class LLM:
             raise EngineDeadError("an answer is awaited, but the engine has no work left")
         increments = []
         for output in self.engine.step():
-            answer = self._answers.get(output.request_id)
-            if answer is None:
+            if output.request_id not in self._answers:
                 continue
+            request, answer = self._answers[output.request_id]
             increment = answer.push(output)
             increments.append(increment)
             if output.request_id in self._streams:
                 self._streams[output.request_id].append(increment)
             if increment.finish_reason is not None:
                 del self._answers[output.request_id]
-                if output.finish_reason is None:
-                    self.engine.finish(output.request_id, answer.num_kept_tokens)
+                if answer.is_cut:
+                    self.engine.finish(request.request_id, request.session_id, answer.num_kept_tokens)
         return increments
 
     def _drop(self, request_id: str) -> None:

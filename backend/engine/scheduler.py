@@ -81,7 +81,7 @@ class Scheduler:
                         self.grammars.ask(islice(self.waiting, LOOK_AHEAD)))
         return ScheduledStep(plan, tuple(decodes_first))
 
-    def remove(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """The sequence is finished or aborted: its row is free, its blocks go back to its session or to all."""
         if sequence.status is SequenceStatus.WAITING:
             del self.waiting[sequence]
@@ -91,7 +91,7 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         sequence.num_cached = min(sequence.num_cached, len(sequence.token_ids))
         if sequence.session_id is not None:
-            self.sessions.end_turn(sequence, num_completion_tokens)
+            self.sessions.end_turn(sequence)
         else:
             self.blocks.release(sequence.block_table)
             sequence.block_table = []

@@ -78,8 +78,8 @@ class ChatModel:
         async with aclosing(self._engine.generate(request)) as outputs:
             async for output in outputs:
                 increment = answer.push(output)
-                if increment.finish_reason is not None and output.finish_reason is None:
-                    await self._engine.finish(request.request_id, answer.num_kept_tokens)
+                if answer.is_cut:
+                    await self._engine.finish(request, answer.num_kept_tokens)
                 if increment.text or increment.finish_reason is not None:
                     yield _response(increment.text, increment.finish_reason, output.num_prompt_tokens,
                                     output.num_cached_tokens, output.num_completion_tokens,

@@ -200,10 +200,39 @@ def test_text_stop_leaves_only_the_kept_tokens_in_the_session():
     got: list[int] = []
     while len(got) < 12:
         got += tokens(engine.step())
-    engine.finish("1", 9)
+    engine.finish("1", 7, 9)
     engine.check_integrity()
     engine.add_request(request("2", prompt(2, 5), session_id=7))
     assert tokens(run(engine)["2"]) == completion([*prompt(1, 50), *got[:9], *prompt(2, 5)], 40)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize(("ignore_eos", "is_evicted"), [(True, False), (True, True), (False, False)])
+def test_text_stop_cuts_an_answer_that_has_ended_by_itself(caching, ignore_eos, is_evicted):
+    engine = make_engine(enable_prefix_caching=caching)
+    engine.add_request(request("1", prompt(1, 50), session_id=7, ignore_eos=ignore_eos))
+    outputs = run(engine)["1"]
+    got = tokens(outputs)
+    assert outputs[-1].finish_reason is (FinishReason.LENGTH if ignore_eos else FinishReason.STOP) and len(got) > 8
+    assert engine.scheduler.sessions.evict_one() or not is_evicted
+    engine.finish("1", 7, 4)
+    engine.check_integrity()
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    outputs = run(engine)["2"]
+    assert tokens(outputs) == completion([*prompt(1, 50), *got[:4], *prompt(2, 5)], 40)
+    assert outputs[-1].num_prompt_tokens == 59
+
+
+def test_text_stop_of_an_earlier_answer_leaves_a_session_that_has_gone_on():
+    engine = make_engine()
+    history = run_turn(engine, "1", 1)
+    engine.add_request(request("2", prompt(2, 20), session_id=7, ignore_eos=True))
+    engine.finish("1", 7, 4)
+    history += [*prompt(2, 20), *tokens(run(engine)["2"])]
+    engine.finish("1", 7, 4)
+    assert run_turn(engine, "3", 3, end_session=True)[20:] == completion_of((*history, *prompt(3, 20)))
+    engine.finish("3", 7, 4)
+    assert 7 not in engine.scheduler.sessions
 
 
 def test_two_turns_at_once_on_one_session_are_refused_and_the_first_goes_on():

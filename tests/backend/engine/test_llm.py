@@ -71,6 +71,20 @@ def test_the_turn_after_a_stop_text_continues_from_the_shown_text(llm):
     assert in_session == whole.text
 
 
+def test_a_stop_text_that_ends_with_the_last_allowed_token_is_not_part_of_the_session(llm):
+    free = llm.chat(STORY, greedy(max_new_tokens=12))
+    stop = free.text[-4:]
+    assert free.finish_reason is FinishReason.LENGTH and free.text.count(stop) == 1
+    stopped = llm.chat(STORY, greedy(max_new_tokens=12, stop=(stop,)), session_id=5)
+    assert stopped.finish_reason is FinishReason.STOP and len(stopped.token_ids) == 12
+    shorter = llm.chat(STORY, greedy(max_new_tokens=12, stop=(stop,)))
+    question = [{"role": "user", "content": "What is seven plus twelve?"}]
+    second = llm.chat(question, greedy(), session_id=5)
+    llm.end_session(5)
+    assert second.text == llm.chat([*STORY, {"role": "assistant", "content": shorter.text}, *question], greedy()).text
+    assert second.num_prompt_tokens < stopped.num_prompt_tokens + 12 + len(llm.front_end.turn_ids(question[0], False))
+
+
 def test_a_stop_id_ends_the_answer(llm):
     free = llm.chat(STORY, greedy())
     stopped = llm.chat(STORY, greedy(stop_ids=(free.token_ids[10],)))

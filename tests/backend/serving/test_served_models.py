@@ -232,6 +232,20 @@ def test_chat_holds_a_conversation_in_one_call_a_turn(play):
     play(act)
 
 
+def test_a_stop_text_that_ends_with_the_last_allowed_token_is_not_part_of_a_chats_session(play):
+    async def act(models: Models) -> None:
+        session = {"CORRID": np.array([[15]], np.uint64)}
+        free, _ = await chat(models, "Tell me a story.", MAX_NEW_TOKENS=uint(12))
+        stopped, first = await chat(models, "Tell me a story.", **session, START=np.array([[1]], np.int32),
+                                    MAX_NEW_TOKENS=uint(12), STOP_WORDS=text(free[-4:]))
+        assert stopped == free.partition(free[-4:])[0] and first["COMPLETION_TOKENS"] == 12
+        assert first["SESSION_TOKENS"] < first["PROMPT_TOKENS"] + 12
+        beyond = np.array([[first["SESSION_TOKENS"] + 1]], np.int32)
+        with pytest.raises(SessionError, match=f"session 15 holds {first['SESSION_TOKENS']} tokens"):
+            await chat(models, "Hello!", **session, STEP=beyond)
+    play(act)
+
+
 def test_chat_takes_whole_conversations_and_tools(play):
     async def act(models: Models) -> None:
         messages = [{"role": "user", "content": "My name is Ada."},
