@@ -67,6 +67,7 @@ class LLM:
         self.engine = start_engine(self.source, self.config)
         self._answers: dict[str, tuple[GenerateRequest, Answer]] = {}
         self._streams: dict[str, deque[TextOutput]] = {}
+        self._abandoned: deque[str] = deque()  # requests of streams that nobody holds any more
         self._request_numbers = itertools.count()
 
     def __enter__(self) -> LLM:
@@ -131,11 +132,13 @@ class LLM:
 
     def end_session(self, session_id: int) -> None:
         """Forgets a conversation that the engine keeps. Raises SessionError if there is none of that id."""
+        self._drop_abandoned()
         self.engine.end_session(session_id)
 
     def _turn_ids(self, messages: Sequence[Message], session_id: int | None,
                   tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
         check_session_id(session_id)
+        self._drop_abandoned()
         goes_on = session_id is not None and session_id in self.engine.scheduler.sessions
         if not goes_on:
             return self.front_end.chat_ids(messages, tools)
@@ -146,6 +149,7 @@ class LLM:
 
     def _add(self, ids: Sequence[int], sampling: SamplingParams, continues_prompt: bool,
              session_id: int | None = None) -> GenerateRequest:
+        self._drop_abandoned()
         request = GenerateRequest(str(next(self._request_numbers)), tuple(ids), self.front_end.resolved(sampling),
                                   session_id)
         self.engine.add_request(request)
@@ -182,6 +186,7 @@ class LLM:
             return self._undisturbed_step()
 
     def _undisturbed_step(self) -> list[TextOutput]:
+        self._drop_abandoned()
         if not self.engine.has_work:
             raise EngineDeadError("an answer is awaited, but the engine has no work left")
         increments = []
@@ -205,9 +210,15 @@ class LLM:
         if self._answers.pop(request_id, None) is not None:
             self.engine.abort(request_id)
 
+    def _drop_abandoned(self) -> None:
+        """Between the engine's acts: the garbage collector, which finds these, may run in the middle of one."""
+        while self._abandoned:
+            self._drop(self._abandoned.popleft())
+
 
 class Stream:
-    """The increments of one answer. Left early, closed or never read, it aborts its request and frees its session."""
+    """The increments of one answer. Closed, it aborts its request and frees its session; left early or never read, it
+    does so before the LLM is next used."""
 
     def __init__(self, llm: LLM, request_id: str, increments: deque[TextOutput]) -> None:
         self._llm = llm
@@ -239,7 +250,8 @@ class Stream:
             self._llm._drop(self._request_id)
 
     def __del__(self) -> None:
-        self.close()
+        if not self._is_over:
+            self._llm._abandoned.append(self._request_id)
 
 
 @contextmanager
