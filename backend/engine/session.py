@@ -53,8 +53,8 @@ class SessionTable:
     def history(self, request: GenerateRequest) -> list[int]:
         """The tokens before this request's turn. Changes nothing.
 
-        Raises SessionError while another turn runs, for a session that has to exist and does not, or where
-        session_step is beyond its end."""
+        Raises SessionError while another turn runs, for a session that has to exist and does not, or has to be new and
+        is not, or where session_step is beyond its end."""
         if request.session_id is None:
             return []
         session = self._sessions.get(request.session_id)
@@ -62,6 +62,9 @@ class SessionTable:
             raise SessionError(f"session {request.session_id} is busy with another turn; wait for its end or stop it")
         if session is None and request.session_start is False:
             raise _unknown(request.session_id)
+        if session is not None and request.session_is_new:
+            raise SessionError(f"session {request.session_id} is under way, so it takes one new message and no new "
+                               "tools; start it afresh, or end it")
         token_ids = session.token_ids if session is not None and not request.session_start else []
         step = request.session_step
         if step is not None and not 0 <= step <= len(token_ids):

@@ -31,8 +31,8 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 
 def request(name: str, token_ids: tuple[int, ...], **sampling: object) -> GenerateRequest:
-    turn = {key: sampling.pop(key) for key in ("session_id", "session_start", "session_step", "end_session",
-                                               "echo_prompt", "prompt_logprobs") if key in sampling}
+    turn = {key: sampling.pop(key) for key in ("session_id", "session_start", "session_is_new", "session_step",
+                                               "end_session", "echo_prompt", "prompt_logprobs") if key in sampling}
     return GenerateRequest(name, token_ids, SamplingParams(**{"max_new_tokens": 40, **sampling}), **turn)
 
 
@@ -370,6 +370,14 @@ def test_a_turn_that_must_find_its_session_is_refused_without_it():
     run_turn(engine, "2", 1, end_session=True)
     with pytest.raises(SessionError, match="session 7 is not known"):
         run_turn(engine, "3", 1, session_start=False)
+
+
+def test_a_turn_whose_session_has_to_be_new_is_refused_with_a_known_one():
+    engine = make_engine()
+    history = run_turn(engine, "1", 1, session_start=True, session_is_new=True)
+    with pytest.raises(SessionError, match="session 7 is under way"):
+        run_turn(engine, "2", 2, session_start=True, session_is_new=True)
+    assert run_turn(engine, "3", 3)[20:] == completion_of((*history, *prompt(3, 20)))
 
 
 def test_start_while_the_session_runs_is_refused():

@@ -232,6 +232,23 @@ def test_chat_holds_a_conversation_in_one_call_a_turn(play):
     play(act)
 
 
+@pytest.mark.parametrize("extra", [
+    {"MESSAGES": text(json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]))},
+    {"PROMPT": text("Hi"), "TOOLS": text(json.dumps([{"name": "now", "parameters": {"type": "object"}}]))}])
+def test_several_messages_or_tools_without_start_begin_an_unknown_session_and_leave_a_known_one(play, extra):
+    async def act(models: Models) -> None:
+        session = {"CORRID": np.array([[16]], np.uint64), "MAX_NEW_TOKENS": uint(4)}
+        answer, first = await chat(models, **extra, **session)
+        again, begun = await chat(models, **extra, **session, START=np.array([[1]], np.int32))
+        assert (answer, first["PROMPT_TOKENS"]) == (again, begun["PROMPT_TOKENS"])
+        with pytest.raises(SessionError, match="session 16 is under way, so it takes one new message and no new tools"):
+            await chat(models, **extra, **session)
+        assert (await chat(models, **extra, **session, STEP=np.array([[0]], np.int32)))[0] == again
+        _, second = await chat(models, "Hello!", **session, END=np.array([[1]], np.int32))
+        assert second["PROMPT_TOKENS"] > first["SESSION_TOKENS"]
+    play(act)
+
+
 def test_a_stop_text_that_ends_with_the_last_allowed_token_is_not_part_of_a_chats_session(play):
     async def act(models: Models) -> None:
         session = {"CORRID": np.array([[15]], np.uint64)}
