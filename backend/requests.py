@@ -88,6 +88,7 @@ class GenerateRequest:
     token_ids      the prompt; in a session only the new turn's tokens
     session_id     None: no session, the KV goes when the request ends (blocks stay as prefix cache)
     session_start  True: begin the session afresh, whatever it held; False: it has to exist; None: either
+    session_is_new  True: refused where the session is known
     session_step   keep only the session's first so many tokens before this turn; None keeps all
     end_session    forget the session after this request
     session_len    bounds prompt + completion of this request; the engine's own bound holds besides
@@ -101,6 +102,7 @@ class GenerateRequest:
     sampling: SamplingParams
     session_id: int | None = None
     session_start: bool | None = None
+    session_is_new: bool = False
     session_step: int | None = None
     end_session: bool = False
     session_len: int | None = None

@@ -94,11 +94,15 @@ class Engine:
         for request_id in named:
             self.abort(request_id)
 
-    def finish(self, request_id: str, num_completion_tokens: int) -> None:
-        """Ends a request whose text has reached a stop word; its session remembers only so many completion tokens."""
+    def finish(self, request_id: str, session_id: int | None, num_completion_tokens: int) -> None:
+        """Ends a request whose text has reached a stop word; its session remembers only so many completion tokens.
+
+        The session does so too where the request has ended by itself meanwhile."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._finish(sequence, (), FinishReason.STOP, num_completion_tokens)
+            self._finish(sequence, (), FinishReason.STOP)
+        if session_id is not None:
+            self.scheduler.sessions.cut_answer(session_id, request_id, num_completion_tokens)
 
     def stop_session(self, session_id: int, forget: bool = False) -> None:
         """Interrupts a session's running turn; what it generated so far stays. `forget` ends the session as well.
@@ -189,14 +193,13 @@ class Engine:
                        sequence.request_id, sequence.num_completion_tokens, end.fault)
         return self._finish(sequence, (), FinishReason.LENGTH)
 
-    def _finish(self, sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason,
-                num_completion_tokens: int | None = None) -> GenerateOutput:
+    def _finish(self, sequence: Sequence, tokens: tuple[SampledToken, ...], reason: FinishReason) -> GenerateOutput:
         del self._sequences[sequence.request_id]
         if sequence.was_admitted:
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_tokens += sequence.num_cached_prompt_tokens
         self._num_completion_tokens += sequence.num_completion_tokens
-        self.scheduler.remove(sequence, num_completion_tokens)
+        self.scheduler.remove(sequence)
         return _output(sequence, tokens, reason)
 
     def _check_ids(self, request: GenerateRequest) -> None:

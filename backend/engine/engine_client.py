@@ -48,7 +48,7 @@ class EngineClient:
         self._waiting: dict[str, asyncio.Queue[_Item]] = {}
         self.session_len = 0
         self.observe: Callable[[GenerateRequest], RequestObserver] | None = None
-        self._stopped: set[str] = set()  # running requests that the front end itself has ended
+        self._stopped: set[str] = set()  # requests that the front end itself has ended
         self._dead: MillraceError | None = None
         self._ready = asyncio.Event()
         self._encode = msgspec.msgpack.Encoder().encode
@@ -138,11 +138,12 @@ class EngineClient:
         Raises RequestError if there is none."""
         await self._call(Command("abort_group", call_id=self.new_request_id(), request_id=group))
 
-    async def finish(self, request_id: str, num_completion_tokens: int) -> None:
-        """Ends a request whose text reached a stop word; see Engine.finish."""
-        if request_id in self._waiting:
-            self._stopped.add(request_id)
-        await self._send(Command("finish", request_id=request_id, num_completion_tokens=num_completion_tokens))
+    async def finish(self, request: GenerateRequest, num_completion_tokens: int) -> None:
+        """Ends a request whose text reached a stop word, also if its last output has just come; see Engine.finish."""
+        if request.request_id in self._waiting:
+            self._stopped.add(request.request_id)
+        await self._send(Command("finish", request_id=request.request_id, session_id=request.session_id,
+                                 num_completion_tokens=num_completion_tokens))
 
     async def stop_session(self, session_id: int, forget: bool = False) -> None:
         """Interrupts a session's running turn; see Engine.stop_session. Raises SessionError."""

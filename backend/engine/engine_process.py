@@ -109,7 +109,7 @@ class _EngineLoop:
                 engine.abort_group(command.request_id)
                 self._send(peer, Event(done=command.call_id))
             elif command.kind == "finish":
-                engine.finish(command.request_id, command.num_completion_tokens)
+                engine.finish(command.request_id, command.session_id, command.num_completion_tokens)
                 self._owner.pop(command.request_id, None)
             elif command.kind == "stop_session":
                 engine.stop_session(command.session_id, command.forget)

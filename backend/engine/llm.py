@@ -65,8 +65,9 @@ class LLM:
         self.config = self.source.engine.with_options(options)
         self.front_end = TextFrontEnd(self.source)
         self.engine = start_engine(self.source, self.config)
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, tuple[GenerateRequest, Answer]] = {}
         self._streams: dict[str, deque[TextOutput]] = {}
+        self._abandoned: deque[str] = deque()  # requests of streams that nobody holds any more
         self._request_numbers = itertools.count()
 
     def __enter__(self) -> LLM:
@@ -131,11 +132,13 @@ class LLM:
 
     def end_session(self, session_id: int) -> None:
         """Forgets a conversation that the engine keeps. Raises SessionError if there is none of that id."""
+        self._drop_abandoned()
         self.engine.end_session(session_id)
 
     def _turn_ids(self, messages: Sequence[Message], session_id: int | None,
                   tools: Sequence[Mapping[str, Any]] | None) -> list[int]:
         check_session_id(session_id)
+        self._drop_abandoned()
         goes_on = session_id is not None and session_id in self.engine.scheduler.sessions
         if not goes_on:
             return self.front_end.chat_ids(messages, tools)
@@ -146,10 +149,11 @@ class LLM:
 
     def _add(self, ids: Sequence[int], sampling: SamplingParams, continues_prompt: bool,
              session_id: int | None = None) -> GenerateRequest:
+        self._drop_abandoned()
         request = GenerateRequest(str(next(self._request_numbers)), tuple(ids), self.front_end.resolved(sampling),
                                   session_id)
         self.engine.add_request(request)
-        self._answers[request.request_id] = self.front_end.answer(request, continues_prompt)
+        self._answers[request.request_id] = request, self.front_end.answer(request, continues_prompt)
         return request
 
     def _complete(self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams],
@@ -182,21 +186,22 @@ class LLM:
             return self._undisturbed_step()
 
     def _undisturbed_step(self) -> list[TextOutput]:
+        self._drop_abandoned()
         if not self.engine.has_work:
             raise EngineDeadError("an answer is awaited, but the engine has no work left")
         increments = []
         for output in self.engine.step():
-            answer = self._answers.get(output.request_id)
-            if answer is None:
+            if output.request_id not in self._answers:
                 continue
+            request, answer = self._answers[output.request_id]
             increment = answer.push(output)
             increments.append(increment)
             if output.request_id in self._streams:
                 self._streams[output.request_id].append(increment)
             if increment.finish_reason is not None:
                 del self._answers[output.request_id]
-                if output.finish_reason is None:
-                    self.engine.finish(output.request_id, answer.num_kept_tokens)
+                if answer.is_cut:
+                    self.engine.finish(request.request_id, request.session_id, answer.num_kept_tokens)
         return increments
 
     def _drop(self, request_id: str) -> None:
@@ -205,9 +210,15 @@ class LLM:
         if self._answers.pop(request_id, None) is not None:
             self.engine.abort(request_id)
 
+    def _drop_abandoned(self) -> None:
+        """Between the engine's acts: the garbage collector, which finds these, may run in the middle of one."""
+        while self._abandoned:
+            self._drop(self._abandoned.popleft())
+
 
 class Stream:
-    """The increments of one answer. Left early, closed or never read, it aborts its request and frees its session."""
+    """The increments of one answer. Closed, it aborts its request and frees its session; left early or never read, it
+    does so before the LLM is next used."""
 
     def __init__(self, llm: LLM, request_id: str, increments: deque[TextOutput]) -> None:
         self._llm = llm
@@ -239,7 +250,8 @@ class Stream:
             self._llm._drop(self._request_id)
 
     def __del__(self) -> None:
-        self.close()
+        if not self._is_over:
+            self._llm._abandoned.append(self._request_id)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
 
     hello                      nothing; answered by `ready`
     add                        request
-    abort, finish              request_id; finish also num_completion_tokens
+    abort, finish              request_id; finish also num_completion_tokens, and session_id where there is one
     abort_group                call_id, request_id; answered by `done` or `refused`
     stop_session, end_session  call_id, session_id; stop_session also forget; answered by `done` or `refused`
     stats                      call_id; answered by `done` with stats
@@ -29,7 +29,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str = ""
     num_completion_tokens: int = 0
     call_id: str = ""
-    session_id: int = 0
+    session_id: int | None = None
     forget: bool = False
 
 

@@ -7,7 +7,7 @@ is computed again later. Knows no torch. Used by engine.py."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,7 +35,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig, num_blocks: int) -> None:
         self.blocks = BlockManager(num_blocks, config.block_size, config.enable_prefix_caching)
         self.sessions = SessionTable(self.blocks)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()  # a dict: whoever is aborted leaves without a search
         self.running: list[Sequence] = []  # in order of admission: the last one is preempted first
         self.grammars = GrammarQueue()
         self.num_preemptions = 0
@@ -44,7 +44,7 @@ class Scheduler:
         self.num_steps = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.waiting[sequence] = None
 
     def schedule(self) -> ScheduledStep | None:
         """The next step, its blocks taken and its sequences moved on; None when there is nothing to compute."""
@@ -66,7 +66,7 @@ class Scheduler:
             sequence = self._next_waiting()
             if sequence is None or sequence.num_pending or not self._admit(sequence):
                 break
-            self.waiting.remove(sequence)
+            del self.waiting[sequence]
             self.grammars.used(sequence)
             self.running.append(sequence)
             setups.append(_setup(sequence))
@@ -81,17 +81,17 @@ class Scheduler:
                         self.grammars.ask(islice(self.waiting, LOOK_AHEAD)))
         return ScheduledStep(plan, tuple(decodes_first))
 
-    def remove(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """The sequence is finished or aborted: its row is free, its blocks go back to its session or to all."""
         if sequence.status is SequenceStatus.WAITING:
-            self.waiting.remove(sequence)
+            del self.waiting[sequence]
         else:
             self.running.remove(sequence)
             self._release_row(sequence)
         sequence.status = SequenceStatus.FINISHED
         sequence.num_cached = min(sequence.num_cached, len(sequence.token_ids))
         if sequence.session_id is not None:
-            self.sessions.end_turn(sequence, num_completion_tokens)
+            self.sessions.end_turn(sequence)
         else:
             self.blocks.release(sequence.block_table)
             sequence.block_table = []
@@ -104,7 +104,8 @@ class Scheduler:
         self._release_row(sequence)
         self._drop_blocks(sequence)
         sequence.status = SequenceStatus.WAITING
-        self.waiting.appendleft(sequence)
+        self.waiting[sequence] = None
+        self.waiting.move_to_end(sequence, last=False)
 
     def check_integrity(self) -> None:
         """AssertionError unless every block and row is accounted for."""
@@ -116,7 +117,7 @@ class Scheduler:
     def _next_waiting(self) -> Sequence | None:
         """The first that need not wait for its grammar; where nothing runs, nobody is kept waiting by it."""
         if not self.running:
-            return self.waiting[0]
+            return next(iter(self.waiting))
         return next((sequence for sequence in islice(self.waiting, LOOK_AHEAD)
                      if not self.grammars.holds_back(sequence)), None)
 

@@ -19,7 +19,8 @@ from backend.requests import GenerateRequest
 @dataclass(slots=True)
 class Session:
     """seed: the last one that a request gave; later turns go on with it.
-    running: the request that has the turn; once it computes, its sequence has the blocks and the session none."""
+    running: the request that has the turn; once it computes, its sequence has the blocks and the session none.
+    answered: the request whose answer the tokens end with, after num_prompt_tokens of them."""
 
     token_ids: list[int] = field(default_factory=list)
     block_table: list[int] = field(default_factory=list)
@@ -27,6 +28,8 @@ class Session:
     num_cached: int = 0
     seed: int | None = None
     running: str | None = None
+    answered: str | None = None
+    num_prompt_tokens: int = 0
     is_ended: bool = False
     idle_since_s: float = 0.0
 
@@ -50,8 +53,8 @@ class SessionTable:
     def history(self, request: GenerateRequest) -> list[int]:
         """The tokens before this request's turn. Changes nothing.
 
-        Raises SessionError while another turn runs, for a session that has to exist and does not, or where
-        session_step is beyond its end."""
+        Raises SessionError while another turn runs, for a session that has to exist and does not, or has to be new and
+        is not, or where session_step is beyond its end."""
         if request.session_id is None:
             return []
         session = self._sessions.get(request.session_id)
@@ -59,6 +62,9 @@ class SessionTable:
             raise SessionError(f"session {request.session_id} is busy with another turn; wait for its end or stop it")
         if session is None and request.session_start is False:
             raise _unknown(request.session_id)
+        if session is not None and request.session_is_new:
+            raise SessionError(f"session {request.session_id} is under way, so it takes one new message and no new "
+                               "tools; start it afresh, or end it")
         token_ids = session.token_ids if session is not None and not request.session_start else []
         step = request.session_step
         if step is not None and not 0 <= step <= len(token_ids):
@@ -103,23 +109,32 @@ class SessionTable:
         session.num_cached = sequence.num_cached
         sequence.block_table, sequence.digests, sequence.num_cached = [], [], 0
 
-    def end_turn(self, sequence: Sequence, num_completion_tokens: int | None = None) -> None:
+    def end_turn(self, sequence: Sequence) -> None:
         """Takes tokens and blocks back from a finished sequence; releases them where the session has ended.
 
-        num_completion_tokens  remember only so many (the answer ended on text); None: all but the id that ended it.
-        A turn that never ran leaves the session as it was."""
+        The id that ended the answer is forgotten. A turn that never ran leaves the session as it was: unknown, if it
+        was its first."""
         session = self._sessions[sequence.session_id]
         session.running, session.idle_since_s = None, monotonic()
         if sequence.was_admitted:
             end = len(sequence.token_ids) - sequence.forgets_last
-            if num_completion_tokens is not None:
-                end = min(end, sequence.num_prompt_tokens + num_completion_tokens)
             keep_first(sequence, end, self._blocks)
             session.token_ids = sequence.token_ids[:end]
+            session.answered, session.num_prompt_tokens = sequence.request_id, sequence.num_prompt_tokens
             self.return_blocks(sequence)
-        if session.is_ended:
+        if session.is_ended or not session.token_ids:
             del self._sessions[sequence.session_id]
             self._blocks.release(session.block_table)
+
+    def cut_answer(self, session_id: int, request_id: str, num_completion_tokens: int) -> None:
+        """Of this request's answer an idle session keeps only so many tokens; no effect once it has gone on, or ended.
+
+        The text that cuts an answer is found later than the engine's own reasons to end it."""
+        session = self._sessions.get(session_id)
+        if session is not None and session.running is None and session.answered == request_id:
+            end = session.num_prompt_tokens + num_completion_tokens
+            keep_first(session, end, self._blocks)
+            del session.token_ids[end:]
 
     def end(self, session_id: int) -> None:
         """Forgets an idle session; one that runs is forgotten when its turn ends. Raises SessionError if unknown."""
@@ -155,7 +170,7 @@ def _unknown(session_id: int) -> UnknownSessionError:
                                "start it")
 
 
-def keep_first(sequence: Sequence, num_tokens: int, blocks: BlockManager) -> None:
+def keep_first(sequence: Sequence | Session, num_tokens: int, blocks: BlockManager) -> None:
     """Of what is cached, the sequence keeps the first num_tokens tokens; blocks beyond them are released.
 
     A block that ends up partly used is kept only if it may be written to; otherwise its tokens are computed again."""

@@ -46,7 +46,8 @@ class ChatModel:
             return
         if messages is None:
             raise RequestError("there is nothing to answer; send PROMPT or MESSAGES")
-        if start is None and session_id is not None:
+        can_go_on = inputs.scalar("STEP") == 0 or (len(messages) == 1 and not tools)
+        if start is None and session_id is not None and can_go_on:
             # Neither said: go on where the session is known, else begin it.
             try:
                 async with aclosing(self._turn(inputs, messages, tools, session_id, False, ends)) as responses:
@@ -54,14 +55,15 @@ class ChatModel:
                         yield response
                 return
             except UnknownSessionError:
-                start = True
+                pass
         starts = start is None or bool(start)
-        async with aclosing(self._turn(inputs, messages, tools, session_id, starts, ends)) as responses:
+        async with aclosing(self._turn(inputs, messages, tools, session_id, starts, ends, start is None)) as responses:
             async for response in responses:
                 yield response
 
     async def _turn(self, inputs: Inputs, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None,
-                    session_id: int | None, starts: bool, ends: bool) -> AsyncGenerator[dict[str, np.ndarray], None]:
+                    session_id: int | None, starts: bool, ends: bool, is_new: bool = False
+                    ) -> AsyncGenerator[dict[str, np.ndarray], None]:
         front_end = self._front_end
         step = None if starts else inputs.scalar("STEP")
         if starts or step == 0:
@@ -73,13 +75,14 @@ class ChatModel:
             token_ids = front_end.turn_ids(messages[0], is_first=False)
         request = GenerateRequest(
             self._engine.new_request_id(), tuple(token_ids), front_end.resolved(self._sampling(inputs, tools)),
-            session_id, session_start=starts if session_id is not None else None, session_step=step, end_session=ends)
+            session_id, session_start=starts if session_id is not None else None, session_is_new=is_new,
+            session_step=step, end_session=ends)
         answer = front_end.answer(request, continues_prompt=False)
         async with aclosing(self._engine.generate(request)) as outputs:
             async for output in outputs:
                 increment = answer.push(output)
-                if increment.finish_reason is not None and output.finish_reason is None:
-                    await self._engine.finish(request.request_id, answer.num_kept_tokens)
+                if answer.is_cut:
+                    await self._engine.finish(request, answer.num_kept_tokens)
                 if increment.text or increment.finish_reason is not None:
                     yield _response(increment.text, increment.finish_reason, output.num_prompt_tokens,
                                     output.num_cached_tokens, output.num_completion_tokens,

@@ -59,7 +59,7 @@ class TurbomindModel:
             async for output in outputs:
                 response = answer.response(output)
                 if answer.num_stopped_tokens is not None and output.finish_reason is None:
-                    await self._engine.finish(request.request_id, answer.num_stopped_tokens)
+                    await self._engine.finish(request, answer.num_stopped_tokens)
                     yield response
                     return
                 yield response

@@ -164,14 +164,19 @@ class Answer:
         self._num_given = 0  # of them
         self.num_kept_tokens = 0  # completion tokens that lie wholly before the stop text which ended it
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a stop text has ended it, which the engine, and with it a session, has to be told of."""
+        return self._stop_words.matched is not None
+
     def push(self, output: GenerateOutput) -> TextOutput:
         """Takes the next output. After a finish_reason nothing more may be pushed."""
         text = self._push_tokens(output)
-        is_cut = self._stop_words.matched is not None
+        is_cut = self.is_cut
         reason = FinishReason.STOP if is_cut else output.finish_reason
         # A grammar that is complete ends an answer without an id of its own.
         has_end_id = output.finish_reason is FinishReason.STOP and bool(output.token_ids)
-        num_kept = self.num_kept_tokens if is_cut and not has_end_id else output.num_completion_tokens - has_end_id
+        num_kept = self.num_kept_tokens if is_cut else output.num_completion_tokens - has_end_id
         if not output.logprobs and not self._logprobs:
             return TextOutput(text, output, reason, num_kept)
         self._logprobs += output.logprobs
@@ -196,12 +201,12 @@ class Answer:
             if is_over and index == len(output.token_ids) - 1:
                 piece += self._detokenizer.flush()
             text += self._show(piece)
-            if self._stop_words.matched is not None:
+            if self.is_cut:
                 return text
         if is_over:
             if not output.token_ids:
                 text += self._show(self._detokenizer.flush())
-            if self._stop_words.matched is None:
+            if not self.is_cut:
                 text += self._stop_words.flush()
                 self._count_kept_tokens()
         return text
@@ -216,5 +221,5 @@ class Answer:
         return shown
 
     def _count_kept_tokens(self) -> None:
-        if self._stop_words.matched is not None:
+        if self.is_cut:
             self.num_kept_tokens = bisect.bisect_right(self._ends, self._stop_words.match_start)

@@ -97,8 +97,8 @@ async def _one(context: ApiContext, request: GenerateRequest,
     async with aclosing(context.engine.generate(request)) as outputs:
         async for output in outputs:
             increment = answer.push(output)
-            if increment.finish_reason is not None and output.finish_reason is None:
-                await context.engine.finish(request.request_id, answer.num_kept_tokens)
+            if answer.is_cut:
+                await context.engine.finish(request, answer.num_kept_tokens)
             yield increment
             if increment.finish_reason is not None:
                 return

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from backend.config import EngineConfig, ModelConfig, RopeConfig
 from backend.engine.engine import Engine
+from backend.engine.sequence import Sequence
 from backend.errors import CapacityError, EngineDeadError, RequestError, SessionError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest, SamplingParams
 from tests.backend.engine.fake_executor import EOS, VOCAB_SIZE, FakeExecutor, completion, next_token
@@ -30,8 +31,8 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
 
 
 def request(name: str, token_ids: tuple[int, ...], **sampling: object) -> GenerateRequest:
-    turn = {key: sampling.pop(key) for key in ("session_id", "session_start", "session_step", "end_session",
-                                               "echo_prompt", "prompt_logprobs") if key in sampling}
+    turn = {key: sampling.pop(key) for key in ("session_id", "session_start", "session_is_new", "session_step",
+                                               "end_session", "echo_prompt", "prompt_logprobs") if key in sampling}
     return GenerateRequest(name, token_ids, SamplingParams(**{"max_new_tokens": 40, **sampling}), **turn)
 
 
@@ -106,7 +107,8 @@ def test_sessions_aborts_and_late_arrivals_keep_the_books_and_the_tokens(data, n
             if session in history and (got or output.num_cached_tokens):
                 history[session] = ids + (got[:-1] if got and got[-1] == EOS else got)
             elif session in history and output.finish_reason is FinishReason.ABORT:
-                engine.end_session(session)  # whether its prompt was taken depends on when the abort came
+                if session in engine.scheduler.sessions:
+                    engine.end_session(session)  # whether its prompt was taken depends on when the abort came
                 del history[session]
         engine.check_integrity()
 
@@ -198,10 +200,39 @@ def test_text_stop_leaves_only_the_kept_tokens_in_the_session():
     got: list[int] = []
     while len(got) < 12:
         got += tokens(engine.step())
-    engine.finish("1", 9)
+    engine.finish("1", 7, 9)
     engine.check_integrity()
     engine.add_request(request("2", prompt(2, 5), session_id=7))
     assert tokens(run(engine)["2"]) == completion([*prompt(1, 50), *got[:9], *prompt(2, 5)], 40)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize(("ignore_eos", "is_evicted"), [(True, False), (True, True), (False, False)])
+def test_text_stop_cuts_an_answer_that_has_ended_by_itself(caching, ignore_eos, is_evicted):
+    engine = make_engine(enable_prefix_caching=caching)
+    engine.add_request(request("1", prompt(1, 50), session_id=7, ignore_eos=ignore_eos))
+    outputs = run(engine)["1"]
+    got = tokens(outputs)
+    assert outputs[-1].finish_reason is (FinishReason.LENGTH if ignore_eos else FinishReason.STOP) and len(got) > 8
+    assert engine.scheduler.sessions.evict_one() or not is_evicted
+    engine.finish("1", 7, 4)
+    engine.check_integrity()
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    outputs = run(engine)["2"]
+    assert tokens(outputs) == completion([*prompt(1, 50), *got[:4], *prompt(2, 5)], 40)
+    assert outputs[-1].num_prompt_tokens == 59
+
+
+def test_text_stop_of_an_earlier_answer_leaves_a_session_that_has_gone_on():
+    engine = make_engine()
+    history = run_turn(engine, "1", 1)
+    engine.add_request(request("2", prompt(2, 20), session_id=7, ignore_eos=True))
+    engine.finish("1", 7, 4)
+    history += [*prompt(2, 20), *tokens(run(engine)["2"])]
+    engine.finish("1", 7, 4)
+    assert run_turn(engine, "3", 3, end_session=True)[20:] == completion_of((*history, *prompt(3, 20)))
+    engine.finish("3", 7, 4)
+    assert 7 not in engine.scheduler.sessions
 
 
 def test_two_turns_at_once_on_one_session_are_refused_and_the_first_goes_on():
@@ -341,6 +372,14 @@ def test_a_turn_that_must_find_its_session_is_refused_without_it():
         run_turn(engine, "3", 1, session_start=False)
 
 
+def test_a_turn_whose_session_has_to_be_new_is_refused_with_a_known_one():
+    engine = make_engine()
+    history = run_turn(engine, "1", 1, session_start=True, session_is_new=True)
+    with pytest.raises(SessionError, match="session 7 is under way"):
+        run_turn(engine, "2", 2, session_start=True, session_is_new=True)
+    assert run_turn(engine, "3", 3)[20:] == completion_of((*history, *prompt(3, 20)))
+
+
 def test_start_while_the_session_runs_is_refused():
     engine = make_engine()
     engine.add_request(request("1", prompt(1, 20), session_id=7))
@@ -376,6 +415,25 @@ def test_stop_that_forgets_ends_a_running_and_an_idle_session():
     assert engine.scheduler.blocks.num_free == 64
 
 
+def test_a_session_whose_first_turn_never_ran_is_not_known():
+    engine = make_engine(max_in_flight=2)
+    engine.add_request(request("1", prompt(1, 20), session_id=7, session_start=True))
+    engine.abort("1")
+    with pytest.raises(SessionError, match="session 7 is not known"):
+        engine.add_request(request("2", prompt(2, 5), session_id=7, session_start=False))
+    assert len(engine.scheduler.sessions) == 0
+
+
+def test_a_later_turn_that_never_ran_leaves_the_session_as_it_was():
+    engine = make_engine()
+    before = run_turn(engine, "1", 1)
+    engine.add_request(request("2", prompt(2, 5), session_id=7))
+    engine.abort("2")
+    run(engine)
+    engine.add_request(request("3", prompt(3, 5), session_id=7, session_start=False))
+    assert tokens(run(engine)["3"]) == completion([*before, *prompt(3, 5)], 40)
+
+
 def test_stop_on_an_idle_or_unknown_session_is_refused():
     engine = make_engine()
     with pytest.raises(SessionError, match="session 7 is not known"):
@@ -409,6 +467,27 @@ def test_a_full_queue_refuses_the_next_request():
     with pytest.raises(CapacityError, match="2 requests are waiting, as many as max_queued allows; try again later"):
         engine.add_request(request("c", prompt(1, 5)))
     assert set(run(engine)) == {"a", "b"}
+
+
+def test_aborting_a_queued_request_compares_it_with_no_other(monkeypatch):
+    engine = make_engine()
+    names = [str(number) for number in range(100)]
+    for name in names:
+        engine.add_request(request(name, prompt(1, 5)))
+    compared: list[object] = []
+    monkeypatch.setattr(Sequence, "__eq__", lambda one, other: compared.append(other) or one is other)
+    for name in reversed(names):
+        engine.abort(name)
+    assert not compared and not engine.scheduler.waiting
+
+
+def test_a_preempted_sequence_is_the_first_of_the_queue():
+    engine = make_engine()
+    engine.add_request(request("running", prompt(1, 5)))
+    engine.step()
+    engine.add_request(request("queued", prompt(2, 5)))
+    engine.scheduler.preempt(engine.scheduler.running[0])
+    assert [sequence.request_id for sequence in engine.scheduler.waiting] == ["running", "queued"]
 
 
 def test_echo_brings_the_whole_prompt_with_the_first_output_only():

@@ -32,7 +32,7 @@ def test_while_others_run_a_grammar_is_waited_for_and_passed(max_in_flight):
     add(engine, "with grammar", 2, "start: /a/")
     add(engine, "free", 3, None)
     assert steps_to(engine, "free") <= max_in_flight
-    assert engine.scheduler.waiting[0].request_id == "with grammar"
+    assert next(iter(engine.scheduler.waiting)).request_id == "with grammar"
     assert steps_to(engine, "with grammar") >= 5
     run(engine)
 

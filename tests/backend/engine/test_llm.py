@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_the_turn_after_a_stop_text_continues_from_the_shown_text(llm):
     llm.end_session(5)
     whole = llm.chat([*STORY, {"role": "assistant", "content": stopped}, question], greedy())
     assert in_session == whole.text
+
+
+def test_a_stop_text_that_ends_with_the_last_allowed_token_is_not_part_of_the_session(llm):
+    free = llm.chat(STORY, greedy(max_new_tokens=12))
+    stop = free.text[-4:]
+    assert free.finish_reason is FinishReason.LENGTH and free.text.count(stop) == 1
+    stopped = llm.chat(STORY, greedy(max_new_tokens=12, stop=(stop,)), session_id=5)
+    assert stopped.finish_reason is FinishReason.STOP and len(stopped.token_ids) == 12
+    shorter = llm.chat(STORY, greedy(max_new_tokens=12, stop=(stop,)))
+    question = [{"role": "user", "content": "What is seven plus twelve?"}]
+    second = llm.chat(question, greedy(), session_id=5)
+    llm.end_session(5)
+    assert second.text == llm.chat([*STORY, {"role": "assistant", "content": shorter.text}, *question], greedy()).text
+    assert second.num_prompt_tokens < stopped.num_prompt_tokens + 12 + len(llm.front_end.turn_ids(question[0], False))
 
 
 def test_a_stop_id_ends_the_answer(llm):
@@ -158,6 +173,35 @@ def test_a_stream_that_nobody_reads_leaves_its_session_free(llm):
     llm.stream(STORY, greedy(), session_id=8)
     assert "".join(part.text for part in llm.stream(STORY, greedy(), session_id=8))
     llm.end_session(8)
+
+
+def abandon_a_stream(llm: LLM) -> None:
+    """In a reference cycle, so that only the garbage collector finds it."""
+    ring: list[object] = [llm.stream("Once", greedy(ignore_eos=True))]
+    ring.append(ring)
+    next(ring[0])
+
+
+@pytest.mark.parametrize("act", ["_advance", "_num_new_blocks"])
+def test_a_stream_that_the_garbage_collector_finds_in_the_middle_of_the_engines_work_harms_nothing(
+        llm, monkeypatch, act):
+    prompts, sampling = ["two is", "three may"], greedy(max_new_tokens=8, ignore_eos=True)
+    expected = [answer.token_ids for answer in llm.generate(prompts, sampling, show_progress=False)]
+    undisturbed = getattr(llm.engine.scheduler, act)
+
+    def disturbed(*arguments: object) -> object:
+        gc.collect()
+        return undisturbed(*arguments)
+
+    gc.disable()
+    try:
+        abandon_a_stream(llm)
+        monkeypatch.setattr(llm.engine.scheduler, act, disturbed)
+        assert [answer.token_ids for answer in llm.generate(prompts, sampling, show_progress=False)] == expected
+    finally:
+        gc.enable()
+    assert not llm._streams
+    assert_idle(llm)
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [

@@ -234,6 +234,37 @@ def test_chat_holds_a_conversation_in_one_call_a_turn(play):
     play(act)
 
 
+@pytest.mark.parametrize("extra", [
+    {"MESSAGES": text(json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]))},
+    {"PROMPT": text("Hi"), "TOOLS": text(json.dumps([{"name": "now", "parameters": {"type": "object"}}]))}])
+def test_several_messages_or_tools_without_start_begin_an_unknown_session_and_leave_a_known_one(play, extra):
+    async def act(models: Models) -> None:
+        session = {"CORRID": np.array([[16]], np.uint64), "MAX_NEW_TOKENS": uint(4)}
+        answer, first = await chat(models, **extra, **session)
+        again, begun = await chat(models, **extra, **session, START=np.array([[1]], np.int32))
+        assert (answer, first["PROMPT_TOKENS"]) == (again, begun["PROMPT_TOKENS"])
+        with pytest.raises(SessionError, match="session 16 is under way, so it takes one new message and no new tools"):
+            await chat(models, **extra, **session)
+        assert (await chat(models, **extra, **session, STEP=np.array([[0]], np.int32)))[0] == again
+        _, second = await chat(models, "Hello!", **session, END=np.array([[1]], np.int32))
+        assert second["PROMPT_TOKENS"] > first["SESSION_TOKENS"]
+    play(act)
+
+
+def test_a_stop_text_that_ends_with_the_last_allowed_token_is_not_part_of_a_chats_session(play):
+    async def act(models: Models) -> None:
+        session = {"CORRID": np.array([[15]], np.uint64)}
+        free, _ = await chat(models, "Tell me a story.", MAX_NEW_TOKENS=uint(12))
+        stopped, first = await chat(models, "Tell me a story.", **session, START=np.array([[1]], np.int32),
+                                    MAX_NEW_TOKENS=uint(12), STOP_WORDS=text(free[-4:]))
+        assert stopped == free.partition(free[-4:])[0] and first["COMPLETION_TOKENS"] == 12
+        assert first["SESSION_TOKENS"] < first["PROMPT_TOKENS"] + 12
+        beyond = np.array([[first["SESSION_TOKENS"] + 1]], np.int32)
+        with pytest.raises(SessionError, match=f"session 15 holds {first['SESSION_TOKENS']} tokens"):
+            await chat(models, "Hello!", **session, STEP=beyond)
+    play(act)
+
+
 def test_chat_takes_whole_conversations_and_tools(play):
     async def act(models: Models) -> None:
         messages = [{"role": "user", "content": "My name is Ada."},

@@ -39,6 +39,15 @@ def test_kept_tokens_are_shown_text_and_no_part_of_a_character(tokenizer, before
     assert shown.startswith(tokenizer.decode(ids[:answer.num_kept_tokens]))
 
 
+def test_tokens_of_a_stop_text_are_not_kept_where_an_end_id_comes_with_them(tokenizer):
+    before, ids = tokenizer.encode("The fox"), tokenizer.encode("The fox ran away")
+    end_id = tokenizer.eos_token_id
+    answer = Answer(tokenizer, SamplingParams(stop=(" ran away",)), ())
+    output = answer.push(GenerateOutput("a", (*ids, end_id), FinishReason.STOP, num_completion_tokens=len(ids) + 1))
+    assert answer.is_cut and output.text == "The fox"
+    assert output.num_kept_tokens == answer.num_kept_tokens == len(before)
+
+
 PLAN = plan_tools([{"type": "function", "function": {"name": "now"}}])
 
 

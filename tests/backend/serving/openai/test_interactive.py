@@ -70,6 +70,20 @@ def test_lines_of_a_stream_add_up_to_the_unstreamed_answer(api):
     assert [part["finish_reason"] for part in parts[:-1]] == [None] * (len(parts) - 1)
 
 
+@pytest.mark.parametrize("later", [0, 1, 8])
+def test_a_stop_text_is_not_part_of_the_session_though_the_engine_ends_the_answer_first(api, later):
+    """later: tokens that the engine may generate after the stop text."""
+    free = turn(api, STORY, request_output_len=12)["text"]
+    stop = free[-4:]
+    assert free.count(stop) == 1
+    asked = {"session_id": 13, "interactive_mode": True, "request_output_len": 12 + later}
+    first = turn(api, STORY, stop=[stop], **asked)
+    assert (first["text"], first["finish_reason"]) == (free[:-4], "stop")
+    assert first["session_tokens"] < first["input_tokens"] + 12
+    second = turn(api, "Hello!", session_id=13, request_output_len=1)
+    assert second["history_tokens"] == first["session_tokens"]
+
+
 def test_step_goes_back_to_an_earlier_point(api):
     first = turn(api, "My name is Anna.", session_id=10, interactive_mode=True, request_output_len=10)
     asked = {"session_id": 10, "interactive_mode": True, "request_output_len": 20, "step": first["session_tokens"]}

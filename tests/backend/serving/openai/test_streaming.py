@@ -52,7 +52,7 @@ class CutEngine:
                 logprobs if request.sampling.logprobs is not None else (),
                 prompt_logprobs=prompt_logprobs if begin == 0 and request.prompt_logprobs is not None else ())
 
-    async def finish(self, request_id: str, num_completion_tokens: int) -> None:
+    async def finish(self, request: GenerateRequest, num_completion_tokens: int) -> None:
         pass
 
 
