@@ -76,6 +76,8 @@ class Tokenizer:
         """The bytes that a token adds to the text; none for an id with no token (a padding row of the embedding)."""
         known = self._bytes.get(token_id)
         if known is None:
+            if token_id not in self._vocabulary:  # not remembered: a client can make up any number of ids
+                return b""
             known = self._bytes[token_id] = self._bytes_of(token_id)
         return known
 
@@ -95,7 +97,7 @@ class Tokenizer:
         return encoder
 
     def _bytes_of(self, token_id: int) -> bytes:
-        token = self._vocabulary.get(token_id, "")
+        token = self._vocabulary[token_id]
         if token_id in self._added_ids and not self._is_byte_level:
             return token.replace(SPACE_MARK, " ").encode()
         if self._is_byte_level:

@@ -68,7 +68,7 @@ def test_the_folder_names_bos_and_eos(prefixed, tmp_path):
 def test_an_id_without_a_token_is_refused(tokenizer, token_id):
     with pytest.raises(RequestError, match=rf"token id {token_id} is not in the vocabulary; use ids in 0\.\."):
         tokenizer.decode([5, token_id])
-    assert tokenizer.token_bytes(token_id) == b""
+    assert tokenizer.token_bytes(token_id) == b"" and token_id not in tokenizer._bytes
 
 
 @pytest.mark.parametrize("length", [1, LONG_TEXT_CHARACTERS])
