@@ -228,6 +228,9 @@ def _tool_call(call: Any, index: int) -> dict[str, Any]:
             if not is_cut:
                 raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are not JSON: "
                                     f"{error}") from None
+        except RecursionError:
+            raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are nested too deeply; "
+                                "send flatter ones") from None
     if not is_cut and not isinstance(arguments, Mapping):
         raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are no JSON object; "
                             "send them back as they came")

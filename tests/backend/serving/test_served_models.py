@@ -253,6 +253,8 @@ def test_chat_takes_whole_conversations_and_tools(play):
     ({"PROMPT": text("a"), "MESSAGES": text("[]")}, "exclude each other"),
     ({"MESSAGES": text("[1]")}, "MESSAGES is not a JSON list of objects"),
     ({"MESSAGES": text("[")}, "MESSAGES is not valid JSON"),
+    ({"MESSAGES": text("[" * 200_000)}, "MESSAGES is not valid JSON: it is nested too deeply"),
+    ({"MESSAGES": text(r'[{"role": "user", "content": "\ud800"}]')}, "MESSAGES is not valid JSON: it holds a lone"),
     ({"PROMPT": np.array([[b"\xff"]], object)}, "PROMPT is not valid UTF-8"),
     ({"PROMPT": text("a"), "STEP": np.array([[3]], np.int32)}, "so CORRID has to name it"),
     ({"PROMPT": text("a"), "TEMPERATURE": np.array([[-1.0]], np.float32)}, "temperature=-1.0 is out of range"),

@@ -202,6 +202,8 @@ def test_a_template_that_rewrites_earlier_turns_cannot_append_one(source):
     ([{**CALL, "tool_calls": [{"function": {}}]}], "an entry without function.name"),
     ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "x: 1"}}]}], "arguments of f are not JSON"),
     ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}], "arguments of f are no JSON object"),
+    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "[" * 200_000}}]}], "are nested too deeply"),
+    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' * 200_000}}]}], "are nested too deeply"),
 ])
 def test_a_wrong_message_is_refused_with_its_place(messages, reason):
     with pytest.raises(TemplateError, match=reason):
