@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import reprlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +21,9 @@ MAX_STOP_LEN = 1024  # characters
 MAX_WORDS = 1024
 MAX_WORD_LEN = 256  # characters, or token ids
 MAX_SEED = 2**64 - 1
+# Whatever is asked for, logits stay far within float32: a positive one divided by 1e-38 would be infinite.
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100
+MAX_BIAS = 1e9
 
 
 class FinishReason(str, Enum):
@@ -40,9 +42,10 @@ class SamplingParams:
     min_new_tokens      end and stop ids are masked before this many
     temperature         0 means greedy
     top_k               0 keeps all; top_p and min_p as usual
-    repetition_penalty  multiplicative, over prompt and completion; presence and frequency over the completion
+    repetition_penalty  multiplicative, in 0.01..100, over prompt and completion; presence and frequency over the
+                        completion
     seed                None draws one; equal seeds give equal tokens whatever else runs in the batch
-    logit_bias          (token id, bias) pairs, added to the raw logits
+    logit_bias          (token id, bias in -1e9..1e9) pairs, added to the raw logits
     bad_words           texts, or token sequences, that are never completed; one text stands for itself
     stop_ids            token ids that end the completion, besides the model's end ids
     stop                texts that end the completion, or one text; matched on text, cut from it
@@ -214,7 +217,12 @@ def _is_word(value: Any) -> bool:
 
 def _is_bias(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and _is_integer(value[0]) and (
-        _is_number(value[1], -sys.float_info.max, sys.float_info.max))
+        _is_number(value[1], -MAX_BIAS, MAX_BIAS))
+
+
+def _is_repetition_penalty(value: Any) -> bool:
+    # 0.01 in float32, as KServe's clients send it, is a little less.
+    return _is_number(value, MIN_REPETITION_PENALTY - 1e-9, MAX_REPETITION_PENALTY)
 
 
 # Field of SamplingParams → (whether a value is allowed, what is, in words).
@@ -226,11 +234,12 @@ _ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": (lambda value: _is_integer(value, 0), "an integer >= 0 (0 keeps all tokens)"),
     "top_p": (lambda value: _is_number(value, 0, 1) and value > 0, "a number in (0, 1]"),
     "min_p": (lambda value: _is_number(value, 0, 1), "a number in [0, 1]"),
-    "repetition_penalty": (lambda value: _is_number(value, 0, 100) and value > 0, "a number in (0, 100]"),
+    "repetition_penalty": (_is_repetition_penalty,
+                           f"a number in [{MIN_REPETITION_PENALTY}, {MAX_REPETITION_PENALTY}] (1 changes nothing)"),
     "presence_penalty": (lambda value: _is_number(value, -2, 2), "a number in [-2, 2]"),
     "frequency_penalty": (lambda value: _is_number(value, -2, 2), "a number in [-2, 2]"),
     "seed": (lambda value: value is None or _is_integer(value, 0, MAX_SEED), "an integer in 0..2^64-1, or None"),
-    "logit_bias": (lambda value: _is_tuple_of(value, _is_bias), "pairs of a token id and a finite bias"),
+    "logit_bias": (lambda value: _is_tuple_of(value, _is_bias), "pairs of a token id and a bias in [-1e9, 1e9]"),
     "bad_words": (lambda value: _is_tuple_of(value, _is_word, MAX_WORDS),
                   f"a text, or a tuple of up to {MAX_WORDS:,} texts or tuples of token ids, each of 1 to "
                   f"{MAX_WORD_LEN} characters or ids"),

@@ -33,7 +33,7 @@ class Sampling(TypedDict, total=False):
     max_new_tokens, min_new_tokens     tokens
     temperature                        0 is greedy
     top_k, top_p, min_p                0, 1 and 0 keep all tokens
-    repetition_penalty                 multiplicative; presence and frequency are added
+    repetition_penalty                 multiplicative, in 0.01..100; presence and frequency are added
     seed                               0..2^64-1; equal seeds give equal answers
     stop, bad_words                    texts that end the answer; texts that never appear
     ignore_eos, skip_special_tokens    go on past the model's own end; leave special tokens out of the text"""

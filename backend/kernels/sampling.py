@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.kernels.sampling_reference import FACTOR_1, FACTOR_2, INCREMENT
+from backend.kernels.sampling_reference import FACTOR_1, FACTOR_2, HIGHEST, INCREMENT
 
 # The best on an H200 for one row. With 8 warps, 2048 slots and tiles of 1024, 256 rows would take up to a quarter less,
 # which is less of their step than what one row would lose is of its own.
@@ -33,6 +33,7 @@ NUM_WARPS = 16
 _INCREMENT, _FACTOR_1, _FACTOR_2 = tl.constexpr(INCREMENT), tl.constexpr(FACTOR_1), tl.constexpr(FACTOR_2)
 _LOG2_E, _LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 _LOWEST = tl.constexpr(-3.4e38)  # below it there is only -inf
+_HIGHEST = tl.constexpr(HIGHEST)
 _NOTHING = tl.constexpr(float("-inf"))
 _ABOVE_ALL = tl.constexpr(1e-30)  # values are less their maximum, so at most 0
 
@@ -66,7 +67,7 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
     slot_id = slot
     for start in range(0, VOCAB_SIZE, SLOTS):
         ids = start + slot
-        value = tl.load(values + ids, mask=ids < VOCAB_SIZE, other=float("-inf"))
+        value = _logits(values, ids, ids < VOCAB_SIZE)
         is_better = value > slot_best  # so the first of equals stays, and NaN never enters
         slot_best = tl.where(is_better, value, slot_best)
         slot_id = tl.where(is_better, ids, slot_id)
@@ -113,10 +114,18 @@ def _draw_kernel(logits, temperature, top_k, top_p, min_p, keys, token_table, sl
                                    min_p_floor, key, COLUMN, VOCAB_SIZE, SLOTS, TILE)
             is_open = False
             if has_top_p:
-                refused = tl.load(values + token_id) - best
+                refused = _logits(values, token_id, True) - best
                 is_open = (refused < 0) & (_weight(source, count, best, scale, floor, refused, TILE) >= target)
     tl.store(token_ids + row, token_id.to(tl.int64))
     tl.store(token_table + tl.load(slots + row), token_id)
+
+
+@triton.jit
+def _logits(values, ids, is_there):
+    """What is read of a row: -inf beyond its end, and nothing infinite above, so that the maximum can be taken away
+    from all of it. NaN stays NaN, which no comparison lets in; a minimum would make it the largest."""
+    value = tl.load(values + ids, mask=is_there, other=float("-inf"))
+    return tl.where(value > _HIGHEST, _HIGHEST, value)
 
 
 @triton.jit
@@ -126,7 +135,7 @@ def _copy_columns(values, copied, count, columns, COLUMN: tl.constexpr, VOCAB_SI
     for start in range(0, count, TILE):
         index = start + tl.arange(0, TILE)
         ids = _id_in_columns(columns, index, index < count, COLUMN, SLOTS)
-        value = tl.load(values + ids, mask=(index < count) & (ids < VOCAB_SIZE), other=float("-inf"))
+        value = _logits(values, ids, (index < count) & (ids < VOCAB_SIZE))
         tl.store(copied + index, value, mask=index < count)
     tl.debug_barrier()
 
@@ -139,7 +148,7 @@ def _draw_above(values, count, columns, is_copied, best, temperature, floor, ref
     largest = float("-inf")
     for start in range(0, count, TILE):
         index = start + tl.arange(0, TILE)
-        shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+        shifted = _logits(values, index, index < count) - best
         scaled = tl.div_rn(shifted, temperature)
         ids = index
         if is_copied:
@@ -169,7 +178,7 @@ def _weight(values, count, best, scale, floor, refused, TILE: tl.constexpr):
     total = tl.zeros([TILE], tl.float32)
     for start in range(0, count, TILE):
         index = start + tl.arange(0, TILE)
-        shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+        shifted = _logits(values, index, index < count) - best
         total += tl.where((shifted >= floor) & (shifted > refused), tl.exp2(shifted * scale), 0.0)
     return tl.sum(total, axis=0)
 
@@ -192,7 +201,7 @@ def _search(values, count, best, scale, target, low, TILE: tl.constexpr, PARTS: 
         most = tl.full([TILE], float("-inf"), tl.float32)
         for start in range(0, count, TILE):
             index = start + tl.arange(0, TILE)
-            shifted = tl.load(values + index, mask=index < count, other=float("-inf")) - best
+            shifted = _logits(values, index, index < count) - best
             weight = tl.exp2(shifted * scale)
             least = tl.minimum(least, tl.where(shifted >= low, shifted, float("inf")))
             most = tl.maximum(most, tl.where(shifted < high, shifted, float("-inf")))

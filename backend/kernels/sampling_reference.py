@@ -12,13 +12,14 @@ from torch import Tensor
 
 # splitmix64 (Steele, Lea and Flood, 2014): the step between successive inputs, and the factors of its mixing function.
 INCREMENT, FACTOR_1, FACTOR_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+HIGHEST = torch.finfo(torch.float32).max  # what stands for a logit of +inf
 
 
 def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor,
          token_table: Tensor, slots: Tensor) -> Tensor:
     """Chooses a token per row by temperature, top_k, top_p, min_p and a draw, and writes it into the token table.
 
-    logits       [R, V] float32
+    logits       [R, V] float32   +inf is as good as the largest finite number
     temperature  [R] float32      0: the row takes the likeliest token, of equal ones the lowest, whatever else is asked
     top_k        [R] int32        in 1..V; V keeps all
     top_p        [R] float32      0 keeps the likeliest token, 1 all
@@ -95,7 +96,7 @@ def gumbel_noise(keys: Tensor, vocab_size: int) -> Tensor:
 
 def _draw(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Tensor) -> Tensor:
     # Less the maximum first: a tiny temperature may then send the others to -inf, but never the best one to inf.
-    shifted = logits - logits.amax(-1, keepdim=True)
+    shifted = (logits - logits.amax(-1, keepdim=True).clamp_(max=HIGHEST)).clamp_(max=0.0)
     temperature = temperature[:, None]
     floor = _floor(shifted, temperature, top_k, top_p)
     scaled = shifted / temperature

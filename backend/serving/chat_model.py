@@ -15,6 +15,7 @@ from backend.engine.engine_client import EngineClient
 from backend.errors import RequestError, SessionError, UnknownSessionError
 from backend.requests import FinishReason, GenerateRequest, SamplingParams
 from backend.serving.inputs import Inputs
+from backend.serving.long_text import num_characters, read_text
 from backend.serving.served_model import InferContext, Tensors
 from backend.text.front_end import TextFrontEnd
 from protocol.models import CHAT
@@ -67,16 +68,18 @@ class ChatModel:
         front_end = self._front_end
         step = None if starts else inputs.scalar("STEP")
         if starts or step == 0:
-            token_ids = front_end.chat_ids(messages, tools)
+            token_ids = await read_text(num_characters(messages, tools), front_end.chat_ids, messages, tools)
         else:
             if len(messages) != 1 or tools:
                 raise RequestError(f"session {session_id} is under way, so it takes one new message and no new tools; "
                                    "START=1 begins it afresh")
-            token_ids = front_end.turn_ids(messages[0], is_first=False)
+            token_ids = await read_text(num_characters(messages), front_end.turn_ids, messages[0], False)
+        sampling = self._sampling(inputs, tools)
+        sampling = await read_text(num_characters(sampling.bad_words), front_end.resolved, sampling)
         request = GenerateRequest(
-            self._engine.new_request_id(), tuple(token_ids), front_end.resolved(self._sampling(inputs, tools)),
-            session_id, session_start=starts if session_id is not None else None, session_is_new=is_new,
-            session_step=step, end_session=ends)
+            self._engine.new_request_id(), tuple(token_ids), sampling, session_id,
+            session_start=starts if session_id is not None else None, session_is_new=is_new, session_step=step,
+            end_session=ends)
         answer = front_end.answer(request, continues_prompt=False)
         async with aclosing(self._engine.generate(request)) as outputs:
             async for output in outputs:

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 from backend.serving.model_config import ModelSpec
 from backend.serving.protocol_error import ProtocolError
 from backend.serving.tensors import DTYPES, decode_raw, encode_strings
+from backend.text.strict_json import parse_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -22,8 +23,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 def read_json(body: bytes) -> dict[str, Any]:
     """The JSON object of a request. Raises ProtocolError INVALID_ARGUMENT."""
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(body)
+    except ValueError as error:
         raise _invalid(f"failed to parse the request JSON buffer: {error}") from None
     if not isinstance(document, dict):
         raise _invalid("failed to parse the request JSON buffer: it is not an object")
@@ -97,10 +98,7 @@ def json_to_raw(name: str, datatype: str, data: Any) -> bytes:
     if datatype == "BYTES":
         if not all(isinstance(value, str) for value in values):
             raise _invalid(f"data of input '{name}' has to be strings, since its datatype is BYTES")
-        try:
-            return encode_strings([value.encode() for value in values])
-        except UnicodeEncodeError:
-            raise _invalid(f"data of input '{name}' holds half of a surrogate pair, which is no text") from None
+        return encode_strings([value.encode() for value in values])
     dtype = DTYPES.get(datatype)
     if dtype is None:
         return b""

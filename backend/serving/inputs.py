@@ -4,13 +4,13 @@ Names, types and shapes were checked against config.pbtxt; this checks values. U
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from backend.errors import RequestError
 from backend.serving.served_model import Tensors
+from backend.text.strict_json import parse_json
 
 
 class Inputs:
@@ -60,7 +60,7 @@ class Inputs:
         if text is None:
             return None
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:
             raise RequestError(f"{name} is not valid JSON: {error}") from None
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):

@@ -6,6 +6,7 @@ Both servers, the embedded one and Triton Inference Server, serve exactly these.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from backend.engine.engine_client import EngineClient
 from backend.errors import RequestError
 from backend.serving.chat_model import ChatModel
 from backend.serving.inputs import Inputs, word_table
+from backend.serving.long_text import num_characters, read_text
 from backend.serving.served_model import InferContext, ServedModel, Tensors
 from backend.serving.turbomind_model import TurbomindModel
 from backend.text.front_end import TextFrontEnd
@@ -41,16 +43,20 @@ class Preprocessing:
     async def infer(self, tensors: Tensors, context: InferContext) -> AsyncGenerator[dict[str, np.ndarray], None]:
         """See ServedModel.infer."""
         inputs = Inputs(tensors)
-        query = inputs.text("QUERY")
+        query, bad, stop = inputs.text("QUERY"), inputs.texts("BAD_WORDS_DICT"), inputs.texts("STOP_WORDS_DICT")
         if query is None:
             raise RequestError("QUERY holds no text; send exactly one")
-        ids = self._ids(query)
+        ids, bad_ids, stop_ids = await read_text(num_characters(query, bad, stop), self._read, query, bad, stop)
         yield {
             "INPUT_ID": np.array([ids], np.uint32).reshape(1, -1),
             "REQUEST_INPUT_LEN": np.array([[len(ids)]], np.uint32),
-            "BAD_WORDS_IDS": word_table([self._tokenizer.encode(word) for word in inputs.texts("BAD_WORDS_DICT")]),
-            "STOP_WORDS_IDS": word_table([self._tokenizer.encode(word) for word in inputs.texts("STOP_WORDS_DICT")]),
+            "BAD_WORDS_IDS": word_table(bad_ids),
+            "STOP_WORDS_IDS": word_table(stop_ids),
             "REQUEST_OUTPUT_LEN": tensors.get("REQUEST_OUTPUT_LEN", np.zeros((1, 1), np.uint32))}
+
+    def _read(self, query: str, *word_lists: tuple[str, ...]) -> tuple[list[Any], ...]:
+        """Ids of the query, and of each word of each list."""
+        return self._ids(query), *([self._tokenizer.encode(word) for word in words] for words in word_lists)
 
     def _ids(self, query: str) -> list[int]:
         tokenizer = self._tokenizer
@@ -82,6 +88,6 @@ class Postprocessing:
             raise RequestError(f"sequence_length is {lengths} for {len(beams)} beams of {beams.shape[1]} tokens; "
                                "send one length per beam, not beyond its tokens")
         skips = bool(Inputs(tensors).scalar("skip_special_tokens", 1))
-        texts = [self._tokenizer.decode(beam[:length].tolist(), skip_special_tokens=skips).encode()
+        texts = [(await read_text(length, self._tokenizer.decode, beam[:length].tolist(), skips)).encode()
                  for beam, length in zip(beams, lengths, strict=True)]
         yield {"OUTPUT": np.array([texts], object).reshape(1, -1)}

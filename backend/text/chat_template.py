@@ -213,17 +213,25 @@ def _content(content: Any, index: int, has_tool_calls: bool) -> str:
 
 
 def _tool_call(call: Any, index: int) -> dict[str, Any]:
-    """OpenAI writes a call's arguments as JSON text, templates take an object."""
+    """OpenAI writes a call's arguments as JSON text, templates take an object. The beginning of one, which an answer
+    that was cut off leaves, stays text: templates write it as such, and the conversation can go on."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise TemplateError(f"messages[{index}].tool_calls has an entry without function.name")
     arguments = function.get("arguments") or {}
-    try:
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
-        raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are not JSON: "
-                            f"{error}") from None
-    if not isinstance(arguments, Mapping):
+    is_cut = False
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            is_cut = arguments.lstrip().startswith("{")
+            if not is_cut:
+                raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are not JSON: "
+                                    f"{error}") from None
+        except RecursionError:
+            raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are nested too deeply; "
+                                "send flatter ones") from None
+    if not is_cut and not isinstance(arguments, Mapping):
         raise TemplateError(f"messages[{index}].tool_calls: arguments of {function['name']} are no JSON object; "
                             "send them back as they came")
     return {**call, "function": {**function, "arguments": arguments}}

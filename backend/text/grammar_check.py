@@ -132,6 +132,7 @@ def _fork_checks(control: socket.socket, tokenizer_dir: Path, vocab_size: int) -
     """The process's body: a child for each connection that arrives, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads would not outlive a fork, nor find the memory in a child
     compiler = GrammarCompiler(Tokenizer(tokenizer_dir), vocab_size)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)

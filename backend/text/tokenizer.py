@@ -18,6 +18,7 @@ from backend.errors import RequestError, TokenizerError
 from backend.tokenizer_files import BYTE_LETTERS, TOKENIZER_JSON, read_settings, special_token_id
 
 SPACE_MARK = "▁"  # SentencePiece writes a space as U+2581
+LONG_TEXT_CHARACTERS = 20_000  # tokenising takes some 20 ms, which whoever else uses the process should not wait for
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -53,7 +54,10 @@ class Tokenizer:
         Raises RequestError for text that is not valid Unicode (a lone surrogate)."""
         encoder = self._encoder if parse_special else self._plain_encoder
         try:
-            return encoder.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(text) < LONG_TEXT_CHARACTERS:
+                return encoder.encode(text, add_special_tokens=add_special_tokens).ids
+            # The library lets other threads run only while it encodes a batch, for which it starts threads of its own.
+            return encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except (UnicodeEncodeError, TypeError):
             raise RequestError("the text holds a lone surrogate and is not valid Unicode; send valid UTF-8") from None
 
@@ -72,6 +76,8 @@ class Tokenizer:
         """The bytes that a token adds to the text; none for an id with no token (a padding row of the embedding)."""
         known = self._bytes.get(token_id)
         if known is None:
+            if token_id not in self._vocabulary:  # not remembered: a client can make up any number of ids
+                return b""
             known = self._bytes[token_id] = self._bytes_of(token_id)
         return known
 
@@ -91,7 +97,7 @@ class Tokenizer:
         return encoder
 
     def _bytes_of(self, token_id: int) -> bytes:
-        token = self._vocabulary.get(token_id, "")
+        token = self._vocabulary[token_id]
         if token_id in self._added_ids and not self._is_byte_level:
             return token.replace(SPACE_MARK, " ").encode()
         if self._is_byte_level:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import pytest
 
@@ -49,10 +50,18 @@ def test_every_field_is_checked():
     ({"bad_words": ((7,),) * 1025}, "a tuple of up to 1,024 texts"),
     ({"stop_ids": ("a",)}, "a tuple of up to 1,024 token ids"),
     ({"stop_ids": (7,) * 1025}, "a tuple of up to 1,024 token ids"),
-    ({"logit_bias": ((3, float("nan")),)}, "pairs of a token id and a finite bias"),
-    ({"logit_bias": {3: 1.0}}, "pairs of a token id and a finite bias"),
+    ({"logit_bias": ((3, float("nan")),)}, r"pairs of a token id and a bias in \[-1e9, 1e9\]"),
+    ({"logit_bias": ((3, 1e300),)}, r"pairs of a token id and a bias in \[-1e9, 1e9\]"),
+    ({"logit_bias": {3: 1.0}}, "pairs of a token id and a bias"),
+    ({"repetition_penalty": 1e-38}, r"repetition_penalty=1e-38 is out of range; use a number in \[0.01, 100\]"),
+    ({"repetition_penalty": float("nan")}, "repetition_penalty=nan is out of range"),
     ({"ignore_eos": "no"}, "use True or False"),
 ])
 def test_a_wrong_value_is_refused_in_words(values, message):
     with pytest.raises(RequestError, match=message):
         SamplingParams(**values)
+
+
+def test_the_least_repetition_penalty_may_come_in_float32():
+    as_float32 = struct.unpack("f", struct.pack("f", 0.01))[0]
+    assert as_float32 < 0.01 and SamplingParams(repetition_penalty=as_float32).repetition_penalty == as_float32

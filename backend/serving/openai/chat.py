@@ -15,19 +15,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from backend.requests import GenerateRequest
+from backend.serving.long_text import num_characters, read_text
 from backend.serving.openai.chat_chunks import ChatChunks
 from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, ChatRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import (
-    check_grammar,
-    choices,
-    generate,
-    new_answer_id,
-    num_characters,
-    read_text,
-)
+from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls

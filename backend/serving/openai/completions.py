@@ -15,6 +15,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from backend.requests import GenerateRequest, TokenLogprobs
+from backend.serving.long_text import read_text
 from backend.serving.openai.completions_schema import (
     DEFAULT_MAX_TOKENS,
     MAX_CHOICES_IN_ALL,
@@ -24,7 +25,7 @@ from backend.serving.openai.completions_schema import (
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount

@@ -13,10 +13,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from backend.requests import GenerateRequest
+from backend.serving.long_text import read_text
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.format_fields import FormatFields
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields, TokenId
 from backend.text.front_end import TextOutput

@@ -7,10 +7,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, TypeVar
 
 from backend.errors import RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
@@ -19,27 +18,13 @@ from backend.text.front_end import TextOutput
 from backend.text.grammar_check import MAX_PENDING
 
 UNNAMED = ""  # the id of a request until `generate` names it after its answer
-LONG_TEXT_CHARACTERS = 20_000  # rendering and tokenising take some 20 ms, in which no stream would go on
 
-T = TypeVar("T")
 _CHECKS = ThreadPoolExecutor(2 * MAX_PENDING, "grammar-check")  # of their own: slow ones keep no text waiting
 
 
 def new_answer_id(prefix: str) -> str:
     """An id for an answer: the prefix says of which kind it is, as OpenAI's do (`chatcmpl-`, `cmpl-`)."""
     return f"{prefix}{uuid.uuid4().hex}"
-
-
-def num_characters(*documents: Any) -> int:
-    """About as many as a template has to read of messages and tools: calls and descriptions count too."""
-    return sum(len(str(document)) for document in documents)
-
-
-async def read_text(size: int, read: Callable[..., T], *arguments: Any) -> T:
-    """read(*arguments), which works on `size` characters: in a thread where that would keep other requests waiting."""
-    if size < LONG_TEXT_CHARACTERS:
-        return read(*arguments)
-    return await asyncio.to_thread(read, *arguments)
 
 
 async def check_grammar(context: ApiContext, sampling: SamplingParams, *fields: str | None) -> None:

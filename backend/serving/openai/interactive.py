@@ -16,10 +16,11 @@ from pydantic import BaseModel, Field
 
 from backend.errors import UnknownSessionError
 from backend.requests import FinishReason, GenerateRequest
+from backend.serving.long_text import num_characters, read_text
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import JSON_LINES, ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import UNNAMED, generate, new_answer_id, num_characters, read_text
+from backend.serving.openai.generation import UNNAMED, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.sampling_fields import SamplingFields
 

@@ -17,10 +17,11 @@ from pydantic import BaseModel
 
 from backend.errors import MillraceError, RequestError
 from backend.requests import FinishReason, GenerateOutput, GenerateRequest
+from backend.serving.long_text import num_characters, read_text
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError, api_error
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, num_characters, read_text
+from backend.serving.openai.generation import check_grammar, choices, generate
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id

@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from backend.errors import RequestError
-from backend.requests import MAX_SEED, MAX_STOP_LEN, MAX_WORDS, SamplingParams
+from backend.requests import (
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_STOP_LEN,
+    MAX_WORDS,
+    MIN_REPETITION_PENALTY,
+    SamplingParams,
+)
 
 MAX_CHOICES = 128
 MAX_STOP_TEXTS = 16
@@ -72,7 +79,8 @@ class SamplingFields(ApiModel):
 
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 and -1 keep all tokens.")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY,
+                                             description="1 changes nothing.")
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_WORDS, fail_fast=True)] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = Field(None, ge=0, lt=2**31)

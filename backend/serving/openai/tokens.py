@@ -10,8 +10,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field, model_validator
 
 from backend.errors import TemplateError
+from backend.serving.long_text import num_characters, read_text
 from backend.serving.openai.context import ApiContext, Context
-from backend.serving.openai.generation import num_characters, read_text
 from backend.serving.openai.sampling_fields import ApiModel, TokenId
 
 router = APIRouter(tags=["tokens"])

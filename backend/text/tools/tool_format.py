@@ -14,7 +14,8 @@ from backend.text.tokenizer import Tokenizer
 
 _THOUGHTS = ("<think>", "</think>")
 CALL_END = "<|action_end|>"  # InternLM's, which its chat template takes for the end of an answer
-_STRING = r'"(?:[^"\\]|\\.)*"'
+# A string that is JSON, without control characters and, lest half of a pair stand alone, without escaped surrogates.
+_STRING = r'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4})*"'
 
 
 @dataclass(frozen=True, slots=True)

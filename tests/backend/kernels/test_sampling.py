@@ -195,3 +195,17 @@ def test_logits_that_are_cut_from_wider_ones_are_refused():
 def test_a_top_p_that_is_nothing_among_equals_keeps_a_token(device):
     rows = rows_of(torch.zeros(3, 64), top_p=1e-46)
     assert (rows.draw(device=device) < 64).all()
+
+
+@pytest.mark.parametrize("kernels", [sampling, sampling_reference], ids=["triton", "reference"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"top_k": 35, "top_p": 0.9, "min_p": 0.1}],
+                         ids=str)
+def test_infinite_logits_are_drawn_from_as_the_largest_finite_ones(device, kernels, options):
+    infinite = [3, 5, 17, 29]
+    logits = torch.randn(8, 40)
+    logits[:, infinite], logits[:, 11] = torch.inf, torch.nan if kernels is sampling else -torch.inf
+    finite = logits.masked_fill(logits == torch.inf, torch.finfo(torch.float32).max)
+    where = device if kernels is sampling else "cpu"
+    found = rows_of(logits, **options).draw(kernels, where)
+    assert set(found.tolist()) <= set(infinite) and len(set(found.tolist())) > 1
+    assert found.tolist() == rows_of(finite.nan_to_num(-torch.inf), **options).draw(sampling_reference).tolist()

@@ -169,6 +169,18 @@ def test_json_of_the_wrong_form_is_a_400_that_says_what(embedded, document):
     assert status == 400 and json.loads(body)["error"]
 
 
+@pytest.mark.parametrize(("path", "document"), [
+    ("infer", {"id": "\ud800", "inputs": []}),
+    ("infer", {"inputs": [{"name": "\ud800", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}),
+    ("infer", {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": ["\ud800"]}]}),
+    ("infer", {"inputs": [], "outputs": [{"name": "\ud800"}]}), ("infer", {"inputs": [], "parameters": {"\ud800": 1}}),
+    ("generate", {"TEXT": "a", "id": "\ud800"}), ("generate", {"TEXT": "a", "\ud800": 1}),
+    ("generate", {"TEXT": "a", "x": "\ud800"}), ("generate", {"TEXT": "\ud800"})])
+def test_a_lone_surrogate_is_a_400_wherever_it_stands(embedded, path, document):
+    status, _, body = ask(embedded.http_url, f"/v2/models/echo/{path}", document)
+    assert status == 400 and "lone surrogate" in json.loads(body)["error"]
+
+
 @pytest.mark.parametrize("length", ["x", "-1", "99999"])
 def test_a_wrong_length_of_the_json_part_is_a_400(embedded, length):
     status, _, body = ask(embedded.http_url, "/v2/models/echo/infer", {"inputs": []},

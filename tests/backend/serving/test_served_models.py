@@ -16,14 +16,16 @@ pytest.importorskip("zmq")
 pytest.importorskip("msgspec")
 
 from backend.engine.async_engine import AsyncEngine
-from backend.errors import RequestError, SessionError
+from backend.errors import ContextLengthError, RequestError, SessionError
 from backend.model_source import open_model
 from backend.serving.served_model import InferContext, ServedModel
 from backend.serving.served_models import build_models
 from backend.text.front_end import TextFrontEnd
+from backend.text.tokenizer import LONG_TEXT_CHARACTERS, Tokenizer
 
 CHECKPOINT = Path(__file__).parents[3] / "demo" / "checkpoint"
 SESSION_LEN = 512
+LONG_TEXT = "the fox " * (LONG_TEXT_CHARACTERS // 8)
 T = TypeVar("T")
 Models = dict[str, ServedModel]
 
@@ -284,6 +286,8 @@ def test_chat_takes_whole_conversations_and_tools(play):
     ({"PROMPT": text("a"), "MESSAGES": text("[]")}, "exclude each other"),
     ({"MESSAGES": text("[1]")}, "MESSAGES is not a JSON list of objects"),
     ({"MESSAGES": text("[")}, "MESSAGES is not valid JSON"),
+    ({"MESSAGES": text("[" * 200_000)}, "MESSAGES is not valid JSON: it is nested too deeply"),
+    ({"MESSAGES": text(r'[{"role": "user", "content": "\ud800"}]')}, "MESSAGES is not valid JSON: it holds a lone"),
     ({"PROMPT": np.array([[b"\xff"]], object)}, "PROMPT is not valid UTF-8"),
     ({"PROMPT": text("a"), "STEP": np.array([[3]], np.int32)}, "so CORRID has to name it"),
     ({"PROMPT": text("a"), "TEMPERATURE": np.array([[-1.0]], np.float32)}, "temperature=-1.0 is out of range"),
@@ -304,3 +308,23 @@ def test_leaving_a_response_stream_frees_its_session(play):
         answer, _ = await chat(models, "Hello!", **session, START=np.array([[1]], np.int32))
         assert answer
     play(act)
+
+
+def test_long_texts_are_tokenised_beside_the_loop(play, monkeypatch):
+    threads, encode = [], Tokenizer.encode
+
+    def noting_encode(tokenizer: Tokenizer, *arguments: Any, **options: Any) -> list[int]:
+        threads.append(threading.get_ident())
+        return encode(tokenizer, *arguments, **options)
+
+    async def act(models: Models) -> int:
+        await responses(models, "preprocessing", QUERY=text(LONG_TEXT))
+        await responses(models, "preprocessing", QUERY=text("hi"), BAD_WORDS_DICT=text(LONG_TEXT))
+        for conversation in ({"PROMPT": text(LONG_TEXT)},
+                             {"MESSAGES": text(json.dumps([{"role": "user", "content": LONG_TEXT}]))}):
+            with pytest.raises(ContextLengthError):
+                await responses(models, "chat", **conversation)
+        return threading.get_ident()
+
+    monkeypatch.setattr(Tokenizer, "encode", noting_encode)
+    assert play(act) not in threads and threads

@@ -200,7 +200,10 @@ def test_a_template_that_rewrites_earlier_turns_cannot_append_one(source):
     ([{"role": "user"}], r"messages\[0\].content is a NoneType; give text"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "a part that is no text"),
     ([{**CALL, "tool_calls": [{"function": {}}]}], "an entry without function.name"),
-    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], "arguments of f are not JSON"),
+    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "x: 1"}}]}], "arguments of f are not JSON"),
+    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}], "arguments of f are no JSON object"),
+    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "[" * 200_000}}]}], "are nested too deeply"),
+    ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":' * 200_000}}]}], "are nested too deeply"),
 ])
 def test_a_wrong_message_is_refused_with_its_place(messages, reason):
     with pytest.raises(TemplateError, match=reason):
@@ -220,6 +223,14 @@ def test_tools_are_refused_where_the_template_has_no_place_for_them():
 
 
 TAKE_TOOLS = ("internlm2", "llama3.1", "qwen2.5", "qwen3")
+
+
+@pytest.mark.parametrize("name", TAKE_TOOLS)
+@pytest.mark.parametrize("arguments", ['{"city": "', "{", ' {"a": [1, {"b": tr'])
+def test_a_call_that_was_cut_off_is_rendered_with_what_its_arguments_were(name, arguments):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    rendered = builtin(name).render([USER, call, AGAIN])
+    assert json.dumps(arguments) in rendered and '"name": "f"' in rendered
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTINS if name not in ("base", *TAKE_TOOLS)])

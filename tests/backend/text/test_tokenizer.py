@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 import tokenizers
@@ -8,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backend.errors import RequestError, TokenizerError
-from backend.text.tokenizer import Tokenizer
-from tests.tiny_tokenizers import write_byte_level_folder
+from backend.text.tokenizer import LONG_TEXT_CHARACTERS, Tokenizer
+from tests.tiny_tokenizers import LINES, write_byte_level_folder
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -66,12 +68,41 @@ def test_the_folder_names_bos_and_eos(prefixed, tmp_path):
 def test_an_id_without_a_token_is_refused(tokenizer, token_id):
     with pytest.raises(RequestError, match=rf"token id {token_id} is not in the vocabulary; use ids in 0\.\."):
         tokenizer.decode([5, token_id])
-    assert tokenizer.token_bytes(token_id) == b""
+    assert tokenizer.token_bytes(token_id) == b"" and token_id not in tokenizer._bytes
 
 
-def test_a_lone_surrogate_is_refused(tokenizer):
+@pytest.mark.parametrize("length", [1, LONG_TEXT_CHARACTERS])
+def test_a_lone_surrogate_is_refused(tokenizer, length):
     with pytest.raises(RequestError, match="lone surrogate"):
-        tokenizer.encode("a\ud800")
+        tokenizer.encode("a" * length + "\ud800")
+
+
+@pytest.mark.parametrize("parse_special", [True, False])
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+def test_a_long_text_has_the_ids_that_the_library_gives_it(tokenizer, tokenizer_dir, add_special_tokens, parse_special):
+    library = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    library.encode_special_tokens = not parse_special
+    text = "<|im_start|>" + " ".join(LINES * 12)
+    assert len(text) > LONG_TEXT_CHARACTERS
+    expected = library.encode(text, add_special_tokens=add_special_tokens).ids
+    assert tokenizer.encode(text, add_special_tokens, parse_special) == expected
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(prefixed):
+    text, encoded_s = "the fox and the rabbit went home " * 20_000, []
+
+    def encode() -> None:
+        begun_s = time.perf_counter()
+        prefixed.encode(text)
+        encoded_s.append(time.perf_counter() - begun_s)
+
+    thread, last_s, longest_gap_s = threading.Thread(target=encode), time.perf_counter(), 0.0
+    thread.start()
+    while not encoded_s:
+        now_s = time.perf_counter()
+        longest_gap_s, last_s = max(longest_gap_s, now_s - last_s), now_s
+    thread.join()
+    assert max(longest_gap_s, time.perf_counter() - last_s) < encoded_s[0] / 2
 
 
 def test_token_bytes_are_the_bytes_of_a_text_in_pieces(prefixed):

@@ -86,6 +86,7 @@ def test_a_second_request_s_prompt_comes_from_the_cache_and_is_counted():
     ({"prompt": [[1], "x"]}, None),
     ({"prompt": [99_999_999]}, None),
     ({"prompt": TEXT, "logit_bias": {"x": 1}}, "logit_bias.x"),
+    ({"prompt": TEXT, "repetition_penalty": 1e-38}, "repetition_penalty"),
     ({"prompt": TEXT, "a\ud800": 1}, None),
 ])
 def test_what_is_wrong_is_refused_with_its_name(api, fields, param):

@@ -154,6 +154,17 @@ def test_the_conversation_of_the_tutorials_ends_with_the_right_number(api, strea
     assert called == ["add", "mul"] and "16" in text_of(response)
 
 
+def test_a_response_whose_call_was_cut_off_can_be_gone_on_from(api):
+    for count in range(10, 60):
+        response = api.ask(PATH, input="Compute 3+5", temperature=0, tools=TOOLS, tool_choice="required",
+                           max_output_tokens=count)
+        call, = response["output"]
+        if call["type"] == "function_call" and call["arguments"]:
+            break
+    assert response["status"] == "incomplete" and call["arguments"].startswith("{")
+    assert api.ask(PATH, input="Go on", previous_response_id=response["id"], max_output_tokens=3)["output"]
+
+
 def test_a_streamed_call_has_its_events(api):
     events = events_of(api, input="Compute 3+5", temperature=0, tools=TOOLS, max_output_tokens=120,
                        tool_choice={"type": "function", "name": "mul"})

@@ -140,6 +140,19 @@ def test_a_call_that_must_be_made_is_made_whatever_is_asked(api, question, tool_
     assert all(isinstance(value, int) for value in arguments.values())
 
 
+def test_a_conversation_goes_on_after_a_call_that_max_tokens_cut(api):
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    for max_tokens in range(10, 60):
+        choice = ask(api, messages, tool_choice="required", max_tokens=max_tokens)
+        calls = choice["message"].get("tool_calls")
+        if calls and calls[0]["function"]["arguments"]:
+            break
+    assert choice["finish_reason"] == "length" and calls[0]["function"]["arguments"].startswith("{")
+    with pytest.raises(ValueError):
+        json.loads(calls[0]["function"]["arguments"])
+    assert ask(api, [*messages, choice["message"], {"role": "user", "content": "Go on"}], max_tokens=3)
+
+
 def test_arguments_follow_the_schema_even_against_the_models_will(api):
     words = tool("add", "Compute the sum of two numbers", a="string", b="boolean")
     _, arguments = call_of(ask(api, [{"role": "user", "content": "Compute 17+25"}], tools=[words]))
@@ -268,7 +281,7 @@ RETIRED = [{"name": "add", "parameters": {}}]
     ({"tools": [tool("f", "", a="what")]}, None, "Invalid type: what"),
     ({"messages": [{"role": "function", "name": "add", "content": "3"}]}, "messages[0].role", "tool"),
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{oops"}}]}]}, None, "not JSON"),
+        {"id": "a", "type": "function", "function": {"name": "add", "arguments": "oops"}}]}]}, None, "not JSON"),
 ])
 def test_what_does_not_work_is_refused_with_its_cure(api, fields, param, cure):
     response = api.post(PATH, **{"messages": [{"role": "user", "content": "x"}], "tools": TOOLS, **fields})

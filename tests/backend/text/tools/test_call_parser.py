@@ -77,6 +77,18 @@ def test_what_begins_like_a_call_and_is_none_is_content(style):
     assert read(style, [text]) == (text, [], False)
 
 
+@pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
+@pytest.mark.parametrize("name", [r"\q", "a\nb", "\x00", r"\u12", r"\ud800"])
+def test_a_call_whose_name_is_no_json_text_is_content(style, name):
+    text = write(style, "", (name, "{}"))
+    assert read(style, [text]) == read(style, list(text)) == (text, [], False)
+
+
+@pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
+def test_a_name_may_be_escaped_as_json_allows(style):
+    assert read(style, [write(style, "", (r"\u0061\"d\/", "{}"))]) == ("", [('a"d/', "{}")], True)
+
+
 @pytest.mark.parametrize("style, missing", [(INTERNLM, "<|action_end|>"), (HERMES, "\n</tool_call>"), (LLAMA, "}")])
 def test_a_call_is_whole_with_its_arguments_even_if_its_end_was_a_stop_token(style, missing):
     assert read(style, [write(style, "", ADD).removesuffix(missing)]) == ("", [ADD], True)
