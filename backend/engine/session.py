@@ -6,6 +6,7 @@ scheduler.py (evictions)."""
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from time import monotonic
@@ -16,13 +17,16 @@ from backend.errors import SessionError, UnknownSessionError
 from backend.requests import GenerateRequest
 
 
+MAX_TOKENS = 32 * 2**20  # that all sessions remember together, 4 bytes each
+
+
 @dataclass(slots=True)
 class Session:
     """seed: the last one that a request gave; later turns go on with it.
     running: the request that has the turn; once it computes, its sequence has the blocks and the session none.
     answered: the request whose answer the tokens end with, after num_prompt_tokens of them."""
 
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: array[int] = field(default_factory=lambda: array("I"))
     block_table: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     num_cached: int = 0
@@ -40,8 +44,11 @@ class SessionTable:
     States and what each allows (docs/serving.md has the table): idle (a turn, a stop that forgets, an end), running
     (a stop, an end after the turn), evicted (like idle; its blocks are gone, its tokens not), unknown (a start)."""
 
-    def __init__(self, blocks: BlockManager) -> None:
+    def __init__(self, blocks: BlockManager, max_tokens: int = MAX_TOKENS) -> None:
+        """max_tokens: that sessions remember together; beyond it the idle ones used longest ago are forgotten."""
         self._blocks = blocks
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
         self._sessions: OrderedDict[int, Session] = OrderedDict()
 
     def __len__(self) -> int:
@@ -65,12 +72,12 @@ class SessionTable:
         if session is not None and request.session_is_new:
             raise SessionError(f"session {request.session_id} is under way, so it takes one new message and no new "
                                "tools; start it afresh, or end it")
-        token_ids = session.token_ids if session is not None and not request.session_start else []
+        token_ids = session.token_ids if session is not None and not request.session_start else array("I")
         step = request.session_step
         if step is not None and not 0 <= step <= len(token_ids):
             raise SessionError(f"session {request.session_id} holds {len(token_ids)} tokens, "
                                f"so step={step} cannot be reached; use 0..{len(token_ids)}")
-        return token_ids[:step]
+        return token_ids[:step].tolist()
 
     def begin_turn(self, request: GenerateRequest) -> None:
         """The request has the session's turn from now on; its blocks stay here, and evictable, until it runs."""
@@ -119,12 +126,12 @@ class SessionTable:
         if sequence.was_admitted:
             end = len(sequence.token_ids) - sequence.forgets_last
             keep_first(sequence, end, self._blocks)
-            session.token_ids = sequence.token_ids[:end]
+            self._remember(session, array("I", sequence.token_ids[:end]))
             session.answered, session.num_prompt_tokens = sequence.request_id, sequence.num_prompt_tokens
             self.return_blocks(sequence)
         if session.is_ended or not session.token_ids:
-            del self._sessions[sequence.session_id]
-            self._blocks.release(session.block_table)
+            self._forget(sequence.session_id)
+        self._make_room()
 
     def cut_answer(self, session_id: int, request_id: str, num_completion_tokens: int) -> None:
         """Of this request's answer an idle session keeps only so many tokens; no effect once it has gone on, or ended.
@@ -134,12 +141,12 @@ class SessionTable:
         if session is not None and session.running is None and session.answered == request_id:
             end = session.num_prompt_tokens + num_completion_tokens
             keep_first(session, end, self._blocks)
-            del session.token_ids[end:]
+            self._remember(session, session.token_ids[:end])
 
     def end(self, session_id: int) -> None:
         """Forgets an idle session; one that runs is forgotten when its turn ends. Raises SessionError if unknown."""
         if self.running_request(session_id) is None:
-            self._blocks.release(self._sessions.pop(session_id).block_table)
+            self._forget(session_id)
         else:
             self._sessions[session_id].is_ended = True
 
@@ -151,6 +158,23 @@ class SessionTable:
             if session.running is not None or session.idle_since_s > deadline:
                 return  # younger ones may have expired too; they wait for their turn
             self.end(session_id)
+
+    def _remember(self, session: Session, token_ids: array[int]) -> None:
+        self._num_tokens += len(token_ids) - len(session.token_ids)
+        session.token_ids = token_ids
+
+    def _forget(self, session_id: int) -> None:
+        session = self._sessions.pop(session_id)
+        self._num_tokens -= len(session.token_ids)
+        self._blocks.release(session.block_table)
+
+    def _make_room(self) -> None:
+        if self._num_tokens <= self._max_tokens:
+            return
+        for session_id in [each for each, session in self._sessions.items() if session.running is None]:
+            if self._num_tokens <= self._max_tokens:
+                return
+            self._forget(session_id)
 
     def evict_one(self) -> bool:
         """Gives up the blocks of the session that was used longest ago; its tokens stay. False if none holds any."""

@@ -460,6 +460,23 @@ def test_a_session_expires_when_it_is_idle_for_too_long():
     assert engine.scheduler.blocks.num_free == 64
 
 
+def test_sessions_that_hold_too_many_tokens_together_are_forgotten_the_longest_idle_first():
+    engine = make_engine()
+    sessions = engine.scheduler.sessions
+    sessions._max_tokens = 65
+    for name, session_id in (("a", 1), ("b", 2), ("c", 1), ("d", 3)):
+        engine.add_request(request(name, prompt(session_id, 20), session_id=session_id, session_start=True,
+                                   max_new_tokens=1))
+        run(engine)
+        assert sessions._num_tokens == 21 * len(sessions)
+    engine.add_request(request("e", prompt(4, 20), session_id=4, max_new_tokens=1))
+    run(engine)
+    assert [session_id in sessions for session_id in range(1, 5)] == [True, False, True, True]
+    for session_id in (1, 3, 4):
+        engine.end_session(session_id)
+    assert sessions._num_tokens == 0 and engine.scheduler.blocks.num_free == 64
+
+
 def test_a_full_queue_refuses_the_next_request():
     engine = make_engine(max_queued=2)
     for name in "ab":
