@@ -16,7 +16,6 @@ from backend.engine.sequence import Sequence
 from backend.errors import SessionError, UnknownSessionError
 from backend.requests import GenerateRequest
 
-
 MAX_TOKENS = 32 * 2**20  # that all sessions remember together, 4 bytes each
 
 
