@@ -4,6 +4,7 @@ Used by app.py, which registers the handlers, and by every endpoint, which raise
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return validation_error(error).response()
 
     async def answer_http(_: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and isinstance(error.__cause__, (RecursionError, ValueError)):
+            return _unreadable_body(error.__cause__).response()
         message = _HTTP_MESSAGES.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, code=_HTTP_CODES.get(error.status_code),
                         headers=error.headers).response()
@@ -150,6 +153,17 @@ def validation_error(error: RequestValidationError) -> ApiError:
                         code="missing_required_parameter", param=name or None)
     message = fault["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
+
+
+def _unreadable_body(cause: RecursionError | ValueError) -> ApiError:
+    """What json.loads refuses otherwise than by a fault of syntax: FastAPI keeps the reason as its error's cause."""
+    if isinstance(cause, UnicodeDecodeError):
+        reason = "it is not in UTF-8; send UTF-8, not compressed"
+    elif isinstance(cause, RecursionError):
+        reason = "it is nested too deeply; send flatter JSON"
+    else:  # the one other ValueError: Python's bound for the digits of an integer
+        reason = f"it holds a number of more than {sys.get_int_max_str_digits():,} digits; send a shorter one"
+    return ApiError(400, f"the body cannot be read: {reason}", code="invalid_json")
 
 
 def _field_name(place: Sequence[str | int], body: Any, is_absent: bool) -> str:
