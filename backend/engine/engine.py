@@ -46,10 +46,10 @@ class Engine:
         return bool(self._sequences or self._in_flight or self._outputs)
 
     def add_request(self, request: GenerateRequest) -> None:
-        """Queues a request. Raises RequestError or SessionError, and then nothing has changed."""
-        if len(self.scheduler.waiting) >= self.config.max_queued:
-            raise CapacityError(f"{len(self.scheduler.waiting)} requests are waiting, as many as max_queued allows; "
-                                "try again later")
+        """Queues a request. Raises RequestError, SessionError or CapacityError, and then nothing has changed."""
+        num_queued = self.scheduler.num_queued
+        if num_queued >= self.config.max_queued:
+            raise CapacityError(f"{num_queued} requests are waiting, as many as max_queued allows; try again later")
         self.expire_sessions()
         if request.request_id in self._sequences:
             raise RequestError(f"request id {request.request_id!r} is in use; give each request an id of its own")

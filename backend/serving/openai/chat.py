@@ -21,6 +21,7 @@ from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
 from backend.serving.openai.generation import (
+    check_count,
     check_grammar,
     choices,
     generate,
@@ -74,7 +75,8 @@ class _Delta:
 
 async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     """Raises ApiError or RequestError for what the fields' types do not refuse."""
-    plan = _plan(body)
+    plan, num_choices = _plan(body), body.n or 1
+    check_count(context, num_choices)
     grammar = body.answer_grammar(body.response_format)
     sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body), grammar)
     if isinstance(body.messages, str):
@@ -87,7 +89,7 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
     await check_grammar(context, sampling, grammar and body.format_field(body.response_format), plan and "tools")
-    return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
+    return _Chat(choices(context, token_ids, sampling, num_choices), isinstance(body.messages, str), plan)
 
 
 def _plan(body: ChatRequest) -> ToolPlan | None:

@@ -24,7 +24,14 @@ from backend.serving.openai.completions_schema import (
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id, read_text
+from backend.serving.openai.generation import (
+    check_count,
+    check_grammar,
+    choices,
+    generate,
+    new_answer_id,
+    read_text,
+)
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount
@@ -78,6 +85,7 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
     if len(prompts) * num_choices > MAX_CHOICES_IN_ALL:
         raise ApiError(400, f"{len(prompts)} prompts with n={num_choices} are more than {MAX_CHOICES_IN_ALL} choices; "
                        "send fewer at once", code="invalid_value", param="n")
+    check_count(context, num_choices, len(prompts))
     grammar = body.answer_grammar()
     size = sum(map(len, prompts))  # of all: many short prompts are a long text
     requests, echoes = [], []

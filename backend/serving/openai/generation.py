@@ -55,6 +55,15 @@ async def check_grammar(context: ApiContext, sampling: SamplingParams, *fields: 
             raise RequestError(str(error), named[0] if len(named) == 1 else None) from None
 
 
+def check_count(context: ApiContext, num_choices: int, num_prompts: int = 1) -> None:
+    """Raises RequestError for an answer of more requests than the engine can ever hold."""
+    most = context.engine.max_requests
+    if num_choices * num_prompts > most:
+        prompts = f" of {num_prompts} prompts" if num_prompts > 1 else ""
+        raise RequestError(f"n={num_choices}{prompts} are more requests than the {most} that this server takes at once "
+                           "(max_batch_size + max_queued); ask for fewer", "n" if num_choices > most else "prompt")
+
+
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
             prompt_logprobs: int | None = None) -> list[GenerateRequest]:
     """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each.
