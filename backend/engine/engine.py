@@ -59,7 +59,8 @@ class Engine:
         self._check_ids(request)
         num_prompt = len(history) + len(request.token_ids)
         if num_prompt == 0:
-            raise RequestError("the prompt is empty; give at least one token (the model's start id will do)")
+            raise RequestError("the prompt is empty; give at least one token (the model's start id will do)",
+                               "prompt")
         session_len = min(self.config.session_len, request.session_len or self.config.session_len)
         room = session_len - num_prompt
         max_new_tokens = max(room, 0) if sampling.max_new_tokens is None else sampling.max_new_tokens
@@ -106,7 +107,7 @@ class Engine:
         Raises SessionError if it is unknown, or idle and not to be forgotten: then there is nothing to stop."""
         running = self.scheduler.sessions.running_request(session_id)
         if running is None and not forget:
-            raise SessionError(f"session {session_id} is idle, so there is nothing to stop")
+            raise SessionError(f"session {session_id} is idle, so there is nothing to stop", "session_id")
         if forget:
             self.end_session(session_id)
         if running is not None:

@@ -89,7 +89,7 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
     await check_grammar(context, sampling, grammar and body.format_field(body.response_format), plan and "tools")
-    return _Chat(choices(context, token_ids, sampling, num_choices), isinstance(body.messages, str), plan)
+    return _Chat(choices(context, "messages", token_ids, sampling, num_choices), isinstance(body.messages, str), plan)
 
 
 def _plan(body: ChatRequest) -> ToolPlan | None:
@@ -126,7 +126,8 @@ async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncG
     tokenizer = context.front_end.tokenizer
     wants_logprobs = chat.requests[0].sampling.logprobs is not None
     answers = [ToolAnswer(context, chat.plan) for _ in chat.requests]
-    async with aclosing(generate(context, chat.answer_id, chat.requests, chat.continues_prompt)) as increments:
+    async with aclosing(generate(context, "messages", chat.answer_id, chat.requests,
+                                 chat.continues_prompt)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             logprobs = chat_logprobs(tokenizer, increment.logprobs) if wants_logprobs else None

@@ -97,7 +97,8 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
             max_tokens = min(DEFAULT_MAX_TOKENS, room) if room > 0 else DEFAULT_MAX_TOKENS
         sampling = body.sampling(max_tokens, body.logprobs, grammar)
         await check_grammar(context, sampling, body.format_field())
-        requests += choices(context, token_ids, sampling, num_choices, body.logprobs if body.echo else None)
+        requests += choices(context, "prompt", token_ids, sampling, num_choices,
+                            body.logprobs if body.echo else None)
         text = prompt if isinstance(prompt, str) else (
             context.front_end.tokenizer.decode(prompt, sampling.skip_special_tokens) if body.echo else "")
         echoes += [text if body.echo else None] * num_choices
@@ -116,7 +117,8 @@ async def _parts(asked: _Asked, context: ApiContext, usage: UsageCount) -> Async
                                         request.token_ids if echo is None else ())
                for request, echo in zip(asked.requests, asked.echoes, strict=True)] if has_logprobs else None
     begun: set[int] = set()
-    async with aclosing(generate(context, asked.answer_id, asked.requests, continues_prompt=True)) as increments:
+    async with aclosing(generate(context, "prompt", asked.answer_id, asked.requests,
+                                 continues_prompt=True)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             text, tokens = increment.text, increment.logprobs

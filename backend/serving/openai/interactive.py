@@ -130,7 +130,7 @@ def _request(body: InteractiveRequest, context: ApiContext, token_ids: Sequence[
 
 
 async def _objects(context: ApiContext, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(generate(context, new_answer_id("chat-"), [request])) as increments:
+    async with aclosing(generate(context, "prompt", new_answer_id("chat-"), [request])) as increments:
         async for _, increment in increments:
             output = increment.output
             yield _object(

@@ -48,3 +48,61 @@ def test_a_body_that_cannot_be_read_is_invalid_json_with_the_cure(api, body, cur
 
 def test_a_slash_too_many_is_no_redirect(api):
     assert error_of(api.client.post(CHAT + "/", json=BODY), status=404)["code"] == "not_found"
+
+
+def asked(api, path, fields):
+    """A body as it stands, lone surrogates included."""
+    named = {"model": "internlm2"} if path.startswith(("/v1/chat/completions", "/v1/completions")) else {}
+    return api.client.post(path, content=json.dumps({**named, **fields}))
+
+
+HELLO = {"role": "user", "content": "Hello!"}
+CALL = {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("path, fields, param", [
+    (CHAT, {"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+    (CHAT, {"messages": [HELLO], "chat_template_kwargs": {"tools": [1]}}, "chat_template_kwargs"),
+    (CHAT, {"messages": [HELLO, {"role": "assistant", "tool_calls": [CALL]},
+                         {"role": "tool", "tool_call_id": "zz", "content": "1"}]}, "messages[2].tool_call_id"),
+    (CHAT, {"messages": [HELLO, {"role": "assistant", "tool_calls": [
+        {**CALL, "function": {"name": "add", "arguments": "{"}}]}]}, "messages[1].tool_calls"),
+    (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None),
+    (CHAT, {"messages": [HELLO], "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ("/v1/completions", {"prompt": ["a"] * 1025}, "prompt"),
+    ("/v1/completions", {"prompt": [99_999]}, "prompt"),
+    ("/generate", {"input_ids": [99_999]}, "input_ids"),
+    ("/detokenize", {"tokens": [99_999]}, "tokens"),
+    ("/v1/chat/interactive", {"prompt": "a", "session_id": 99, "step": 4}, "session_id"),
+    ("/v1/chat/interactive", {"prompt": "", "interactive_mode": True}, "prompt"),
+    ("/v1/chat/interactive", {"prompt": "", "session_id": -1}, "session_id"),
+])
+def test_a_fault_is_named_with_its_field_and_a_code(api, path, fields, param):
+    error = error_of(asked(api, path, fields))
+    assert (error["param"], error["code"]) == (param, "invalid_value"), error
+    assert param is None or "prompt holds" not in error["message"] or param == "prompt"
+
+
+def test_many_prompts_are_told_how_many_are_allowed(api):
+    assert "at most 1024" in error_of(asked(api, "/v1/completions", {"prompt": ["a"] * 1025}))["message"]
+
+
+@pytest.mark.parametrize("path, fields, param", [
+    (CHAT, {"messages": [HELLO], "max_tokens": 5000}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": "fox " * 3000}], "stream": True}, "messages"),
+    ("/v1/completions", {"prompt": "a", "max_tokens": 5000}, "prompt"),
+    ("/v1/responses", {"input": "a", "max_output_tokens": 5000}, "input"),
+    ("/generate", {"input_ids": [5], "max_tokens": 5000}, "input_ids"),
+    ("/generate", {"prompt": "a", "max_tokens": 5000}, "prompt"),
+    ("/v1/chat/interactive", {"prompt": "a", "request_output_len": 5000}, "prompt"),
+])
+def test_too_long_a_prompt_names_its_field(api, path, fields, param):
+    error = error_of(asked(api, path, fields))
+    assert (error["param"], error["code"]) == (param, "context_length_exceeded"), error
+
+
+@pytest.mark.parametrize("fields, param", [({"session_id": 999}, "session_id"), ({"id": "chatcmpl-1"}, "id")])
+def test_what_is_not_under_way_cannot_be_aborted(api, fields, param):
+    error = error_of(api.client.post("/v1/abort", json=fields), status=404)
+    assert (error["param"], error["code"]) == (param, "not_found") and "start it" not in error["message"]
