@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from backend.requests import GenerateRequest
 from backend.serving.openai.chat_chunks import ChatChunks
-from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, ChatRequest
+from backend.serving.openai.chat_messages import template_messages
+from backend.serving.openai.chat_schema import ChatCompletion, ChatRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
@@ -82,7 +83,7 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     if isinstance(body.messages, str):
         token_ids = await read_text(len(body.messages), context.front_end.prompt_ids, body.messages)
     else:
-        messages = [_message(message) for message in body.messages]
+        messages = template_messages(body.messages, "messages")
         tools = plan and plan.tools
         token_ids = await read_text(num_characters(messages, tools), context.front_end.chat_ids, messages, tools,
                                     body.chat_template_kwargs)
@@ -114,12 +115,6 @@ def _num_logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs:
         raise ApiError(400, "top_logprobs needs logprobs=true; add it", code="invalid_value", param="top_logprobs")
     return None
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    """As chat templates take it."""
-    given = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
-    return given | {"role": "system"} if message.role == "developer" else given
 
 
 async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:

@@ -163,7 +163,7 @@ def _template_field(message: str) -> str | None:
     """What a template's error speaks of: it begins with the place in the conversation, or is about variables."""
     if "template variables" in message:
         return "chat_template_kwargs"
-    place = re.match(r"(?:messages|tools)\b(?:\[\d+\](?:\.\w+)?)?", message)
+    place = re.match(r"(?:messages|prompt|tools)\b(?:\[\d+\](?:\.\w+)?)?", message)
     return place and place[0]
 
 

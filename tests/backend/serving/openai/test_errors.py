@@ -84,6 +84,43 @@ def test_a_fault_is_named_with_its_field_and_a_code(api, path, fields, param):
     assert param is None or "prompt holds" not in error["message"] or param == "prompt"
 
 
+MESSAGES = [
+    ([{"role": "user"}], ".content", "missing"),
+    ([{"role": "user", "content": None}], ".content", "missing"),
+    ([{"role": "assistant", "content": None, "tool_calls": []}], ".content", "missing"),
+    ([{**HELLO, "tool_calls": [CALL]}], ".tool_calls", "role user"),
+    ([{"role": "system", "content": "a", "tool_calls": [CALL]}], ".tool_calls", "role system"),
+    ([{**HELLO, "tool_call_id": "a"}], ".tool_call_id", "use the role tool"),
+    ([{**HELLO, "annotations": [{}]}], ".annotations", "leave it out"),
+    ([{**HELLO, "parsed": {}}], ".parsed", "leave it out"),
+    ([{**HELLO, "refusal": "no"}], ".refusal", "leave it out"),
+    ([{**HELLO, "colour": "red"}], ".colour", "leave it out"),
+    ([{"role": "function", "content": "a", "name": "b"}], ".role", "'tool'"),
+    ([{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "a", "arguments": "["}}]}], ".tool_calls",
+     "not JSON"),
+]
+
+
+@pytest.mark.parametrize("path, field", [(CHAT, "messages"), ("/v1/chat/interactive", "prompt")])
+@pytest.mark.parametrize("messages, name, words", MESSAGES)
+def test_what_has_no_place_in_a_message_is_refused(api, path, field, messages, name, words):
+    error = error_of(asked(api, path, {field: messages}))
+    assert error["param"] == f"{field}[0]{name}" and error["code"], error
+    assert error["param"] in error["message"] and words in error["message"], error
+
+
+@pytest.mark.parametrize("path, field", [(CHAT, "messages"), ("/v1/chat/interactive", "prompt")])
+def test_what_clients_send_back_with_an_answer_changes_nothing(api, path, field):
+    given = [HELLO, {"role": "assistant", "content": "Hi."}, HELLO]
+    sent = [{**HELLO, "name": "Anna", "tool_calls": None, "tool_call_id": None},
+            {"role": "assistant", "content": "Hi.", "refusal": None, "annotations": [], "parsed": {"a": 1},
+             "audio": None, "function_call": None, "tool_calls": []}, HELLO]
+    tokens = [asked(api, path, {field: messages, "temperature": 0}) for messages in (given, sent)]
+    first, second = (response.json() for response in tokens)
+    assert first.get("usage") == second.get("usage") and first.get("input_tokens") == second.get("input_tokens")
+    assert [response.status_code for response in tokens] == [200, 200]
+
+
 def test_many_prompts_are_told_how_many_are_allowed(api):
     assert "at most 1024" in error_of(asked(api, "/v1/completions", {"prompt": ["a"] * 1025}))["message"]
 
