@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from backend.requests import GenerateRequest, TokenLogprobs
+from backend.errors import RequestError
+from backend.requests import GenerateRequest, SamplingParams, TokenLogprobs
 from backend.serving.openai.completions_schema import (
     DEFAULT_MAX_TOKENS,
     MAX_CHOICES_IN_ALL,
@@ -99,10 +100,17 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
         await check_grammar(context, sampling, body.format_field())
         requests += choices(context, "prompt", token_ids, sampling, num_choices,
                             body.logprobs if body.echo else None)
-        text = prompt if isinstance(prompt, str) else (
-            context.front_end.tokenizer.decode(prompt, sampling.skip_special_tokens) if body.echo else "")
-        echoes += [text if body.echo else None] * num_choices
+        echoes += [_echo(prompt, sampling, context) if body.echo else None] * num_choices
     return _Asked(requests, num_choices, echoes)
+
+
+def _echo(prompt: str | list[int], sampling: SamplingParams, context: ApiContext) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return context.front_end.tokenizer.decode(prompt, sampling.skip_special_tokens)
+    except RequestError as error:
+        raise RequestError(f"prompt: {error}", "prompt") from None
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:

@@ -207,8 +207,9 @@ def test_text_stop_leaves_only_the_kept_tokens_in_the_session():
 def test_two_turns_at_once_on_one_session_are_refused_and_the_first_goes_on():
     engine = make_engine()
     engine.add_request(request("1", prompt(1, 50), session_id=7))
-    with pytest.raises(SessionError, match="session 7 is busy with another turn"):
+    with pytest.raises(SessionError, match="session 7 is busy with another turn") as refused:
         engine.add_request(request("2", prompt(2, 5), session_id=7))
+    assert refused.value.field == "session_id"
     assert tokens(run(engine)["1"]) == completion(list(prompt(1, 50)), 40)
 
 

@@ -72,6 +72,7 @@ CALL = {"id": "a", "type": "function", "function": {"name": "add", "arguments": 
     ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
     ("/v1/completions", {"prompt": ["a"] * 1025}, "prompt"),
     ("/v1/completions", {"prompt": [99_999]}, "prompt"),
+    ("/v1/completions", {"prompt": [99_999], "echo": True}, "prompt"),
     ("/generate", {"input_ids": [99_999]}, "input_ids"),
     ("/detokenize", {"tokens": [99_999]}, "tokens"),
     ("/v1/chat/interactive", {"prompt": "a", "session_id": 99, "step": 4}, "session_id"),
