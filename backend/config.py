@@ -137,7 +137,7 @@ class EngineConfig:
     cache_max_entry_count  a share in (0, 1) of the memory free after the weights, or a number >= 1 of KV blocks
     block_size             tokens per KV block
     quant_policy           0: KV in the model's dtype; 8: int8; 4: int4, or int8 where there are calibrated scales
-    max_queued             requests that may wait for a place in the batch; one more is refused
+    max_queued             requests that may wait for a place in the full batch; one more is refused
     session_ttl_s          seconds after which an idle session is forgotten
     use_context_fmha       1: fused prefill attention; 0: plain attention that materialises scores
     cuda_graphs            decode steps on one GPU are recorded at the start and replayed; off: each kernel launched

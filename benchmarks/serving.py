@@ -24,17 +24,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import click
-import psutil
 
 from benchmarks import serving_figures, serving_load, serving_plot
 from benchmarks.openai_stream import Api, Outcome, ask, count_tokens, models
 from benchmarks.record import save
 from benchmarks.serving_load import WORDS, Ask, TokensPerWord
 from terminal.command_line import CONTEXT_SETTINGS
+
+if TYPE_CHECKING:
+    import psutil
 
 
 class Rates(click.ParamType):
@@ -82,8 +84,7 @@ def main(url: str, rates: tuple[float, ...], duration_s: float, num_requests: in
     if num_requests is None and any(map(math.isinf, rates)):
         raise click.ClickException("a rate of inf needs --num_requests")
     url = url.rstrip("/").removesuffix("/v1")
-    if server_pid is not None and not psutil.pid_exists(server_pid):
-        raise click.ClickException(f"--server_pid {server_pid} is no process of this machine")
+    front_end = None if server_pid is None else _process(server_pid)
     api = Api(url, model or _first_model(url, api_key), endpoint, api_key, limit_field,
               ({} if natural_ends else {"ignore_eos": True}) | _extra(extra))
     work = Work(rates, duration_s, num_requests, lengths, dataset, seed)
@@ -97,7 +98,7 @@ def main(url: str, rates: tuple[float, ...], duration_s: float, num_requests: in
 
     load_before = round(os.getloadavg()[0], 1)
     _allow_many_connections()
-    asyncio.run(_measure(api, work, timeout_s, psutil.Process(server_pid) if server_pid else None, keep))
+    asyncio.run(_measure(api, work, timeout_s, front_end, keep))
     click.echo(f"wrote {file}")
     if find_spec("matplotlib") is None:
         click.echo(f"no picture without matplotlib; where it is: python -m benchmarks.serving_plot {file}")
@@ -165,6 +166,17 @@ async def _run(api: Api, http: aiohttp.ClientSession, rate: float, due_s: list[f
     outcomes = await asyncio.gather(*tasks)
     cpu_s = time.process_time() - cpu_s
     return serving_figures.figures(rate, outcomes, cpu_s, _cpu_s(front_end) - server_cpu_s if front_end else None)
+
+
+def _process(pid: int) -> psutil.Process:
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        raise click.ClickException("--server_pid needs psutil: pip install -e '.[bench]'") from None
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        raise click.ClickException(f"--server_pid {pid} is no process of this machine") from None
 
 
 def _cpu_s(process: psutil.Process | None) -> float:

@@ -21,16 +21,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 import click
-import grpc
-import psutil
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from backend.serving.kserve_grpc import GrpcServer
-from backend.serving.model_repository import ModelRepository
 from benchmarks.record import RESULTS, save
-from tests.backend.serving.embedded_harness import write_configs
-from tests.backend.serving.stub_models import CONFIGS, models
-from tests.backend.serving.triton_harness import VENV, start_triton, write_repository
+
+try:
+    import grpc
+    import psutil
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    from backend.serving.kserve_grpc import GrpcServer
+    from backend.serving.model_repository import ModelRepository
+    from tests.backend.serving.embedded_harness import write_configs
+    from tests.backend.serving.stub_models import CONFIGS, models
+    from tests.backend.serving.triton_harness import VENV, start_triton, write_repository
+except ModuleNotFoundError as error:  # --help needs none of these
+    missing = error.name
+else:
+    missing = None
 
 CASES = ((1, 20_000), (64, 400))  # streams, responses of each
 
@@ -40,6 +47,9 @@ CASES = ((1, 20_000), (64, 400))  # streams, responses of each
 @click.option("--rounds", default=3, type=click.IntRange(1))
 @click.option("--serve", type=click.Path(path_type=Path), hidden=True)
 def main(targets: tuple[str, ...], rounds: int, serve: Path | None) -> None:
+    if missing is not None:
+        raise click.ClickException(f"the stub model and its servers are the tests', which need {missing}: "
+                                   "pip install -e '.[dev,serve]'")
     if serve is not None:
         asyncio.run(_serve(serve))
         return

@@ -46,10 +46,10 @@ class Engine:
         return bool(self._sequences or self._in_flight or self._outputs)
 
     def add_request(self, request: GenerateRequest) -> None:
-        """Queues a request. Raises RequestError or SessionError, and then nothing has changed."""
-        if len(self.scheduler.waiting) >= self.config.max_queued:
-            raise CapacityError(f"{len(self.scheduler.waiting)} requests are waiting, as many as max_queued allows; "
-                                "try again later")
+        """Queues a request. Raises RequestError, SessionError or CapacityError, and then nothing has changed."""
+        num_queued = self.scheduler.num_queued
+        if num_queued >= self.config.max_queued:
+            raise CapacityError(f"{num_queued} requests are waiting, as many as max_queued allows; try again later")
         self.expire_sessions()
         if request.request_id in self._sequences:
             raise RequestError(f"request id {request.request_id!r} is in use; give each request an id of its own")
@@ -59,7 +59,8 @@ class Engine:
         self._check_ids(request)
         num_prompt = len(history) + len(request.token_ids)
         if num_prompt == 0:
-            raise RequestError("the prompt is empty; give at least one token (the model's start id will do)")
+            raise RequestError("the prompt is empty; give at least one token (the model's start id will do)",
+                               "prompt")
         session_len = min(self.config.session_len, request.session_len or self.config.session_len)
         room = session_len - num_prompt
         max_new_tokens = max(room, 0) if sampling.max_new_tokens is None else sampling.max_new_tokens
@@ -110,7 +111,7 @@ class Engine:
         Raises SessionError if it is unknown, or idle and not to be forgotten: then there is nothing to stop."""
         running = self.scheduler.sessions.running_request(session_id)
         if running is None and not forget:
-            raise SessionError(f"session {session_id} is idle, so there is nothing to stop")
+            raise SessionError(f"session {session_id} is idle, so there is nothing to stop", "session_id")
         if forget:
             self.end_session(session_id)
         if running is not None:

@@ -39,14 +39,14 @@ _Item = GenerateOutput | MillraceError | EngineStats | None  # None: a command w
 class EngineClient:
     """Use as `async with EngineClient(address) as engine:`; the engine is ready once it is entered.
 
-    session_len  the engine's, tokens
+    session_len  the engine's, tokens;  max_requests  that it holds at once, in its batch and its queue
     observe      gives each request its observer; None: nobody looks on
     Raises the engine's own error where it could not start, EngineDeadError where it ends later."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._waiting: dict[str, asyncio.Queue[_Item]] = {}
-        self.session_len = 0
+        self.session_len = self.max_requests = 0
         self.observe: Callable[[GenerateRequest], RequestObserver] | None = None
         self._stopped: set[str] = set()  # requests that the front end itself has ended
         self._dead: MillraceError | None = None
@@ -201,7 +201,7 @@ class EngineClient:
             if event.done:
                 self._deliver(event.done, event.stats)
             if event.ready:
-                self._dead, self.session_len = None, event.session_len
+                self._dead, self.session_len, self.max_requests = None, event.session_len, event.max_requests
                 self._ready.set()
             if event.dead:
                 self.fail(_error(*event.dead.split(": ", 1)))

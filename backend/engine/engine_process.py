@@ -99,7 +99,8 @@ class _EngineLoop:
     def _apply(self, engine: Engine, peer: bytes, command: Command) -> None:
         try:
             if command.kind == "hello":
-                self._send(peer, Event(ready=True, session_len=engine.config.session_len))
+                self._send(peer, Event(ready=True, session_len=engine.config.session_len,
+                                       max_requests=engine.config.max_batch_size + engine.config.max_queued))
             elif command.kind == "add":
                 engine.add_request(command.request)
                 self._owner[command.request.request_id] = peer

@@ -44,8 +44,8 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """ready: the answer to hello, with the engine's session_len. done: call_id of a command that was carried out.
-    dead: why the engine ended; nothing follows."""
+    """ready: the answer to hello, with the engine's session_len and max_requests. done: call_id of a command that was
+    carried out. dead: why the engine ended; nothing follows."""
 
     outputs: list[GenerateOutput] = []
     refused: Refusal | None = None
@@ -53,6 +53,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     stats: EngineStats | None = None
     ready: bool = False
     session_len: int = 0
+    max_requests: int = 0
     dead: str = ""
 
 

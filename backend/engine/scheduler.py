@@ -46,6 +46,11 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting[sequence] = None
 
+    @property
+    def num_queued(self) -> int:
+        """Sequences that wait for a row, without those for which there is one already, from the next step on."""
+        return max(len(self.waiting) - len(self._free_rows), 0)
+
     def schedule(self) -> ScheduledStep | None:
         """The next step, its blocks taken and its sequences moved on; None when there is nothing to compute."""
         budget = self._max_prefill_tokens

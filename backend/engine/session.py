@@ -65,7 +65,8 @@ class SessionTable:
             return []
         session = self._sessions.get(request.session_id)
         if session is not None and session.running is not None:
-            raise SessionError(f"session {request.session_id} is busy with another turn; wait for its end or stop it")
+            raise SessionError(f"session {request.session_id} is busy with another turn; wait for its end or stop it",
+                               "session_id")
         if session is None and request.session_start is False:
             raise _unknown(request.session_id)
         if session is not None and request.session_is_new:
@@ -75,7 +76,7 @@ class SessionTable:
         step = request.session_step
         if step is not None and not 0 <= step <= len(token_ids):
             raise SessionError(f"session {request.session_id} holds {len(token_ids)} tokens, "
-                               f"so step={step} cannot be reached; use 0..{len(token_ids)}")
+                               f"so step={step} cannot be reached; use 0..{len(token_ids)}", "step")
         return token_ids[:step].tolist()
 
     def begin_turn(self, request: GenerateRequest) -> None:
@@ -190,7 +191,7 @@ class SessionTable:
 
 def _unknown(session_id: int) -> UnknownSessionError:
     return UnknownSessionError(f"session {session_id} is not known: it was never started, or has ended or expired; "
-                               "start it")
+                               "start it", "session_id")
 
 
 def keep_first(sequence: Sequence | Session, num_tokens: int, blocks: BlockManager) -> None:

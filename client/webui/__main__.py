@@ -9,7 +9,7 @@ import threading
 
 import click
 
-from client import ChatClient, ChatError
+from client import ChatClient, ChatError, Tls
 from protocol.ports import WEBUI_PORT
 from terminal.command_line import CONTEXT_SETTINGS, run
 
@@ -22,8 +22,10 @@ from terminal.command_line import CONTEXT_SETTINGS, run
 @click.option("--server_port", default=WEBUI_PORT, show_default=True)
 @click.option("--share", is_flag=True, help="Also make a public link, through Gradio's servers. Never done unasked.")
 @click.option("--api_key", envvar="MILLRACE_API_KEY", help="The server's key, also from MILLRACE_API_KEY.")
+@click.option("--tls", is_flag=True, help="Encrypt.")
+@click.option("--tls_ca", type=click.Path(exists=True, dir_okay=False), help="Encrypt and trust this PEM file.")
 def main(address: str, model_name: str | None, server_name: str, server_port: int, share: bool,
-         api_key: str | None) -> None:
+         api_key: str | None, tls: bool, tls_ca: str | None) -> None:
     """A page for talking to the model that a server on HOST serves, under MODEL_NAME.
 
     Over gRPC, or at a URL of OpenAI's API, whoever serves that.
@@ -31,13 +33,15 @@ def main(address: str, model_name: str | None, server_name: str, server_port: in
     \b
     Examples:
       python -m client.webui 127.0.0.1:33337 internlm
-      python -m client.webui http://127.0.0.1:23333"""
+      python -m client.webui http://127.0.0.1:23333
+      python -m client.webui https://gpu-server:23333 --tls_ca ca.pem"""
     try:
         from client.webui.page import build_ui, launch
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"the web UI needs {error.name}, which is not installed: pip install 'millrace[webui]'") from None
-    client = ChatClient(address, api_key, model=model_name)
+            f"the web UI needs {error.name}, which is not installed: "
+            "pip install -e '.[webui]' in Millrace's folder") from None
+    client = ChatClient(address, api_key, Tls(ca=tls_ca) if tls or tls_ca else None, model=model_name)
     ui = build_ui(client, model_name or client.address)
     try:
         link = launch(ui, server_name, server_port, share)

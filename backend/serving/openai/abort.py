@@ -7,7 +7,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, model_validator
 
-from backend.errors import RequestError
+from backend.errors import RequestError, SessionError
 from backend.serving.openai.context import Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.interactive import SessionId
@@ -37,7 +37,11 @@ class AbortResponse(BaseModel):
 async def abort(request: AbortRequest, context: Context) -> AbortResponse:
     """Ends an answer; its client gets it as far as it is."""
     if request.session_id is not None:
-        await context.engine.stop_session(request.session_id)
+        try:
+            await context.engine.stop_session(request.session_id)
+        except SessionError:
+            raise ApiError(404, f"no turn of session {request.session_id} is under way; it has ended, or the "
+                           "session is another server's", code="not_found", param="session_id") from None
     else:
         try:
             await context.engine.abort_group(request.id)

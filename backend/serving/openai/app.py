@@ -26,7 +26,7 @@ ROUTERS = tuple(module.router for module in (chat, completions, responses, inter
 def build_app(context: ApiContext) -> FastAPI:
     """The ASGI application. /openapi.json describes it; every error has the shape of errors.py."""
     app = FastAPI(title="Millrace", description="OpenAI's API for one model.", version="1", docs_url=None,
-                  redoc_url=None)
+                  redoc_url=None, redirect_slashes=False)  # a redirect's body would have no error's shape
     app.state.context = context
     add_error_handlers(app)
     for router in ROUTERS:

@@ -17,11 +17,12 @@ from pydantic import BaseModel
 from backend.requests import GenerateRequest
 from backend.serving.long_text import num_characters, read_text
 from backend.serving.openai.chat_chunks import ChatChunks
-from backend.serving.openai.chat_schema import ChatCompletion, ChatMessage, ChatRequest
+from backend.serving.openai.chat_messages import template_messages
+from backend.serving.openai.chat_schema import ChatCompletion, ChatRequest
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
+from backend.serving.openai.generation import check_count, check_grammar, choices, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
@@ -68,20 +69,21 @@ class _Delta:
 
 async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
     """Raises ApiError or RequestError for what the fields' types do not refuse."""
-    plan = _plan(body)
+    plan, num_choices = _plan(body), body.n or 1
+    check_count(context, num_choices)
     grammar = body.answer_grammar(body.response_format)
     sampling = body.sampling(_max_new_tokens(body), _num_logprobs(body), grammar)
     if isinstance(body.messages, str):
         token_ids = await read_text(len(body.messages), context.front_end.prompt_ids, body.messages)
     else:
-        messages = [_message(message) for message in body.messages]
+        messages = template_messages(body.messages, "messages")
         tools = plan and plan.tools
         token_ids = await read_text(num_characters(messages, tools), context.front_end.chat_ids, messages, tools,
                                     body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
     await check_grammar(context, sampling, grammar and body.format_field(body.response_format), plan and "tools")
-    return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
+    return _Chat(choices(context, "messages", token_ids, sampling, num_choices), isinstance(body.messages, str), plan)
 
 
 def _plan(body: ChatRequest) -> ToolPlan | None:
@@ -108,17 +110,12 @@ def _num_logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def _message(message: ChatMessage) -> dict[str, Any]:
-    """As chat templates take it."""
-    given = message.model_dump(exclude_none=True, exclude={"refusal", "annotations"})
-    return given | {"role": "system"} if message.role == "developer" else given
-
-
 async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncGenerator[_Delta, None]:
     tokenizer = context.front_end.tokenizer
     wants_logprobs = chat.requests[0].sampling.logprobs is not None
     answers = [ToolAnswer(context, chat.plan) for _ in chat.requests]
-    async with aclosing(generate(context, chat.answer_id, chat.requests, chat.continues_prompt)) as increments:
+    async with aclosing(generate(context, "messages", chat.answer_id, chat.requests,
+                                 chat.continues_prompt)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             logprobs = chat_logprobs(tokenizer, increment.logprobs) if wants_logprobs else None

@@ -39,17 +39,19 @@ class ToolCall(ApiModel):
 
 
 class ChatMessage(ApiModel):
-    """A message of a conversation; assistant messages of earlier answers may be sent back as they came."""
+    """A message of a conversation; assistant messages of earlier answers may be sent back as they came.
+
+    Which role may have which field, chat_messages.py says."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "environment", "ipython"] = Field(
         description="The last two are what LMDeploy and Llama call tool.")
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
-    name: str | None = None
+    name: str | None = Field(None, description="For chat templates that write it; most do not.")
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     parsed: Any = Field(None, exclude=True, description=_SENT_BACK)
-    refusal: str | None = Field(None, description=_UNUSED)
-    annotations: list[Any] | None = Field(None, description=_UNUSED)
+    annotations: list[Any] | None = Field(None, description=_SENT_BACK)
+    refusal: None = Field(None, description="No answer of this server has one.")
     audio: None = Field(None, description=_REFUSED)
     function_call: None = Field(None, description=_REFUSED)
 

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from backend.requests import GenerateRequest, TokenLogprobs
+from backend.errors import RequestError
+from backend.requests import GenerateRequest, SamplingParams, TokenLogprobs
 from backend.serving.long_text import read_text
 from backend.serving.openai.completions_schema import (
     DEFAULT_MAX_TOKENS,
@@ -25,7 +26,7 @@ from backend.serving.openai.completions_schema import (
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream, while_connected
-from backend.serving.openai.generation import check_grammar, choices, generate, new_answer_id
+from backend.serving.openai.generation import check_count, check_grammar, choices, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import CompletionLogprobsWriter
 from backend.serving.openai.usage import UsageCount
@@ -79,6 +80,7 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
     if len(prompts) * num_choices > MAX_CHOICES_IN_ALL:
         raise ApiError(400, f"{len(prompts)} prompts with n={num_choices} are more than {MAX_CHOICES_IN_ALL} choices; "
                        "send fewer at once", code="invalid_value", param="n")
+    check_count(context, num_choices, len(prompts))
     grammar = body.answer_grammar()
     size = sum(map(len, prompts))  # of all: many short prompts are a long text
     requests, echoes = [], []
@@ -90,11 +92,19 @@ async def _asked(body: CompletionRequest, context: ApiContext) -> _Asked:
             max_tokens = min(DEFAULT_MAX_TOKENS, room) if room > 0 else DEFAULT_MAX_TOKENS
         sampling = body.sampling(max_tokens, body.logprobs, grammar)
         await check_grammar(context, sampling, body.format_field())
-        requests += choices(context, token_ids, sampling, num_choices, body.logprobs if body.echo else None)
-        text = prompt if isinstance(prompt, str) else (
-            context.front_end.tokenizer.decode(prompt, sampling.skip_special_tokens) if body.echo else "")
-        echoes += [text if body.echo else None] * num_choices
+        requests += choices(context, "prompt", token_ids, sampling, num_choices,
+                            body.logprobs if body.echo else None)
+        echoes += [_echo(prompt, sampling, context) if body.echo else None] * num_choices
     return _Asked(requests, num_choices, echoes)
+
+
+def _echo(prompt: str | list[int], sampling: SamplingParams, context: ApiContext) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return context.front_end.tokenizer.decode(prompt, sampling.skip_special_tokens)
+    except RequestError as error:
+        raise RequestError(f"prompt: {error}", "prompt") from None
 
 
 def _prompts(body: CompletionRequest) -> list[str | list[int]]:
@@ -109,7 +119,8 @@ async def _parts(asked: _Asked, context: ApiContext, usage: UsageCount) -> Async
                                         request.token_ids if echo is None else ())
                for request, echo in zip(asked.requests, asked.echoes, strict=True)] if has_logprobs else None
     begun: set[int] = set()
-    async with aclosing(generate(context, asked.answer_id, asked.requests, continues_prompt=True)) as increments:
+    async with aclosing(generate(context, "prompt", asked.answer_id, asked.requests,
+                                 continues_prompt=True)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             text, tokens = increment.text, increment.logprobs

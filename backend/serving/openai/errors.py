@@ -4,6 +4,8 @@ Used by app.py, which registers the handlers, and by every endpoint, which raise
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,14 +51,16 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 class ApiError(MillraceError):
     """An answer other than 2xx.
 
-    status   HTTP status;  type, code  OpenAI's words for the kind of error, for programs
+    status   HTTP status;  type, code  OpenAI's words for the kind of error, for programs; a 400's code is invalid_value
+             where none is given
     param    the field that is wrong, where it is one
     headers  sent with it, such as Retry-After"""
 
     def __init__(self, status: int, message: str, type: str = INVALID, code: str | None = None,
                  param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.type, self.code, self.param = status, type, code, param
+        self.status, self.type, self.param = status, type, param
+        self.code = code or ("invalid_value" if status == 400 else None)
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
@@ -80,15 +84,13 @@ def api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case RequestError():
-            code = error.field and "invalid_value"
-            if isinstance(error, ContextLengthError):
-                code = "context_length_exceeded"
+            code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
             param, message = _FIELDS.get(error.field, error.field), str(error)
             if error.field in _FIELDS and message.startswith(error.field):
                 message = param + message.removeprefix(error.field)
             return ApiError(400, message, code=code, param=param)
         case TemplateError():
-            return ApiError(400, str(error))
+            return ApiError(400, str(error), param=_template_field(str(error)))
         case CapacityError():
             return ApiError(429, str(error), "rate_limit_error", "queue_full", headers={"Retry-After": "1"})
         case DeadlineError():
@@ -114,6 +116,8 @@ def add_error_handlers(app: FastAPI) -> None:
         return validation_error(error).response()
 
     async def answer_http(_: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and isinstance(error.__cause__, (RecursionError, ValueError)):
+            return _unreadable_body(error.__cause__).response()
         message = _HTTP_MESSAGES.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, code=_HTTP_CODES.get(error.status_code),
                         headers=error.headers).response()
@@ -132,13 +136,16 @@ _REPLACEMENTS = {"functions": "use tools, each {\"type\": \"function\", \"functi
 
 def validation_error(error: RequestValidationError) -> ApiError:
     """400 with the field's name, of one fault: where a field may be of several kinds, of the kind that got furthest,
-    where the kind itself is right."""
-    fault = max(error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    where the kind itself is right. What is too long got to its end; and a wrong `type` explains all other faults."""
+    fault = max(error.errors(), key=lambda one: (one["type"] == "too_long", len(one["loc"]),
+                                                 not one["type"].endswith("_type"), one["loc"][-1:] == ("type",)))
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return ApiError(400, f"the body is no JSON: {reason}; send a JSON object", code="invalid_json")
-    place = fault["loc"][1:] if fault["loc"][:1] == ("body",) else fault["loc"]
-    name = _field_name(place, error.body, is_absent=fault["type"] == "missing")
+    if fault["loc"][0] == "query":
+        name = str(fault["loc"][1])
+    else:
+        name = _field_name(fault["loc"][1:], error.body, is_absent=fault["type"] == "missing")
     if fault["type"] == "extra_forbidden":
         return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
     if fault["type"] == "none_required":
@@ -150,6 +157,25 @@ def validation_error(error: RequestValidationError) -> ApiError:
                         code="missing_required_parameter", param=name or None)
     message = fault["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
+
+
+def _template_field(message: str) -> str | None:
+    """What a template's error speaks of: it begins with the place in the conversation, or is about variables."""
+    if "template variables" in message:
+        return "chat_template_kwargs"
+    place = re.match(r"(?:messages|prompt|tools)\b(?:\[\d+\](?:\.\w+)?)?", message)
+    return place and place[0]
+
+
+def _unreadable_body(cause: RecursionError | ValueError) -> ApiError:
+    """What json.loads refuses otherwise than by a fault of syntax: FastAPI keeps the reason as its error's cause."""
+    if isinstance(cause, UnicodeDecodeError):
+        reason = "it is not in UTF-8; send UTF-8, not compressed"
+    elif isinstance(cause, RecursionError):
+        reason = "it is nested too deeply; send flatter JSON"
+    else:  # the one other ValueError: Python's bound for the digits of an integer
+        reason = f"it holds a number of more than {sys.get_int_max_str_digits():,} digits; send a shorter one"
+    return ApiError(400, f"the body cannot be read: {reason}", code="invalid_json")
 
 
 def _field_name(place: Sequence[str | int], body: Any, is_absent: bool) -> str:

@@ -73,21 +73,22 @@ class GenerateAnswer(BaseModel):
 async def generate_tokens(body: GenerateBody, request: Request, context: Context) -> Response:
     """Continues a prompt; the answer has the ids beside the text."""
     limit_time(body.timeout)
-    prompt = body.prompt if body.input_ids is None else body.input_ids
+    field, prompt = ("prompt", body.prompt) if body.input_ids is None else ("input_ids", body.input_ids)
     ids = await read_text(len(prompt), context.front_end.prompt_ids, prompt)
     sampling = body.sampling(body.max_tokens, 0 if body.return_logprob else None, body.answer_grammar())
     await check_grammar(context, sampling, body.format_field())
-    [engine_request] = choices(context, ids, sampling)
-    increments = _increments(context, engine_request)
+    [engine_request] = choices(context, field, ids, sampling)
+    increments = _increments(context, field, engine_request)
     if body.stream:
         return await event_stream(request, _events(increments))
     whole = await while_connected(request, _whole(increments))
     return Response(msgspec.json.encode(whole), media_type="application/json")
 
 
-async def _increments(context: ApiContext, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
+async def _increments(context: ApiContext, field: str,
+                      request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
     answer_id = new_answer_id("gen-")
-    async with aclosing(generate(context, answer_id, [request], continues_prompt=True)) as outputs:
+    async with aclosing(generate(context, field, answer_id, [request], continues_prompt=True)) as outputs:
         async for _, output in outputs:
             yield _answer(answer_id, output, request.sampling.logprobs is not None)
 

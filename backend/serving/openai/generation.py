@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 
-from backend.errors import RequestError
+from backend.errors import ContextLengthError, RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
 from backend.text.front_end import TextOutput
@@ -40,13 +40,39 @@ async def check_grammar(context: ApiContext, sampling: SamplingParams, *fields: 
             raise RequestError(str(error), named[0] if len(named) == 1 else None) from None
 
 
-def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
+def check_count(context: ApiContext, num_choices: int, num_prompts: int = 1) -> None:
+    """Raises RequestError for an answer of more requests than the engine can ever hold."""
+    most = context.engine.max_requests
+    if num_choices * num_prompts > most:
+        prompts = f" of {num_prompts} prompts" if num_prompts > 1 else ""
+        raise RequestError(f"n={num_choices}{prompts} are more requests than the {most} that this server takes at once "
+                           "(max_batch_size + max_queued); ask for fewer", "n" if num_choices > most else "prompt")
+
+
+@contextmanager
+def _prompt_called(field: str) -> Iterator[None]:
+    """Errors about the prompt name the field in which this endpoint has it."""
+    try:
+        yield
+    except ContextLengthError as error:
+        raise ContextLengthError(str(error), field) from None
+    except RequestError as error:
+        if error.field != "prompt":
+            raise
+        message = str(error)
+        raise RequestError(field + message.removeprefix("prompt") if message.startswith("prompt") else message,
+                           field) from None
+
+
+def choices(context: ApiContext, field: str, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,
             prompt_logprobs: int | None = None) -> list[GenerateRequest]:
     """The requests of `num_choices` completions of one prompt; the seed, where there is one, grows by one for each.
 
+    field            of the endpoint that has the prompt
     prompt_logprobs  see GenerateRequest
     Raises ContextLengthError and RequestError."""
-    context.engine.check_length(len(token_ids))
+    with _prompt_called(field):
+        context.engine.check_length(len(token_ids))
     resolved = context.front_end.resolved(sampling)
     made = []
     for index in range(num_choices):
@@ -57,23 +83,25 @@ def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingPar
     return made
 
 
-async def generate(context: ApiContext, answer_id: str, requests: Sequence[GenerateRequest],
+async def generate(context: ApiContext, field: str, answer_id: str, requests: Sequence[GenerateRequest],
                    continues_prompt: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """(index of the request, increment of its text) until each has had one with a finish_reason.
 
+    field             of the endpoint that has the prompt
     answer_id         names the requests: with it EngineClient.abort_group ends them all, with finish_reason abort
     continues_prompt  see TextFrontEnd.answer
     Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
     requests = [dataclasses.replace(request, request_id=f"{answer_id}/{index}")
                 for index, request in enumerate(requests)]
-    if len(requests) == 1:
-        async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
-            async for increment in increments:
-                yield 0, increment
-        return
-    async with aclosing(_many(context, requests, continues_prompt)) as numbered:
-        async for pair in numbered:
-            yield pair
+    with _prompt_called(field):
+        if len(requests) == 1:
+            async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
+                async for increment in increments:
+                    yield 0, increment
+            return
+        async with aclosing(_many(context, requests, continues_prompt)) as numbered:
+            async for pair in numbered:
+                yield pair
 
 
 async def _one(context: ApiContext, request: GenerateRequest,

@@ -1,7 +1,8 @@
 """Guard: who may call, and how much a call may bring. What is refused never reaches an endpoint.
 
 An ASGI middleware: 401 without a key, 431 for headers and 413 for a body that are too large, 408 for a body that does
-not come. A body is taken in whole, since every endpoint reads one JSON document. Used by door.py."""
+not come. A body is taken in whole, since every endpoint reads one JSON document, whatever Content-Type says of it.
+Used by door.py."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from backend.serving.http_body import BodyError, LateBodyError, LongBodyError, r
 from backend.serving.openai.errors import ApiError
 from backend.serving.openai.in_flight import OPEN_PATH
 from backend.serving.server_options import ServerOptions
+
+JSON_TYPE = b"application/json"
 
 
 class Guard:
@@ -31,6 +34,8 @@ class Guard:
             self._check_headers(scope)
             # Probes bring none, and nobody without a key may have one held for them.
             first = [] if scope["path"] == OPEN_PATH else [await self._whole_body(receive)]
+            if first and first[0].get("body"):
+                _call_json(scope)
         except BodyError as error:
             await _refusal(error).response()(scope, receive, send)
             return
@@ -67,6 +72,21 @@ class Guard:
                            "allowed; send fewer", code="headers_too_large")
         if length > options.max_body_bytes:
             raise LongBodyError(options.max_body_bytes)
+
+
+def _call_json(scope: Any) -> None:
+    """The body is for endpoints JSON, also where `curl -d` calls it a form.
+
+    A web page (which Origin gives away) has to say JSON itself: only then does its browser ask first whether a page of
+    another origin may send this. Raises ApiError."""
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    if types and types[0].partition(b";")[0].strip().lower() == JSON_TYPE:
+        return
+    if any(name == b"origin" for name, _ in scope["headers"]):
+        raise ApiError(400, "a web page has to send the header Content-Type: application/json; add it",
+                       code="invalid_value", param="Content-Type")
+    others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    scope["headers"] = [*others, (b"content-type", JSON_TYPE)]
 
 
 def _refusal(error: BodyError) -> ApiError:

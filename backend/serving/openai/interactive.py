@@ -17,6 +17,8 @@ from pydantic import BaseModel, Field
 from backend.errors import UnknownSessionError
 from backend.requests import FinishReason, GenerateRequest
 from backend.serving.long_text import num_characters, read_text
+from backend.serving.openai.chat_messages import messages_called, template_messages
+from backend.serving.openai.chat_schema import ChatMessage
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.errors import JSON_LINES, ApiError
 from backend.serving.openai.event_stream import EVENT_STREAM, event_stream, while_connected
@@ -35,7 +37,7 @@ class InteractiveRequest(SamplingFields):
     """One turn. `prompt` "" without interactive_mode ends the session; `cancel` stops its running turn."""
 
     n: Literal[1] | None = Field(None, description="One turn has one answer.")
-    prompt: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(
+    prompt: str | Annotated[list[ChatMessage], Field(fail_fast=True)] = Field(
         description="The new message, or a list of messages with which a session begins.")
     session_id: int = Field(-1, ge=-1, lt=2**63, description="-1: the server draws one, and the answer names it.")
     interactive_mode: bool = Field(False, description="Keep the session after this turn.")
@@ -96,13 +98,15 @@ async def _end(body: InteractiveRequest, context: ApiContext) -> Response:
 
 async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator[dict[str, Any], None]:
     """The turn's objects. One message goes on where its session is known; in any other case the session begins."""
-    messages = [{"role": "user", "content": body.prompt}] if isinstance(body.prompt, str) else body.prompt
+    messages = ([{"role": "user", "content": body.prompt}] if isinstance(body.prompt, str)
+                else template_messages(body.prompt, "prompt"))
     if body.step and (body.session_id == -1 or len(messages) != 1):
         raise ApiError(400, "step goes back in a session: name it by session_id and give one new message, or leave it "
                        "out", param="step")
     size = num_characters(messages)
     if body.session_id != -1 and body.step != 0 and len(messages) == 1:
-        token_ids = await read_text(size, context.front_end.turn_ids, messages[0], False)
+        with messages_called("prompt"):
+            token_ids = await read_text(size, context.front_end.turn_ids, messages[0], False)
         try:
             async with aclosing(_objects(context, _request(body, context, token_ids, body.session_id, False))) as later:
                 async for item in later:
@@ -114,7 +118,8 @@ async def _turn(body: InteractiveRequest, context: ApiContext) -> AsyncGenerator
     session_id = body.session_id
     if session_id == -1 and body.interactive_mode:
         session_id = DRAWN_IDS.start + secrets.randbelow(len(DRAWN_IDS))
-    token_ids = await read_text(size, context.front_end.chat_ids, messages)
+    with messages_called("prompt"):
+        token_ids = await read_text(size, context.front_end.chat_ids, messages)
     async with aclosing(_objects(context, _request(body, context, token_ids, session_id, True))) as first:
         async for item in first:
             yield item
@@ -131,7 +136,7 @@ def _request(body: InteractiveRequest, context: ApiContext, token_ids: Sequence[
 
 
 async def _objects(context: ApiContext, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(generate(context, new_answer_id("chat-"), [request])) as increments:
+    async with aclosing(generate(context, "prompt", new_answer_id("chat-"), [request])) as increments:
         async for _, increment in increments:
             output = increment.output
             yield _object(

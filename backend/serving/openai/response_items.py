@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from backend.errors import RequestError
+
 Item = Mapping[str, Any]
 
 
@@ -33,6 +35,18 @@ def to_messages(instructions: str | None, items: Iterable[Item]) -> list[dict[st
             role = "system" if item["role"] == "developer" else item["role"]
             messages.append({"role": role, "content": _text(item["content"])})
     return messages
+
+
+def check_results(earlier: Iterable[Item], new: Iterable[Item]) -> None:
+    """Raises RequestError for a new result of a call that nobody made."""
+    call_ids = {item["call_id"] for item in earlier if item["type"] == "function_call"}
+    for index, item in enumerate(new):
+        if item["type"] == "function_call":
+            call_ids.add(item["call_id"])
+        elif item["type"] == "function_call_output" and item["call_id"] not in call_ids:
+            field = f"input[{index}].call_id"
+            raise RequestError(f"{field} is {item['call_id']!r}, which no call before it has; send back the call too, "
+                               "and its id as it came", field)
 
 
 def _text(content: str | Iterable[Mapping[str, Any]]) -> str:

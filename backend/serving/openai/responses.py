@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -25,9 +25,16 @@ from backend.serving.openai.generation import check_grammar, choices, generate
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
 from backend.serving.openai.response_events import ResponseBuilder, new_id
-from backend.serving.openai.response_items import to_messages
+from backend.serving.openai.response_items import check_results, to_messages
 from backend.serving.openai.response_store import StoredResponse
-from backend.serving.openai.responses_schema import DeletedResponse, InputItemList, ResponseObject, ResponseRequest
+from backend.serving.openai.responses_schema import (
+    DeletedResponse,
+    InputItemList,
+    ItemsQuery,
+    ResponseObject,
+    ResponseRequest,
+    RetrieveQuery,
+)
 from backend.serving.openai.tool_answer import ToolAnswer, tool_plan
 from backend.text.grammar import grammar_of
 from backend.text.tools.tool_plan import ToolPlan
@@ -48,8 +55,11 @@ async def create_response(body: ResponseRequest, context: Context, request: Requ
 
 
 @router.get("/v1/responses/{response_id}", response_model=ResponseObject)
-async def retrieve_response(response_id: str, context: Context) -> Response:
+async def retrieve_response(response_id: str, context: Context, query: Annotated[RetrieveQuery, Query()]) -> Response:
     """An answer that was stored."""
+    if query.stream:
+        raise ApiError(400, "stream=true is not supported for an answer that is stored; leave it out",
+                       code="unsupported_parameter", param="stream")
     return _json(_stored(response_id, context).body)
 
 
@@ -62,20 +72,20 @@ async def delete_response(response_id: str, context: Context) -> DeletedResponse
 
 
 @router.get("/v1/responses/{response_id}/input_items", response_model=InputItemList)
-async def list_input_items(response_id: str, context: Context, limit: int = Query(20, ge=1, le=100),
-                           order: Literal["asc", "desc"] = "desc", after: str | None = None) -> Response:
+async def list_input_items(response_id: str, context: Context, query: Annotated[ItemsQuery, Query()]) -> Response:
     """What a stored answer answers, earlier turns included."""
     items = list(_stored(response_id, context).input_items)
-    if order == "desc":
+    if query.order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
-    if after is not None:
-        if after not in ids:
-            raise ApiError(400, f"after={after!r} is no item of this answer; use an id from its list", param="after")
-        items = items[ids.index(after) + 1:]
-    page = items[:limit]
+    if query.after is not None:
+        if query.after not in ids:
+            raise ApiError(400, f"after={query.after!r} is no item of this answer; use an id from its list",
+                           param="after")
+        items = items[ids.index(query.after) + 1:]
+    page = items[:query.limit]
     return _json({"object": "list", "data": page, "first_id": page[0]["id"] if page else None,
-                  "last_id": page[-1]["id"] if page else None, "has_more": len(items) > limit})
+                  "last_id": page[-1]["id"] if page else None, "has_more": len(items) > query.limit})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,9 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     if body.previous_response_id is not None and earlier is None:
         raise ApiError(400, f"the answer {body.previous_response_id!r} is not stored here (any more); send the whole "
                        "conversation in input", code="previous_response_not_found", param="previous_response_id")
-    items = (*(earlier.items if earlier is not None else ()), *_input_items(body))
+    earlier_items, new_items = earlier.items if earlier is not None else (), _input_items(body)
+    check_results(earlier_items, new_items)
+    items = (*earlier_items, *new_items)
     if body.store is not False:
         msgspec.json.encode(items)  # what could not be stored is refused now, not at the answer's end
     front_end, plan = context.front_end, _plan(body)
@@ -106,7 +118,7 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     tools = plan and plan.tools
     token_ids = await read_text(num_characters(messages, tools), front_end.chat_ids, messages, tools,
                                 body.chat_template_kwargs)
-    [request] = choices(context, token_ids, sampling)
+    [request] = choices(context, "input", token_ids, sampling)
     return _Answer(request, plan, _head(body, request, context), items, body.store is not False)
 
 
@@ -192,7 +204,7 @@ async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -
     """Puts the engine's increments into the builder; what it makes of each."""
     tokenizer, tools = context.front_end.tokenizer, ToolAnswer(context, answer.plan)
     logprobs: list[dict[str, Any]] = []  # of tokens whose text has not come yet: it might begin a call
-    async with aclosing(generate(context, builder.response["id"], [answer.request])) as increments:
+    async with aclosing(generate(context, "input", builder.response["id"], [answer.request])) as increments:
         async for _, increment in increments:
             delta, reason = tools.push(increment)
             if increment.logprobs:

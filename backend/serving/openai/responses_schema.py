@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from backend.serving.openai.sampling_fields import ApiModel, Metadata, SamplingFields
 from backend.serving.openai.tool_schema import FunctionDeclaration
@@ -77,10 +77,16 @@ InputItem = Annotated[
     | Annotated[FunctionCallOutputItem, Tag("function_call_output")], Discriminator(_kind)]
 
 
+def _only_functions(kind: Any) -> Any:
+    if isinstance(kind, str) and kind != "function":
+        raise ValueError(f"{kind[:64]!r} is built into other servers; only function tools are supported")
+    return kind
+
+
 class FunctionTool(FunctionDeclaration):
     """A function as in chats, without an object around it."""
 
-    type: Literal["function"]
+    type: Annotated[Literal["function"], BeforeValidator(_only_functions)]
 
     def as_chat_tool(self) -> dict[str, Any]:
         """As chat templates take it."""
@@ -140,6 +146,27 @@ class ResponseStreamOptions(ApiModel):
     include_obfuscation: Literal[False] | None = Field(None, description="Only false: nothing is added to events.")
 
 
+Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+
+
+class RetrieveQuery(BaseModel):
+    """What is not named here is refused. An answer has what it was asked for when it was made."""
+
+    model_config = ConfigDict(extra="forbid")
+    include: list[Included] = Field([], description=_UNUSED)
+    include_brackets: list[Included] = Field([], alias="include[]", description="As OpenAI's clients write include.")
+    stream: bool = Field(False, description="Only false: an answer is stored once it is whole.")
+
+
+class ItemsQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = None
+    include: list[Included] = Field([], description=_UNUSED)
+    include_brackets: list[Included] = Field([], alias="include[]", description="As OpenAI's clients write include.")
+
+
 class ResponseRequest(SamplingFields):
     """See https://platform.openai.com/docs/api-reference/responses/create. Besides, the fields of SamplingFields."""
 
@@ -160,8 +187,7 @@ class ResponseRequest(SamplingFields):
         None, description="Absent: auto where there are tools.")
     parallel_tool_calls: bool | None = Field(None, description="Absent: true.")
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: Annotated[list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
-                       Field(fail_fast=True)] | None = Field(
+    include: Annotated[list[Included], Field(fail_fast=True)] | None = Field(
         None, description="Logprobs of the text; there is no encrypted reasoning to include.")
     truncation: Literal["disabled"] | None = Field(None, description="Only disabled: too long is an error.")
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the model's chat template.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, model_validator
 
-from backend.errors import TemplateError
+from backend.errors import RequestError, TemplateError
 from backend.serving.long_text import num_characters, read_text
 from backend.serving.openai.context import ApiContext, Context
 from backend.serving.openai.sampling_fields import ApiModel, TokenId
@@ -109,8 +109,12 @@ async def tokenize(request: TokenizeRequest, context: Context) -> TokenizeRespon
 async def detokenize(request: DetokenizeRequest, context: Context) -> DetokenizeResponse:
     """Text of token ids, special tokens included."""
     _check_model(request.model, context)
-    return DetokenizeResponse(prompt=await read_text(
-        len(request.tokens), context.front_end.tokenizer.decode, request.tokens, request.skip_special_tokens))
+    decode = context.front_end.tokenizer.decode
+    try:
+        text = await read_text(len(request.tokens), decode, request.tokens, request.skip_special_tokens)
+    except RequestError as error:
+        raise RequestError(f"tokens: {error}", "tokens") from None
+    return DetokenizeResponse(prompt=text)
 
 
 @router.get("/tokenizer_info")

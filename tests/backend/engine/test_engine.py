@@ -238,8 +238,9 @@ def test_text_stop_of_an_earlier_answer_leaves_a_session_that_has_gone_on():
 def test_two_turns_at_once_on_one_session_are_refused_and_the_first_goes_on():
     engine = make_engine()
     engine.add_request(request("1", prompt(1, 50), session_id=7))
-    with pytest.raises(SessionError, match="session 7 is busy with another turn"):
+    with pytest.raises(SessionError, match="session 7 is busy with another turn") as refused:
         engine.add_request(request("2", prompt(2, 5), session_id=7))
+    assert refused.value.field == "session_id"
     assert tokens(run(engine)["1"]) == completion(list(prompt(1, 50)), 40)
 
 
@@ -478,12 +479,12 @@ def test_sessions_that_hold_too_many_tokens_together_are_forgotten_the_longest_i
 
 
 def test_a_full_queue_refuses_the_next_request():
-    engine = make_engine(max_queued=2)
-    for name in "ab":
+    engine = make_engine(max_queued=2, max_batch_size=1)
+    for name in "abc":  # one for the free row, which does not count
         engine.add_request(request(name, prompt(1, 5)))
     with pytest.raises(CapacityError, match="2 requests are waiting, as many as max_queued allows; try again later"):
-        engine.add_request(request("c", prompt(1, 5)))
-    assert set(run(engine)) == {"a", "b"}
+        engine.add_request(request("d", prompt(1, 5)))
+    assert set(run(engine)) == {"a", "b", "c"}
 
 
 def test_aborting_a_queued_request_compares_it_with_no_other(monkeypatch):

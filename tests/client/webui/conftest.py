@@ -35,7 +35,7 @@ class Site:
 
 @pytest.fixture(scope="package")
 def site() -> Iterator[Site]:
-    pytest.importorskip("gradio", reason="the web UI's tests need gradio: pip install 'millrace[webui]'")
+    pytest.importorskip("gradio", reason="the web UI's tests need gradio: pip install -e '.[webui]'")
     hosts: set[str] = set()
 
     def note_calls(event: str, args: tuple) -> None:  # An audit hook stays for the life of the process.

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from client.webui.__main__ import main
 from protocol.ports import WEBUI_PORT
+from tests.client.webui.fake_client import FakeClient
 
 
 @pytest.fixture
@@ -36,6 +37,15 @@ def test_page_is_for_this_machine_and_has_no_public_link_unless_asked(launches, 
     assert launches == [launch]
 
 
+@pytest.mark.parametrize(("arguments", "ca"), [([], "no TLS"), (["--tls"], None), (["--tls-ca", __file__], __file__)])
+def test_a_server_with_a_certificate_of_its_own_can_be_reached(launches, monkeypatch, arguments, ca):
+    given = []
+    monkeypatch.setattr("client.webui.__main__.ChatClient",
+                        lambda address, api_key, tls, model: given.append(tls) or FakeClient())
+    CliRunner().invoke(main, ["https://127.0.0.1:1", "internlm", *arguments])
+    assert [tls.ca if tls else "no TLS" for tls in given] == [ca]
+
+
 def test_taken_port_is_one_line(launches):
     result = CliRunner().invoke(main, ["127.0.0.1:1", "internlm"])
     assert result.exit_code == 1 and result.output.count("\n") == 1 and "--server_port" in result.output
@@ -46,7 +56,7 @@ def test_missing_gradio_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "client.webui.look", None)
     monkeypatch.setitem(sys.modules, "gradio", None)
     result = CliRunner().invoke(main, ["127.0.0.1:1", "internlm"])
-    assert result.exit_code == 1 and "pip install 'millrace[webui]'" in result.output
+    assert result.exit_code == 1 and "pip install -e '.[webui]'" in result.output
 
 
 def test_client_library_does_not_import_gradio():

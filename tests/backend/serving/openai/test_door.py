@@ -232,7 +232,7 @@ def test_a_stopping_server_refuses_new_calls_and_lets_running_ones_end():
         await asyncio.sleep(0)
         refused, unhealthy = await served.client.post("/echo"), await served.client.get("/health")
         assert (refused.status_code, unhealthy.status_code) == (503, 503)
-        assert refused.headers["retry-after"]
+        assert refused.headers["retry-after"] and unhealthy.headers["retry-after"]
         assert error_of(refused)["code"] == "stopping"
         assert (await running).status_code == 504  # its own deadline, not the stop, ended it
         await stopping

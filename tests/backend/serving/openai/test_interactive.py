@@ -90,6 +90,8 @@ def test_step_goes_back_to_an_earlier_point(api):
     second = turn(api, "What is my name?", **asked)
     again = turn(api, "What is my name?", **asked)
     assert (again["text"], again["history_tokens"]) == (second["text"], first["session_tokens"])
+    beyond = api.client.post(PATH, json={"prompt": "Hello!", **asked, "step": 99_999}).json()["error"]
+    assert (beyond["param"], beyond["code"]) == ("step", "invalid_value")
     afresh = turn(api, "Hello!", session_id=10, step=0, request_output_len=1)
     assert afresh["history_tokens"] == 0
 

@@ -83,6 +83,20 @@ def test_when_the_queue_is_full_a_call_is_429_and_says_when_to_come_again(small)
     wait_until_idle(small)
 
 
+@pytest.mark.parametrize("path, fields", [
+    ("/v1/chat/completions", {"messages": "Once"}), ("/v1/completions", {"prompt": "Once"})])
+def test_more_choices_than_can_ever_fit_are_400_and_as_many_as_fit_are_answered(small, path, fields):
+    wait_until_idle(small)
+    assert len(small.ask(path, **fields, n=2, max_tokens=2)["choices"]) == 2
+    error = small.post(path, **fields, n=4, max_tokens=2).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "n") and "the 2 that" in error["message"]
+
+
+def test_more_prompts_than_can_ever_fit_are_400_too(small):
+    error = small.post("/v1/completions", prompt=["Once"] * 3).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "prompt") and "3 prompts" in error["message"]
+
+
 def _load(api: Api) -> tuple[int, int]:
     stats = api.run(api.context.engine.stats())
     return stats.num_running, stats.num_waiting

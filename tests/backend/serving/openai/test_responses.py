@@ -89,6 +89,7 @@ def test_what_is_not_to_be_stored_is_not(api):
     ({"input": "a", "truncation": "auto"}, "truncation"),
     ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning.effort"),
     ({"input": "a", "tools": [{"type": "web_search", "name": "a"}]}, "tools[0].type"),
+    ({"input": "a", "tools": [{"type": "web_search"}]}, "only function tools are supported"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
      "input_image"),
@@ -97,6 +98,35 @@ def test_what_is_not_to_be_stored_is_not(api):
 def test_what_cannot_be_done_is_400_with_its_name(api, fields, words):
     response = api.post(PATH, **fields)
     assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("items, place", [
+    ([{"role": "user", "content": "a"},
+      {"type": "function_call", "call_id": "a", "name": "add", "arguments": "{}"},
+      {"type": "function_call_output", "call_id": "zz", "output": "1"}], "input[2].call_id"),
+    ([{"type": "function_call_output", "call_id": "a", "output": "1"}], "input[0].call_id")])
+def test_a_result_of_a_call_that_nobody_made_is_refused(api, items, place):
+    error = api.post(PATH, input=items).json()["error"]
+    assert (error["param"], error["code"]) == (place, "invalid_value") and place in error["message"]
+
+
+@pytest.mark.parametrize("path, query, param", [
+    ("", {"stream": "true"}, "stream"), ("", {"include": "nothing"}, "include"), ("", {"colour": "red"}, "colour"),
+    ("", {"starting_after": 1}, "starting_after"), ("/input_items", {"limit": 0}, "limit"),
+    ("/input_items", {"limit": "x"}, "limit"), ("/input_items", {"order": "wizard"}, "order"),
+    ("/input_items", {"include[]": "nothing"}, "include[]"), ("/input_items", {"after": "x"}, "after")])
+def test_what_a_query_may_not_say_is_refused_with_its_name(api, path, query, param):
+    response = api.ask(PATH, input="Hello!", max_output_tokens=2)
+    answer = api.client.get(f"{PATH}/{response['id']}{path}", params=query)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+    assert param in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("query", [{"stream": "false"}, {"include": "message.output_text.logprobs"},
+                                   {"include[]": ["message.output_text.logprobs", "reasoning.encrypted_content"]}])
+def test_a_query_that_changes_nothing_is_accepted(api, query):
+    response = api.ask(PATH, input="Hello!", max_output_tokens=2)
+    assert api.client.get(f"{PATH}/{response['id']}", params=query).json() == response
 
 
 def test_the_openai_client_reads_answers_and_streams(api):

@@ -35,10 +35,14 @@ class CutEngine:
     reason: FinishReason
     sizes: Sequence[int]
     session_len: int = 4096
+    max_requests: int = 4096
     _numbers: Any = field(default_factory=itertools.count)
 
     def new_request_id(self) -> str:
         return str(next(self._numbers))
+
+    def check_length(self, num_tokens: int) -> None:
+        pass
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateOutput, None]:
         cuts = [0, *itertools.accumulate(self.sizes), len(self.token_ids)]
