@@ -66,7 +66,7 @@ CALL = {"id": "a", "type": "function", "function": {"name": "add", "arguments": 
     (CHAT, {"messages": [HELLO, {"role": "assistant", "tool_calls": [CALL]},
                          {"role": "tool", "tool_call_id": "zz", "content": "1"}]}, "messages[2].tool_call_id"),
     (CHAT, {"messages": [HELLO, {"role": "assistant", "tool_calls": [
-        {**CALL, "function": {"name": "add", "arguments": "{"}}]}]}, "messages[1].tool_calls"),
+        {**CALL, "function": {"name": "add", "arguments": "3"}}]}]}, "messages[1].tool_calls"),
     (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None),
     (CHAT, {"messages": [HELLO], "tools": [{"type": "web_search"}]}, "tools[0].type"),
     ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type"),
