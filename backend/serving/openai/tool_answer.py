@@ -42,7 +42,7 @@ class ToolAnswer:
         delta = self._parser.push(increment.text)
         if reason is None:
             return delta, None
-        rest = self._parser.flush()
+        rest = self._parser.flush(is_cut=reason is not FinishReason.STOP)
         delta = AnswerDelta(delta.content + rest.content, delta.calls + rest.calls)
         calls = reason is FinishReason.STOP and self._parser.ends_in_calls
         return delta, "tool_calls" if calls else reason.value

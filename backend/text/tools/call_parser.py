@@ -36,7 +36,7 @@ class CallParser:
     num_calls  calls begun so far
 
     White space between content and a call belongs to neither. What begins like a call and does not become one is
-    content, but only at the end of the answer."""
+    content, but only at the end of the answer; what the end keeps from becoming one is not."""
 
     def __init__(self, tool_format: ToolFormat) -> None:
         self._format = tool_format
@@ -59,12 +59,29 @@ class CallParser:
             pass
         return self._given()
 
-    def flush(self) -> AnswerDelta:
-        """At the end of the answer: what was held back."""
-        if self._state != self._in_closing and (self._held.strip() or not self.num_calls):
-            self._show(self._held)
+    def flush(self, is_cut: bool) -> AnswerDelta:
+        """At the end of the answer: what was held back.
+
+        is_cut  the model did not end it, so that a part of a marker is taken for the beginning of a call"""
+        content = self._held[:self._call_start(is_cut)]
+        if len(content) < len(self._held):
+            content = content.rstrip()
+        if self._state != self._in_closing and (content.strip() or not self.num_calls):
+            self._show(content)
         self._held = ""
         return self._given()
+
+    def _call_start(self, is_cut: bool) -> int:
+        """Where in the held text the call begins that the answer's end cut off; the text's length where none does."""
+        if self._state == self._in_name:
+            return 0 if self._syntax.beginning.fullmatch(self._held) else len(self._held)
+        if self._state in (self._at_start, self._in_content):
+            place = _open_place(self._held, [syntax.opening for syntax in self._format.syntaxes
+                                             if not syntax.is_initial])
+            # A special token is never text, a letter like "<" may be the end of one.
+            if is_cut or self._held[place:].startswith(tuple(self._format.special)):
+                return place
+        return len(self._held)
 
     # Each state takes what it can from the held text, and says whether another state now goes on.
 

@@ -153,6 +153,14 @@ def test_an_answer_that_is_cut_off_in_a_call_says_length(api):
     assert whole["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("fields", [{"max_tokens": 3}, {"max_tokens": 8}, {"max_tokens": 60, "ignore_eos": True}])
+def test_markup_of_a_call_that_was_cut_off_is_not_in_the_content(api, fields):
+    messages = [{"role": "user", "content": "Compute (3+5)*2"}]
+    whole, streamed = (ask(api, messages, stream, tool_choice="required", **fields) for stream in (False, True))
+    assert without_ids(whole) == without_ids(streamed)
+    assert not whole["message"]["content"] and whole["finish_reason"] == "length"
+
+
 def test_a_special_token_of_the_format_is_not_in_the_content(api):
     choice = ask(api, [{"role": "user", "content": "Compute 17+25"}])
     assert "<|" not in json.dumps(choice)
