@@ -158,6 +158,7 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_ids: Sequence[int]) -> None:
         self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, prompt_ids)
         self._stop_words = StopWords(sampling.stop)
+        self._min_new_tokens = sampling.min_new_tokens
         self._num_characters = 0
         self._ends: list[int] = []  # per token: characters of text up to and with it
         self._logprobs: list[TokenLogprobs] = []  # of all tokens so far, where asked for
@@ -211,6 +212,8 @@ class Answer:
         self._num_characters += len(piece)
         # A token that begins a character ends where that character will, at least one further.
         self._ends.append(self._num_characters + self._detokenizer.is_inside_character)
+        if len(self._ends) <= self._min_new_tokens:
+            self._stop_words.num_free = self._num_characters
         shown = self._stop_words.push(piece)
         self._count_kept_tokens()
         return shown

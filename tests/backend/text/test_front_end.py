@@ -39,6 +39,23 @@ def test_kept_tokens_are_shown_text_and_no_part_of_a_character(tokenizer, before
     assert shown.startswith(tokenizer.decode(ids[:answer.num_kept_tokens]))
 
 
+@pytest.mark.parametrize("num_at_once", [1, 2, 9])
+def test_a_stop_text_has_to_end_behind_the_least_number_of_tokens(tokenizer, num_at_once):
+    ids = tokenizer.encode("the fox the fox the fox the fox")
+    text = tokenizer.decode(ids)
+    for min_new_tokens in range(len(ids)):
+        num_free = len(tokenizer.decode(ids[:min_new_tokens]))
+        start = next(start for start in range(len(text)) if text.startswith("fox", start) and start + 3 > num_free)
+        answer = Answer(tokenizer, SamplingParams(stop=("fox",), min_new_tokens=min_new_tokens), ())
+        shown = ""
+        for begin in range(0, len(ids), num_at_once):
+            output = answer.push(GenerateOutput("a", tuple(ids[begin:begin + num_at_once])))
+            shown += output.text
+            if output.finish_reason is not None:
+                break
+        assert (shown, output.finish_reason) == (text[:start], FinishReason.STOP)
+
+
 PLAN = plan_tools([{"type": "function", "function": {"name": "now"}}])
 
 
