@@ -124,7 +124,8 @@ async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncG
     tokenizer = context.front_end.tokenizer
     wants_logprobs = chat.requests[0].sampling.logprobs is not None
     answers = [ToolAnswer(context, chat.plan) for _ in chat.requests]
-    async with aclosing(generate(context, chat.answer_id, chat.requests, chat.continues_prompt)) as increments:
+    async with aclosing(generate(context, chat.answer_id, chat.requests, chat.continues_prompt,
+                                 has_tools=chat.plan is not None)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             logprobs = chat_logprobs(tokenizer, increment.logprobs) if wants_logprobs else None

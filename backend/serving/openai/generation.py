@@ -73,27 +73,28 @@ def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingPar
 
 
 async def generate(context: ApiContext, answer_id: str, requests: Sequence[GenerateRequest],
-                   continues_prompt: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
+                   continues_prompt: bool = False,
+                   has_tools: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """(index of the request, increment of its text) until each has had one with a finish_reason.
 
-    answer_id         names the requests: with it EngineClient.abort_group ends them all, with finish_reason abort
-    continues_prompt  see TextFrontEnd.answer
+    answer_id  names the requests: with it EngineClient.abort_group ends them all, with finish_reason abort
+    continues_prompt, has_tools  see TextFrontEnd.answer
     Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
     requests = [dataclasses.replace(request, request_id=f"{answer_id}/{index}")
                 for index, request in enumerate(requests)]
     if len(requests) == 1:
-        async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
+        async with aclosing(_one(context, requests[0], continues_prompt, has_tools)) as increments:
             async for increment in increments:
                 yield 0, increment
         return
-    async with aclosing(_many(context, requests, continues_prompt)) as numbered:
+    async with aclosing(_many(context, requests, continues_prompt, has_tools)) as numbered:
         async for pair in numbered:
             yield pair
 
 
-async def _one(context: ApiContext, request: GenerateRequest,
-               continues_prompt: bool) -> AsyncGenerator[TextOutput, None]:
-    answer = context.front_end.answer(request, continues_prompt)
+async def _one(context: ApiContext, request: GenerateRequest, continues_prompt: bool,
+               has_tools: bool) -> AsyncGenerator[TextOutput, None]:
+    answer = context.front_end.answer(request, continues_prompt, has_tools)
     async with aclosing(context.engine.generate(request)) as outputs:
         async for output in outputs:
             increment = answer.push(output)
@@ -104,14 +105,14 @@ async def _one(context: ApiContext, request: GenerateRequest,
                 return
 
 
-async def _many(context: ApiContext, requests: Sequence[GenerateRequest],
-                continues_prompt: bool) -> AsyncGenerator[tuple[int, TextOutput], None]:
+async def _many(context: ApiContext, requests: Sequence[GenerateRequest], continues_prompt: bool,
+                has_tools: bool) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """Side by side; the first error ends all."""
     arrived: asyncio.Queue[tuple[int, TextOutput | Exception]] = asyncio.Queue()
 
     async def follow(index: int, request: GenerateRequest) -> None:
         try:
-            async with aclosing(_one(context, request, continues_prompt)) as increments:
+            async with aclosing(_one(context, request, continues_prompt, has_tools)) as increments:
                 async for increment in increments:
                     arrived.put_nowait((index, increment))
         except Exception as error:

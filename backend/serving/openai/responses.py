@@ -191,7 +191,8 @@ async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -
     """Puts the engine's increments into the builder; what it makes of each."""
     tokenizer, tools = context.front_end.tokenizer, ToolAnswer(context, answer.plan)
     logprobs: list[dict[str, Any]] = []  # of tokens whose text has not come yet: it might begin a call
-    async with aclosing(generate(context, builder.response["id"], [answer.request])) as increments:
+    async with aclosing(generate(context, builder.response["id"], [answer.request],
+                                 has_tools=answer.plan is not None)) as increments:
         async for _, increment in increments:
             delta, reason = tools.push(increment)
             if increment.logprobs:

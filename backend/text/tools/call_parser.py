@@ -1,6 +1,7 @@
 """Call parser: an answer's text, as it arrives, into content and calls of functions.
 
-What it gives for pieces, put together, is the same wherever the text is cut. Used by serving; knows no tokens."""
+What it gives for pieces, put together, is the same wherever the text is cut. Used by serving and
+content_stop_words.py; knows no tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class AnswerDelta:
 class CallParser:
     """Reads one answer.
 
-    num_calls  calls begun so far
+    num_calls    calls begun so far
+    num_content  characters of content before the first of them
 
     White space between content and a call belongs to neither. What begins like a call and does not become one is
     content, but only at the end of the answer; what the end keeps from becoming one is not."""
@@ -45,7 +47,7 @@ class CallParser:
         self._syntax: CallSyntax | None = None
         self._arguments = _ObjectEnd()
         self._delta = AnswerDelta()
-        self.num_calls = 0
+        self.num_calls = self.num_content = 0
 
     @property
     def ends_in_calls(self) -> bool:
@@ -154,6 +156,7 @@ class CallParser:
 
     def _show(self, text: str) -> None:
         self._delta.content += text
+        self.num_content += 0 if self.num_calls else len(text)
 
     def _given(self) -> AnswerDelta:
         delta, self._delta = self._delta, AnswerDelta()

@@ -166,6 +166,12 @@ def test_a_streamed_call_has_its_events(api):
     assert json.loads(call["arguments"]).keys() == {"a", "b"} and len(deltas) > 1
 
 
+def test_a_stop_text_cuts_no_call(api):
+    question = {"input": "Compute 17+25", "tools": TOOLS, "temperature": 0}
+    *_, call = api.ask(PATH, **question, stop=['"b"'])["output"]
+    assert call["type"] == "function_call" and json.loads(call["arguments"]) == {"a": 17, "b": 25}
+
+
 def test_text_follows_a_schema(api):
     schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 10}, "age": {"type": "integer"}},
               "required": ["name", "age"], "additionalProperties": False}

@@ -166,6 +166,30 @@ def test_a_special_token_of_the_format_is_not_in_the_content(api):
     assert "<|" not in json.dumps(choice)
 
 
+@pytest.mark.parametrize("stop", ['"b"', ["{", ",", "<|action_start|>", "plug"]])
+def test_a_stop_text_ends_content_and_no_call(api, stop):
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    choice = ask(api, messages)
+    for stream in (False, True):
+        assert without_ids(ask(api, messages, stream, stop=stop)) == without_ids(choice)
+        cut = ask(api, messages, stream, stop=["use", stop[0]])
+        assert cut["message"] == {"role": "assistant", "content": "I will ", "refusal": None}
+        assert cut["finish_reason"] == "stop"
+
+
+def test_stop_tokens_beside_tools_are_special_ones(api):
+    tokenizer = api.context.front_end.tokenizer
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    response = api.post(PATH, messages=messages, tools=TOOLS, stop_token_ids=tokenizer.encode('"b"'))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "stop_token_ids"), error
+    assert error["message"].startswith("stop_token_ids beside tools may only be special tokens")
+    assert ask(api, messages, tool_choice="none", stop_token_ids=tokenizer.encode('"b"'), max_tokens=4)
+    for marker in ("<|action_start|>", "<|plugin|>"):
+        before = ask(api, messages, stop_token_ids=[tokenizer.token_to_id(marker)])
+        assert before["message"]["content"] == "I will use add for this." and before["finish_reason"] == "stop"
+
+
 def test_after_calls_an_answer_without_tools_knows_their_results(api):
     question = [{"role": "user", "content": "Compute 17+25"}]
     message = ask(api, question)["message"]
