@@ -30,10 +30,10 @@ from backend.serving.openai.generation import (
 )
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
-from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
+from backend.serving.openai.tool_answer import ToolAnswer, call_delta, whole_calls
 from backend.serving.openai.usage import UsageCount
 from backend.text.tools.call_parser import CallDelta
-from backend.text.tools.tool_plan import ToolPlan
+from backend.text.tools.tool_plan import ToolPlan, plan_tools
 
 router = APIRouter()
 
@@ -86,14 +86,15 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
                                     body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
-    await check_grammar(context, sampling, grammar and body.format_field(body.response_format), plan and "tools")
+    await check_grammar(context, sampling, grammar and body.format_field(body.response_format),
+                        plan.functions if plan is not None else ())
     return _Chat(choices(context, token_ids, sampling, body.n or 1), isinstance(body.messages, str), plan)
 
 
 def _plan(body: ChatRequest) -> ToolPlan | None:
     choice = body.tool_choice
-    plan = tool_plan([tool.model_dump(exclude_none=True) for tool in body.tools or ()],
-                     choice.model_dump() if isinstance(choice, BaseModel) else choice, body.parallel_tool_calls)
+    plan = plan_tools([tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+                      choice.model_dump() if isinstance(choice, BaseModel) else choice, body.parallel_tool_calls)
     if plan is not None and isinstance(body.messages, str):
         raise ApiError(400, "tools need a conversation; give messages as a list", code="invalid_value", param="tools")
     return plan

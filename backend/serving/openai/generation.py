@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,15 @@ from typing import Any, TypeVar
 from backend.errors import RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
-from backend.text.front_end import TextOutput
+from backend.text.front_end import TextFrontEnd, TextOutput
+from backend.text.grammar import json_schema_grammar
 from backend.text.grammar_check import MAX_PENDING
+from backend.text.tools.tool_plan import TOOLS, Function
 
 UNNAMED = ""  # the id of a request until `generate` names it after its answer
 LONG_TEXT_CHARACTERS = 20_000  # rendering and tokenising take some 20 ms, in which no stream would go on
+
+NAMING_LIMIT_S = 0.3  # for finding out which of many functions is at fault, once something is
 
 T = TypeVar("T")
 _CHECKS = ThreadPoolExecutor(2 * MAX_PENDING, "grammar-check")  # of their own: slow ones keep no text waiting
@@ -42,17 +47,31 @@ async def read_text(size: int, read: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.to_thread(read, *arguments)
 
 
-async def check_grammar(context: ApiContext, sampling: SamplingParams, *fields: str | None) -> None:
+async def check_grammar(context: ApiContext, sampling: SamplingParams, field: str | None,
+                        functions: Sequence[Function] = ()) -> None:
     """Before `choices`, which does it too and would keep other requests waiting.
 
-    fields  of the request that the grammar is made of, None for one that is not there
-    Raises RequestError, which names the field where there is just one."""
+    field, functions  of the request that the grammar is made of; None where it is made of functions only
+    Raises RequestError, which names the field or the function where one is at fault."""
     if sampling.grammar is not None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(_CHECKS, context.front_end.check_grammar, sampling.grammar)
-        except RequestError as error:
-            named = [field for field in fields if field is not None]
-            raise RequestError(str(error), named[0] if len(named) == 1 else None) from None
+        await asyncio.get_running_loop().run_in_executor(
+            _CHECKS, _check_grammar, context.front_end, sampling.grammar, field, functions)
+
+
+def _check_grammar(front_end: TextFrontEnd, grammar: str, field: str | None, functions: Sequence[Function]) -> None:
+    try:
+        front_end.check_grammar(grammar)
+    except RequestError as error:
+        end_s = time.monotonic() + NAMING_LIMIT_S
+        for function in functions:
+            if time.monotonic() > end_s:
+                break
+            try:
+                front_end.check_grammar(json_schema_grammar(function.parameters))
+            except RequestError as fault:
+                raise RequestError(f"{function.field}: {fault}", function.field) from None
+        named = field if not functions else TOOLS if field is None else None
+        raise RequestError(str(error), named) from None
 
 
 def choices(context: ApiContext, token_ids: Sequence[int], sampling: SamplingParams, num_choices: int = 1,

@@ -62,9 +62,10 @@ def test_an_answer_calls_or_has_the_format(api):
     ({"regex": "("}, "regex"), ({"regex": ""}, "regex"), ({"choice": []}, "choice"),
     ({"grammar": "start: nothing"}, "grammar"),
     ({"tools": [ADD], "grammar": 'start: a\na: "b"'}, None),
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}]}, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}]},
+     "tools[0].function.parameters"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}],
-      "response_format": {"type": "text"}}, "tools"),
+      "response_format": {"type": "text"}}, "tools[0].function.parameters"),
     ({"grammar": "start: stop_ids"}, "grammar"),
 ])
 def test_what_cannot_be_followed_is_refused(api, fields, param):

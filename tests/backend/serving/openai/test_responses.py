@@ -89,6 +89,10 @@ def test_what_is_not_to_be_stored_is_not(api):
     ({"input": "a", "truncation": "auto"}, "truncation"),
     ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning.effort"),
     ({"input": "a", "tools": [{"type": "web_search", "name": "a"}]}, "tools[0].type"),
+    ({"input": "a", "tools": [{"type": "function", "name": "a", "parameters": {"type": "array"}}]},
+     "tools[0].parameters has the type 'array'"),
+    ({"input": "a", "tools": [{"type": "function", "name": "a"}, {"type": "function", "name": "b", "parameters": {
+        "properties": {"x": {"type": "wizard"}}}}]}, "tools[1].parameters: the grammar or schema does not work"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
      "input_image"),

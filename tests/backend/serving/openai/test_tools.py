@@ -281,6 +281,14 @@ def test_what_clients_add_to_an_answer_may_be_sent_back(api):
     assert answer == ask(api, [*question, message, result]) and "42" in answer["message"]["content"]
 
 
+def with_parameters(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {}
+
+
 RETIRED = [{"name": "add", "parameters": {}}]
 
 
@@ -297,7 +305,14 @@ RETIRED = [{"name": "add", "parameters": {}}]
     ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}]},
      "messages[0].function_call", "tool_calls"),
     ({"grammar": 'start: a\na: "b"'}, None, "cannot be followed beside tools"),
-    ({"tools": [tool("f", "", a="what")]}, None, "Invalid type: what"),
+    ({"tools": [tool("f", "", a="what")]}, "tools[0].function.parameters", "Invalid type: what"),
+    ({"tools": [ADD, tool("f", "", a="what"), tool("g", "", a="where")], "tool_choice": "required"},
+     "tools[1].function.parameters", "tools[1].function.parameters: the grammar or schema does not work: Invalid type"),
+    ({"tools": [ADD, with_parameters({"type": "array"})]}, "tools[1].function.parameters", "give a schema of type obj"),
+    ({"tools": [ADD, with_parameters({"enum": [1, 2]})]}, "tools[1].function.parameters", "incompatible types"),
+    ({"tools": [ADD, with_parameters({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}})]},
+     "tools[1].function.parameters", "incompatible types"),
+    ({"tools": [with_parameters({"properties": {"a": nested(70)}})]}, "tools[0].function.parameters", "deeper than 60"),
     ({"messages": [{"role": "function", "name": "add", "content": "3"}]}, "messages[0].role", "tool"),
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "add", "arguments": "{oops"}}]}]}, None, "not JSON"),
