@@ -93,7 +93,10 @@ def test_what_is_not_to_be_stored_is_not(api):
      "tools[0].parameters has the type 'array'"),
     ({"input": "a", "tools": [{"type": "function", "name": "a"}, {"type": "function", "name": "b", "parameters": {
         "properties": {"x": {"type": "wizard"}}}}]}, "tools[1].parameters: the grammar or schema does not work"),
-    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
+    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]: type 'item_reference' is not supported here; "
+     "use one of 'message', 'function_call', 'function_call_output'"),
+    ({"input": [7]}, "input[0]: Input should be an object"),
+    ({"input": "a", "text": {"format": {}}}, "the field text.format.type is missing; add it"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
      "input_image"),
     ({"input": "a", "max_output_tokens": 5000}, "session_len"),
