@@ -137,21 +137,27 @@ async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncG
 async def _stream(chat: _Chat, context: ApiContext, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     chunks = ChatChunks(chat.answer_id, chat.created_s, context.model_names[0], has_usage)
-    usage, begun = UsageCount(len(chat.requests)), set()
+    usage, begun, has_said = UsageCount(len(chat.requests)), set(), set()  # indices of choices
+    # As in the unstreamed message: null where there are only calls, which cannot be known yet where there may be some.
+    first = {"role": "assistant", "content": "" if chat.plan is None else None}
     async with aclosing(_deltas(chat, context, usage)) as deltas:
         async for delta in deltas:
             events = b""
             if delta.index not in begun:
                 begun.add(delta.index)
-                events = chunks.delta(delta.index, {"role": "assistant", "content": ""})
+                events = chunks.delta(delta.index, first)
+            if delta.content or delta.calls:
+                has_said.add(delta.index)
             if delta.logprobs is not None and delta.logprobs["content"]:
-                events += chunks.delta(delta.index, {"content": delta.content}, delta.logprobs)
+                text = {"content": delta.content} if delta.content else {}
+                events += chunks.delta(delta.index, text, delta.logprobs)
             elif delta.content:
                 events += chunks.text(delta.index, delta.content)
             for call in delta.calls:
                 events += chunks.delta(delta.index, {"tool_calls": [call_delta(call)]})
             if delta.finish_reason is not None:
-                events += chunks.delta(delta.index, {}, None, delta.finish_reason)
+                last = {} if chat.plan is None or delta.index in has_said else {"content": ""}
+                events += chunks.delta(delta.index, last, None, delta.finish_reason)
             if events:
                 yield events
     yield (chunks.usage(usage.document()) if has_usage else b"") + DONE

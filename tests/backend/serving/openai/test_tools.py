@@ -42,11 +42,12 @@ def ask(api: Api, messages: list[dict[str, Any]], stream: bool = False, **fields
 
 
 def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
-    content, calls, reason, logprobs = "", [], None, None
+    content, calls, reason, logprobs = None, [], None, None
     for choice in (choice for event in events for choice in event["choices"] if choice["index"] == index):
         assert reason is None
         delta, reason = choice["delta"], choice["finish_reason"]
-        content += delta.get("content") or ""
+        if delta.get("content") is not None:
+            content = (content or "") + delta["content"]
         if choice["logprobs"] is not None:
             logprobs = {"content": [*(logprobs or {"content": []})["content"], *choice["logprobs"]["content"]],
                         "refusal": None}
@@ -59,7 +60,7 @@ def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
                 calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if calls:
-        message |= {"content": content or None, "tool_calls": calls}
+        message["tool_calls"] = calls
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
