@@ -39,7 +39,7 @@ class SamplingParams:
     """How the tokens of one completion are chosen. The defaults are the same at every entry point.
 
     max_new_tokens      completion limit; None fills the session
-    min_new_tokens      end and stop ids are masked before this many
+    min_new_tokens      end and stop ids are masked before this many, and no stop text ends within them
     temperature         0 means greedy
     top_k               0 keeps all; top_p and min_p as usual
     repetition_penalty  multiplicative, in 0.01..100, over prompt and completion; presence and frequency over the

@@ -209,7 +209,8 @@ def _content(content: Any, index: int, has_tool_calls: bool) -> str:
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise TemplateError(f"messages[{index}].content has a part that is no text; this model reads only text")
         return "".join(part["text"] for part in content)
-    raise TemplateError(f"messages[{index}].content is a {type(content).__name__}; give text")
+    kind = "missing" if content is None else f"a {type(content).__name__}"
+    raise TemplateError(f"messages[{index}].content is {kind}; give text")
 
 
 def _tool_call(call: Any, index: int) -> dict[str, Any]:

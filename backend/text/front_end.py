@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from backend.text.detokenizer import Detokenizer
 from backend.text.stop_words import StopWords
 from backend.text.tokenizer import Tokenizer
 from backend.text.tools.call_grammar import call_grammar
+from backend.text.tools.content_stop_words import ContentStopWords
 from backend.text.tools.tool_format import CALL_END, ToolFormat, find_format
 from backend.text.tools.tool_plan import ToolPlan
 from backend.tokenizer_files import TokenizerSettings, read_settings
@@ -96,10 +98,14 @@ class TextFrontEnd:
         """chat_sampling for an answer that may call functions, whose text a CallParser of tool_format reads.
 
         A grammar that is there already is what an answer without calls has to follow. Raises RequestError where the
-        model's calls cannot be read."""
+        model's calls cannot be read, or a stop id could end one in its middle."""
         if self.tool_format is None:
             raise RequestError("how this model writes calls is not known here; leave tools out, or use a model that "
                                "writes them as InternLM2.5, Llama 3.1, Qwen2.5 or Qwen3 do")
+        ordinary = [token_id for token_id in sampling.stop_ids if token_id not in self.tokenizer.special_ids]
+        if ordinary:
+            raise RequestError(f"stop_ids beside tools may only be special tokens, which {reprlib.repr(ordinary)} are "
+                               "not: a call may need them; use stop, which looks at no call", "stop_ids")
         grammar = call_grammar(self.tool_format, plan, sampling.grammar)
         chat = self.chat_sampling(dataclasses.replace(sampling, grammar=grammar), plan.tools)
         # The end of a call is not yet the end of the answer: the grammar says what may follow it.
@@ -124,12 +130,15 @@ class TextFrontEnd:
         if grammar is not None:
             self.grammars.check(grammar)
 
-    def answer(self, request: GenerateRequest, continues_prompt: bool) -> Answer:
+    def answer(self, request: GenerateRequest, continues_prompt: bool, has_tools: bool = False) -> Answer:
         """Collects the text of a request's outputs.
 
         continues_prompt  the text goes on where a plain prompt stops, its first space included; an answer in a
-                          conversation is a text of its own"""
-        return Answer(self.tokenizer, request.sampling, request.token_ids if continues_prompt else ())
+                          conversation is a text of its own
+        has_tools         it is sampled by tool_sampling: stop texts count in its content, not in its calls"""
+        stop = request.sampling.stop
+        stop_words = ContentStopWords(stop, self.tool_format) if has_tools and stop else StopWords(stop)
+        return Answer(self.tokenizer, request.sampling, request.token_ids if continues_prompt else (), stop_words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +164,11 @@ class TextOutput:
 class Answer:
     """The text of one request as it grows: detokenised, held back where it could become a stop text, cut there."""
 
-    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams, prompt_ids: Sequence[int],
+                 stop_words: StopWords) -> None:
         self._detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, prompt_ids)
-        self._stop_words = StopWords(sampling.stop)
+        self._stop_words = stop_words
+        self._min_new_tokens = sampling.min_new_tokens
         self._num_characters = 0
         self._ends: list[int] = []  # per token: characters of text up to and with it
         self._logprobs: list[TokenLogprobs] = []  # of all tokens so far, where asked for
@@ -216,6 +227,8 @@ class Answer:
         self._num_characters += len(piece)
         # A token that begins a character ends where that character will, at least one further.
         self._ends.append(self._num_characters + self._detokenizer.is_inside_character)
+        if len(self._ends) <= self._min_new_tokens:
+            self._stop_words.num_free = self._num_characters
         shown = self._stop_words.push(piece)
         self._count_kept_tokens()
         return shown

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+from llguidance import LLMatcher
 
 from backend.errors import CapacityError, RequestError
 from backend.processes import start_process
@@ -178,11 +179,19 @@ def _fault(compiler: GrammarCompiler, vocab_size: int, grammar: str) -> str:
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little"))
         allowed = allowed[allowed != compiler.end_id]
         if matcher.is_error():
-            return f"the grammar or schema is too complex to be followed: {reason(matcher)}"
+            return _stuck(matcher)
         if not len(allowed):
             return "" if matcher.is_accepting() else ("the grammar or schema allows no answer at all; "
                                                       "give one that some text satisfies")
         matcher.consume_token(int(chance.choice(allowed)))
         if matcher.is_stopped():
             break
-    return f"the grammar or schema is too complex to be followed: {reason(matcher)}" if matcher.is_error() else ""
+    return _stuck(matcher) if matcher.is_error() else ""
+
+
+def _stuck(matcher: LLMatcher) -> str:
+    why = reason(matcher)
+    if "NoExtensionBias" in why:  # llguidance's word for a rule that no text fits
+        return ("the grammar or schema allows no answer at all, or begins some that nothing can complete; "
+                "give one that some text satisfies")
+    return f"the grammar or schema is too complex to be followed: {why}"

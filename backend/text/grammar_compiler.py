@@ -16,6 +16,8 @@ from backend.text.tokenizer import Tokenizer
 # A byte that joins no other in a token, in front of a text whose first token must not be one of a text's beginning.
 _ANCHOR = "\x02"
 _QUOTED = re.compile(r"\n\s*\d+ \| |<state>|<backtrace>|<non-verbose/>")
+_PLACE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")  # in our text, which the caller has not seen
+_ONE_OF = re.compile(r"oneOf constraints are not supported\. Enable .*")
 # What one step may cost at most is some 10 ms; the sizes of states keep a matcher within some 100 MB.
 _LIMITS = LLParserLimits(max_items_in_row=10_000, initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000,
                          step_max_items=50_000, max_lexer_states=50_000, max_grammar_size=100_000,
@@ -41,8 +43,11 @@ class GrammarCompiler:
 
 
 def reason(matcher: LLMatcher) -> str:
-    """Why a matcher failed, in one line, without what it quotes of the grammar below."""
-    return " ".join(_QUOTED.split(matcher.get_error())[0].split())[:300]
+    """Why a matcher failed, in one line, without what it quotes of the grammar below and options of the
+    library."""
+    text = " ".join(_QUOTED.split(matcher.get_error())[0].split())
+    return _ONE_OF.sub("oneOf works only where its schemas plainly exclude each other; use anyOf",
+                       _PLACE.sub("", text))[:300]
 
 
 class _Tokens:

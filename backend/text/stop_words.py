@@ -12,6 +12,7 @@ class StopWords:
     matched      the stop text that was met, or None
     match_start  characters pushed before the stop text; None until one is met
     num_shown    characters that were given out
+    num_free     characters at the beginning in which no stop text may end; set by the caller, before it pushes more
 
     Of two stop texts the one that begins first wins, and of two that begin together the shorter. A stop text is met
     when no other can still begin before it."""
@@ -19,7 +20,7 @@ class StopWords:
     def __init__(self, words: tuple[str, ...]) -> None:
         self._words = tuple(sorted(set(words), key=len))
         self._held = ""
-        self.num_shown = 0
+        self.num_shown = self.num_free = 0
         self.matched: str | None = None
         self.match_start: int | None = None
 
@@ -42,7 +43,9 @@ class StopWords:
         return self._end(*match) if match is not None else self._show(len(self._held))
 
     def _first_match(self) -> tuple[int, str] | None:
-        found = [(start, word) for word in self._words if (start := self._held.find(word)) >= 0]
+        num_free = self.num_free - self.num_shown  # of what is held
+        found = [(start, word) for word in self._words
+                 if (start := self._held.find(word, max(0, num_free - len(word) + 1))) >= 0]
         return min(found, key=lambda match: match[0], default=None)  # sorted by length, so the shorter wins a tie
 
     def _open_start(self) -> int:

@@ -25,10 +25,10 @@ from backend.serving.openai.event_stream import DONE, EVENT_STREAM, event_stream
 from backend.serving.openai.generation import check_count, check_grammar, choices, generate, new_answer_id
 from backend.serving.openai.in_flight import limit_time
 from backend.serving.openai.logprobs import chat_logprobs
-from backend.serving.openai.tool_answer import ToolAnswer, call_delta, tool_plan, whole_calls
+from backend.serving.openai.tool_answer import ToolAnswer, call_delta, whole_calls
 from backend.serving.openai.usage import UsageCount
 from backend.text.tools.call_parser import CallDelta
-from backend.text.tools.tool_plan import ToolPlan
+from backend.text.tools.tool_plan import ToolPlan, plan_tools
 
 router = APIRouter()
 
@@ -82,14 +82,15 @@ async def _chat(body: ChatRequest, context: ApiContext) -> _Chat:
                                     body.chat_template_kwargs)
         sampling = (context.front_end.chat_sampling(sampling) if plan is None
                     else context.front_end.tool_sampling(sampling, plan))
-    await check_grammar(context, sampling, grammar and body.format_field(body.response_format), plan and "tools")
+    await check_grammar(context, sampling, grammar and body.format_field(body.response_format),
+                        plan.functions if plan is not None else ())
     return _Chat(choices(context, "messages", token_ids, sampling, num_choices), isinstance(body.messages, str), plan)
 
 
 def _plan(body: ChatRequest) -> ToolPlan | None:
     choice = body.tool_choice
-    plan = tool_plan([tool.model_dump(exclude_none=True) for tool in body.tools or ()],
-                     choice.model_dump() if isinstance(choice, BaseModel) else choice, body.parallel_tool_calls)
+    plan = plan_tools([tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+                      choice.model_dump() if isinstance(choice, BaseModel) else choice, body.parallel_tool_calls)
     if plan is not None and isinstance(body.messages, str):
         raise ApiError(400, "tools need a conversation; give messages as a list", code="invalid_value", param="tools")
     return plan
@@ -114,8 +115,8 @@ async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncG
     tokenizer = context.front_end.tokenizer
     wants_logprobs = chat.requests[0].sampling.logprobs is not None
     answers = [ToolAnswer(context, chat.plan) for _ in chat.requests]
-    async with aclosing(generate(context, "messages", chat.answer_id, chat.requests,
-                                 chat.continues_prompt)) as increments:
+    async with aclosing(generate(context, "messages", chat.answer_id, chat.requests, chat.continues_prompt,
+                                 has_tools=chat.plan is not None)) as increments:
         async for index, increment in increments:
             usage.add(index, increment.output)
             logprobs = chat_logprobs(tokenizer, increment.logprobs) if wants_logprobs else None
@@ -126,21 +127,27 @@ async def _deltas(chat: _Chat, context: ApiContext, usage: UsageCount) -> AsyncG
 async def _stream(chat: _Chat, context: ApiContext, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     chunks = ChatChunks(chat.answer_id, chat.created_s, context.model_names[0], has_usage)
-    usage, begun = UsageCount(len(chat.requests)), set()
+    usage, begun, has_said = UsageCount(len(chat.requests)), set(), set()  # indices of choices
+    # As in the unstreamed message: null where there are only calls, which cannot be known yet where there may be some.
+    first = {"role": "assistant", "content": "" if chat.plan is None else None}
     async with aclosing(_deltas(chat, context, usage)) as deltas:
         async for delta in deltas:
             events = b""
             if delta.index not in begun:
                 begun.add(delta.index)
-                events = chunks.delta(delta.index, {"role": "assistant", "content": ""})
+                events = chunks.delta(delta.index, first)
+            if delta.content or delta.calls:
+                has_said.add(delta.index)
             if delta.logprobs is not None and delta.logprobs["content"]:
-                events += chunks.delta(delta.index, {"content": delta.content}, delta.logprobs)
+                text = {"content": delta.content} if delta.content else {}
+                events += chunks.delta(delta.index, text, delta.logprobs)
             elif delta.content:
                 events += chunks.text(delta.index, delta.content)
             for call in delta.calls:
                 events += chunks.delta(delta.index, {"tool_calls": [call_delta(call)]})
             if delta.finish_reason is not None:
-                events += chunks.delta(delta.index, {}, None, delta.finish_reason)
+                last = {} if chat.plan is None or delta.index in has_said else {"content": ""}
+                events += chunks.delta(delta.index, last, None, delta.finish_reason)
             if events:
                 yield events
     yield (chunks.usage(usage.document()) if has_usage else b"") + DONE

@@ -5,6 +5,7 @@ Used by app.py, which registers the handlers, and by every endpoint, which raise
 from __future__ import annotations
 
 import re
+import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -142,20 +143,28 @@ def validation_error(error: RequestValidationError) -> ApiError:
     if fault["type"] == "json_invalid":
         reason = fault.get("ctx", {}).get("error", fault["msg"])
         return ApiError(400, f"the body is no JSON: {reason}; send a JSON object", code="invalid_json")
+    kind = fault["type"]
     if fault["loc"][0] == "query":
         name = str(fault["loc"][1])
     else:
-        name = _field_name(fault["loc"][1:], error.body, is_absent=fault["type"] == "missing")
-    if fault["type"] == "extra_forbidden":
+        name = _field_name(fault["loc"][1:], error.body, is_absent=kind == "missing")
+    if kind == "union_tag_not_found" and isinstance(fault["input"], dict):  # it is `type` that tells ours apart
+        name, kind = f"{name}.type", "missing"
+    if kind == "extra_forbidden":
         return ApiError(400, f"the field {name} is not known here; leave it out", code="unknown_parameter", param=name)
-    if fault["type"] == "none_required":
+    if kind == "none_required":
         cure = _REPLACEMENTS.get(name.rpartition(".")[2], "leave it out")
         return ApiError(400, f"{name} is not supported by this server; {cure}", code="unsupported_parameter",
                         param=name)
-    if fault["type"] == "missing":
+    if kind == "missing":
         return ApiError(400, f"the field {name} is missing; add it" if name else "the body is missing; send JSON",
                         code="missing_required_parameter", param=name or None)
     message = fault["msg"].removeprefix("Value error, ")
+    if kind in ("union_tag_not_found", "model_attributes_type"):
+        message = "Input should be an object"
+    elif kind == "union_tag_invalid":
+        tags = fault["ctx"]
+        message = f"type {reprlib.repr(tags['tag'])} is not supported here; use one of {tags['expected_tags']}"
     return ApiError(400, f"{name}: {message}" if name else message, code="invalid_value", param=name or None)
 
 

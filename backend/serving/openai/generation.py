@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,14 @@ from contextlib import aclosing, contextmanager
 from backend.errors import ContextLengthError, RequestError
 from backend.requests import MAX_SEED, GenerateRequest, SamplingParams
 from backend.serving.openai.context import ApiContext
-from backend.text.front_end import TextOutput
+from backend.text.front_end import TextFrontEnd, TextOutput
+from backend.text.grammar import json_schema_grammar
 from backend.text.grammar_check import MAX_PENDING
+from backend.text.tools.tool_plan import TOOLS, Function
 
 UNNAMED = ""  # the id of a request until `generate` names it after its answer
 
+NAMING_LIMIT_S = 0.3  # for finding out which of many functions is at fault, once something is
 _CHECKS = ThreadPoolExecutor(2 * MAX_PENDING, "grammar-check")  # of their own: slow ones keep no text waiting
 
 
@@ -27,17 +31,31 @@ def new_answer_id(prefix: str) -> str:
     return f"{prefix}{uuid.uuid4().hex}"
 
 
-async def check_grammar(context: ApiContext, sampling: SamplingParams, *fields: str | None) -> None:
+async def check_grammar(context: ApiContext, sampling: SamplingParams, field: str | None,
+                        functions: Sequence[Function] = ()) -> None:
     """Before `choices`, which does it too and would keep other requests waiting.
 
-    fields  of the request that the grammar is made of, None for one that is not there
-    Raises RequestError, which names the field where there is just one."""
+    field, functions  of the request that the grammar is made of; None where it is made of functions only
+    Raises RequestError, which names the field or the function where one is at fault."""
     if sampling.grammar is not None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(_CHECKS, context.front_end.check_grammar, sampling.grammar)
-        except RequestError as error:
-            named = [field for field in fields if field is not None]
-            raise RequestError(str(error), named[0] if len(named) == 1 else None) from None
+        await asyncio.get_running_loop().run_in_executor(
+            _CHECKS, _check_grammar, context.front_end, sampling.grammar, field, functions)
+
+
+def _check_grammar(front_end: TextFrontEnd, grammar: str, field: str | None, functions: Sequence[Function]) -> None:
+    try:
+        front_end.check_grammar(grammar)
+    except RequestError as error:
+        end_s = time.monotonic() + NAMING_LIMIT_S
+        for function in functions:
+            if time.monotonic() > end_s:
+                break
+            try:
+                front_end.check_grammar(json_schema_grammar(function.parameters))
+            except RequestError as fault:
+                raise RequestError(f"{function.field}: {fault}", function.field) from None
+        named = field if not functions else TOOLS if field is None else None
+        raise RequestError(str(error), named) from None
 
 
 def check_count(context: ApiContext, num_choices: int, num_prompts: int = 1) -> None:
@@ -84,29 +102,30 @@ def choices(context: ApiContext, field: str, token_ids: Sequence[int], sampling:
 
 
 async def generate(context: ApiContext, field: str, answer_id: str, requests: Sequence[GenerateRequest],
-                   continues_prompt: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
+                   continues_prompt: bool = False,
+                   has_tools: bool = False) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """(index of the request, increment of its text) until each has had one with a finish_reason.
 
     field             of the endpoint that has the prompt
     answer_id         names the requests: with it EngineClient.abort_group ends them all, with finish_reason abort
-    continues_prompt  see TextFrontEnd.answer
+    continues_prompt, has_tools  see TextFrontEnd.answer
     Leave it with `aclosing`: what still runs is ended on the engine. Raises what the engine refuses a request with."""
     requests = [dataclasses.replace(request, request_id=f"{answer_id}/{index}")
                 for index, request in enumerate(requests)]
     with _prompt_called(field):
         if len(requests) == 1:
-            async with aclosing(_one(context, requests[0], continues_prompt)) as increments:
+            async with aclosing(_one(context, requests[0], continues_prompt, has_tools)) as increments:
                 async for increment in increments:
                     yield 0, increment
             return
-        async with aclosing(_many(context, requests, continues_prompt)) as numbered:
+        async with aclosing(_many(context, requests, continues_prompt, has_tools)) as numbered:
             async for pair in numbered:
                 yield pair
 
 
-async def _one(context: ApiContext, request: GenerateRequest,
-               continues_prompt: bool) -> AsyncGenerator[TextOutput, None]:
-    answer = context.front_end.answer(request, continues_prompt)
+async def _one(context: ApiContext, request: GenerateRequest, continues_prompt: bool,
+               has_tools: bool) -> AsyncGenerator[TextOutput, None]:
+    answer = context.front_end.answer(request, continues_prompt, has_tools)
     async with aclosing(context.engine.generate(request)) as outputs:
         async for output in outputs:
             increment = answer.push(output)
@@ -117,14 +136,14 @@ async def _one(context: ApiContext, request: GenerateRequest,
                 return
 
 
-async def _many(context: ApiContext, requests: Sequence[GenerateRequest],
-                continues_prompt: bool) -> AsyncGenerator[tuple[int, TextOutput], None]:
+async def _many(context: ApiContext, requests: Sequence[GenerateRequest], continues_prompt: bool,
+                has_tools: bool) -> AsyncGenerator[tuple[int, TextOutput], None]:
     """Side by side; the first error ends all."""
     arrived: asyncio.Queue[tuple[int, TextOutput | Exception]] = asyncio.Queue()
 
     async def follow(index: int, request: GenerateRequest) -> None:
         try:
-            async with aclosing(_one(context, request, continues_prompt)) as increments:
+            async with aclosing(_one(context, request, continues_prompt, has_tools)) as increments:
                 async for increment in increments:
                     arrived.put_nowait((index, increment))
         except Exception as error:

@@ -5,8 +5,9 @@ response_store.py."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -35,9 +36,9 @@ from backend.serving.openai.responses_schema import (
     ResponseRequest,
     RetrieveQuery,
 )
-from backend.serving.openai.tool_answer import ToolAnswer, tool_plan
+from backend.serving.openai.tool_answer import ToolAnswer
 from backend.text.grammar import grammar_of
-from backend.text.tools.tool_plan import ToolPlan
+from backend.text.tools.tool_plan import ToolPlan, plan_tools
 
 router = APIRouter()
 
@@ -109,11 +110,12 @@ async def _answer(body: ResponseRequest, context: ApiContext) -> _Answer:
     items = (*earlier_items, *new_items)
     if body.store is not False:
         msgspec.json.encode(items)  # what could not be stored is refused now, not at the answer's end
-    front_end, plan = context.front_end, _plan(body)
-    grammar = _grammar(body)
+    front_end, grammar = context.front_end, _grammar(body)
     sampling = body.sampling(body.max_output_tokens, _num_logprobs(body), grammar)
-    sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
-    await check_grammar(context, sampling, grammar and "text.format", plan and "tools")
+    with _flat_tools():
+        plan = _plan(body)
+        sampling = front_end.chat_sampling(sampling) if plan is None else front_end.tool_sampling(sampling, plan)
+        await check_grammar(context, sampling, grammar and "text.format", plan.functions if plan is not None else ())
     messages = to_messages(body.instructions, items)
     tools = plan and plan.tools
     token_ids = await read_text(num_characters(messages, tools), front_end.chat_ids, messages, tools,
@@ -131,9 +133,19 @@ def _grammar(body: ResponseRequest) -> str | None:
 
 def _plan(body: ResponseRequest) -> ToolPlan | None:
     choice = body.tool_choice
-    return tool_plan([tool.as_chat_tool() for tool in body.tools or ()],
-                     choice if choice is None or isinstance(choice, str) else choice.as_chat_choice(),
-                     body.parallel_tool_calls)
+    return plan_tools([tool.as_chat_tool() for tool in body.tools or ()],
+                      choice if choice is None or isinstance(choice, str) else choice.as_chat_choice(),
+                      body.parallel_tool_calls)
+
+
+@contextlib.contextmanager
+def _flat_tools() -> Iterator[None]:
+    """Errors about functions, which here have no object `function` around them, name this API's fields."""
+    try:
+        yield
+    except RequestError as error:
+        flat = (text and text.replace("].function.", "].") for text in (str(error), error.field))
+        raise RequestError(*flat) from None
 
 
 def _input_items(body: ResponseRequest) -> list[dict[str, Any]]:
@@ -204,7 +216,8 @@ async def _run(answer: _Answer, context: ApiContext, builder: ResponseBuilder) -
     """Puts the engine's increments into the builder; what it makes of each."""
     tokenizer, tools = context.front_end.tokenizer, ToolAnswer(context, answer.plan)
     logprobs: list[dict[str, Any]] = []  # of tokens whose text has not come yet: it might begin a call
-    async with aclosing(generate(context, "input", builder.response["id"], [answer.request])) as increments:
+    async with aclosing(generate(context, "input", builder.response["id"], [answer.request],
+                                 has_tools=answer.plan is not None)) as increments:
         async for _, increment in increments:
             delta, reason = tools.push(increment)
             if increment.logprobs:

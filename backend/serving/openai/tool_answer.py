@@ -1,28 +1,15 @@
-"""Tool answer: what a request says of tools for the model, and what the model's text says of calls for the client.
-
-Used by every endpoint that takes tools: the plan and the sampling before, a ToolAnswer for each choice after."""
+"""Tool answer: what the model's text says of calls for the client. Used by every endpoint that takes tools."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from backend.errors import RequestError
 from backend.requests import FinishReason
 from backend.serving.openai.context import ApiContext
-from backend.serving.openai.errors import ApiError
 from backend.text.front_end import TextOutput
 from backend.text.tools.call_parser import AnswerDelta, CallDelta, CallParser
-from backend.text.tools.tool_plan import ToolPlan, plan_tools
-
-
-def tool_plan(tools: Sequence[Mapping[str, Any]] | None, tool_choice: str | Mapping[str, Any] | None,
-              parallel_tool_calls: bool | None) -> ToolPlan | None:
-    """See plan_tools. Raises ApiError 400 with the field's name."""
-    try:
-        return plan_tools(tools, tool_choice, parallel_tool_calls)
-    except RequestError as error:
-        raise ApiError(400, str(error), code="invalid_value", param=error.field) from None
+from backend.text.tools.tool_plan import ToolPlan
 
 
 class ToolAnswer:
@@ -42,7 +29,7 @@ class ToolAnswer:
         delta = self._parser.push(increment.text)
         if reason is None:
             return delta, None
-        rest = self._parser.flush()
+        rest = self._parser.flush(is_cut=reason is not FinishReason.STOP)
         delta = AnswerDelta(delta.content + rest.content, delta.calls + rest.calls)
         calls = reason is FinishReason.STOP and self._parser.ends_in_calls
         return delta, "tool_calls" if calls else reason.value

@@ -6,7 +6,8 @@ by serving; what is written here is read back by call_parser.py."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from backend.errors import RequestError
 from backend.text.grammar import json_rule
@@ -99,15 +100,24 @@ def _functions(tool_format: ToolFormat, functions: Sequence[Function]) -> list[s
     heads = (f'{{"name": {json.dumps(function.name)}, "{tool_format.arguments}": ' for function in functions)
     choices = (f'{_literal(head)} arguments_{index} "}}"' for index, head in enumerate(heads))
     return [f"function: {' | '.join(choices)}",
-            *(f"arguments_{index}: {json_rule(function.parameters)}" for index, function in enumerate(functions))]
+            *(f"arguments_{index}: {_json_rule(function, function.parameters)}"
+              for index, function in enumerate(functions))]
 
 
 def _whole_call(function: Function) -> str:
     """A call as one rule; what a schema's references name moves with them to the top."""
     shared = {key: value for key, value in function.parameters.items() if key in ("$defs", "definitions")}
     arguments = {key: value for key, value in function.parameters.items() if key not in shared}
-    return json_rule({"type": "object", "properties": {"name": {"const": function.name}, "parameters": arguments},
-                      "required": ["name", "parameters"], "additionalProperties": False, **shared})
+    return _json_rule(function, {
+        "type": "object", "properties": {"name": {"const": function.name}, "parameters": arguments},
+        "required": ["name", "parameters"], "additionalProperties": False, **shared})
+
+
+def _json_rule(function: Function, schema: Mapping[str, Any]) -> str:
+    try:
+        return json_rule(schema)
+    except RequestError as error:
+        raise RequestError(f"{function.field}: {error}", function.field) from None
 
 
 def _literal(text: str) -> str:

@@ -1,6 +1,7 @@
 """Call parser: an answer's text, as it arrives, into content and calls of functions.
 
-What it gives for pieces, put together, is the same wherever the text is cut. Used by serving; knows no tokens."""
+What it gives for pieces, put together, is the same wherever the text is cut. Used by serving and
+content_stop_words.py; knows no tokens."""
 
 from __future__ import annotations
 
@@ -33,10 +34,11 @@ class AnswerDelta:
 class CallParser:
     """Reads one answer.
 
-    num_calls  calls begun so far
+    num_calls    calls begun so far
+    num_content  characters of content before the first of them
 
     White space between content and a call belongs to neither. What begins like a call and does not become one is
-    content, but only at the end of the answer."""
+    content, but only at the end of the answer; what the end keeps from becoming one is not."""
 
     def __init__(self, tool_format: ToolFormat) -> None:
         self._format = tool_format
@@ -45,7 +47,7 @@ class CallParser:
         self._syntax: CallSyntax | None = None
         self._arguments = _ObjectEnd()
         self._delta = AnswerDelta()
-        self.num_calls = 0
+        self.num_calls = self.num_content = 0
 
     @property
     def ends_in_calls(self) -> bool:
@@ -59,12 +61,29 @@ class CallParser:
             pass
         return self._given()
 
-    def flush(self) -> AnswerDelta:
-        """At the end of the answer: what was held back."""
-        if self._state != self._in_closing and (self._held.strip() or not self.num_calls):
-            self._show(self._held)
+    def flush(self, is_cut: bool) -> AnswerDelta:
+        """At the end of the answer: what was held back.
+
+        is_cut  the model did not end it, so that a part of a marker is taken for the beginning of a call"""
+        content = self._held[:self._call_start(is_cut)]
+        if len(content) < len(self._held):
+            content = content.rstrip()
+        if self._state != self._in_closing and (content.strip() or not self.num_calls):
+            self._show(content)
         self._held = ""
         return self._given()
+
+    def _call_start(self, is_cut: bool) -> int:
+        """Where in the held text the call begins that the answer's end cut off; the text's length where none does."""
+        if self._state == self._in_name:
+            return 0 if self._syntax.beginning.fullmatch(self._held) else len(self._held)
+        if self._state in (self._at_start, self._in_content):
+            place = _open_place(self._held, [syntax.opening for syntax in self._format.syntaxes
+                                             if not syntax.is_initial])
+            # A special token is never text, a letter like "<" may be the end of one.
+            if is_cut or self._held[place:].startswith(tuple(self._format.special)):
+                return place
+        return len(self._held)
 
     # Each state takes what it can from the held text, and says whether another state now goes on.
 
@@ -137,6 +156,7 @@ class CallParser:
 
     def _show(self, text: str) -> None:
         self._delta.content += text
+        self.num_content += 0 if self.num_calls else len(text)
 
     def _given(self) -> AnswerDelta:
         delta, self._delta = self._delta, AnswerDelta()

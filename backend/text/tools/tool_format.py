@@ -25,11 +25,13 @@ class CallSyntax:
     opening     the text with which it begins, a marker
     name        matches from the opening to the arguments' first character; its group is the function's name, in quotes
                 as JSON or bare
+    beginning   matches whatever could still grow into what `name` matches
     closing     matches what follows the arguments
     is_initial  it is a call only where the answer begins with it"""
 
     opening: str
     name: re.Pattern[str]
+    beginning: re.Pattern[str]
     closing: re.Pattern[str]
     is_initial: bool = False
 
@@ -84,8 +86,20 @@ def _ends_in_thoughts(template: ChatTemplate) -> bool:
 
 def _json_call(opening: str, arguments: str, closing: str, is_initial: bool = False) -> CallSyntax:
     name = rf'{re.escape(opening)}\s*\{{\s*"name"\s*:\s*({_STRING})\s*,\s*"{arguments}"\s*:\s*(?=\{{)'
+    beginning = _growing(*opening, " ", "{", " ", *'"name"', " ", ":", " ", '"', r'(?:[^"\\]|\\.)*\\?', '"',
+                         " ", ",", " ", *f'"{arguments}"', " ", ":", " ")
     end = rf"\s*\}}\s*{re.escape(closing)}" if closing else r"\s*\}"
-    return CallSyntax(opening or "{", re.compile(name), re.compile(end), is_initial)
+    return CallSyntax(opening or "{", re.compile(name), beginning, re.compile(end), is_initial)
+
+
+def _growing(*parts: str) -> re.Pattern[str]:
+    """Matches the parts as far as they have come, each after those before it: a letter, a space standing for any white
+    space, or a longer pattern."""
+    pattern = ""
+    for part in reversed(parts):
+        part = r"\s*" if part == " " else re.escape(part) if len(part) == 1 else part
+        pattern = f"(?:{part}{pattern})?"
+    return re.compile(pattern)
 
 
 def internlm_format(special: frozenset[str]) -> ToolFormat:
@@ -102,7 +116,8 @@ def hermes_format(special: frozenset[str], is_begun: bool = False) -> ToolFormat
 
 def llama_format(special: frozenset[str]) -> ToolFormat:
     """{"name", "parameters"} as the whole answer, after <|python_tag|> or not; or <function=NAME>{}</function>."""
-    by_name = CallSyntax("<function=", re.compile(r"<function=([^>\s]+)>\s*(?=\{)"), re.compile(r"\s*</function>"))
+    by_name = CallSyntax("<function=", re.compile(r"<function=([^>\s]+)>\s*(?=\{)"),
+                         _growing(*"<function=", r"[^>\s]+", ">", " "), re.compile(r"\s*</function>"))
     return ToolFormat("Llama 3.1", (_json_call("", "parameters", "", is_initial=True),
                                     _json_call("<|python_tag|>", "parameters", ""), by_name), "parameters",
                       special=special)

@@ -6,11 +6,13 @@ knows no model's format."""
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import RequestError
+from backend.text.grammar import lenient_schema
 
 MAX_TOOLS = 128  # as in OpenAI's API
 TOOLS, TOOL_CHOICE = "tools", "tool_choice"  # whose fault an error is
@@ -21,10 +23,12 @@ _COMBINERS = frozenset({"$ref", "allOf", "anyOf", "oneOf", "not", "if", "pattern
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """parameters  JSON schema of the arguments, an object"""
+    """parameters  JSON schema of the arguments, an object
+    field       where the request has it, for errors about it"""
 
     name: str
     parameters: Mapping[str, Any]
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +110,23 @@ def _function(tool: Any, field: str) -> Function:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RequestError(f"{field}.function.name is {name!r}; use 1 to 64 letters, digits, _, - and .", TOOLS)
-    parameters = function.get("parameters")
+    parameters, field = function.get("parameters"), f"{field}.function.parameters"
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise RequestError(f"{field}.function.parameters is a {type(parameters).__name__}; give a JSON schema", TOOLS)
-    return Function(name, _arguments_schema(parameters))
+        raise RequestError(f"{field} is a {type(parameters).__name__}; give a JSON schema", field)
+    return Function(name, _arguments_schema(parameters, field), field)
 
 
-def _arguments_schema(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+def _arguments_schema(parameters: Mapping[str, Any] | None, field: str) -> dict[str, Any]:
     """Of the arguments: an object, and where properties are listed and nothing is said of others, only those, because
     a function is called with them by name. No schema means no parameters."""
     if parameters is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    schema = {**parameters}
-    if not schema.keys() & {"type", "$ref", "allOf", "anyOf", "oneOf"}:
-        schema["type"] = "object"
+    kind = lenient_schema({"type": parameters.get("type", "object")})["type"]
+    if "object" not in (kind if isinstance(kind, list) else [kind]):
+        raise RequestError(f"{field} has the type {reprlib.repr(parameters['type'])}, but a function is called with an "
+                           "object of its arguments; give a schema of type object", field)
+    # Beside $ref, anyOf and the like it leaves of these what is an object, and is an error where nothing is.
+    schema = {**parameters, "type": "object"}
     if "properties" in schema and not schema.keys() & _COMBINERS:
         schema["additionalProperties"] = False
     return schema

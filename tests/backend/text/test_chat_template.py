@@ -197,7 +197,7 @@ def test_a_template_that_rewrites_earlier_turns_cannot_append_one(source):
     (["hello"], r"messages\[0\] is a str"),
     ([{"content": "x"}], r"messages\[0\].role is None; use one of system"),
     ([USER, {"role": "wizard", "content": "x"}], r"messages\[1\].role is 'wizard'"),
-    ([{"role": "user"}], r"messages\[0\].content is a NoneType; give text"),
+    ([{"role": "user"}], r"messages\[0\].content is missing; give text"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "a part that is no text"),
     ([{**CALL, "tool_calls": [{"function": {}}]}], "an entry without function.name"),
     ([{**CALL, "tool_calls": [{"function": {"name": "f", "arguments": "x: 1"}}]}], "arguments of f are not JSON"),

@@ -14,7 +14,7 @@ import pytest
 
 from backend.errors import CapacityError, RequestError
 from backend.text import grammar_check
-from backend.text.grammar import json_object_grammar, json_schema_grammar
+from backend.text.grammar import json_object_grammar, json_schema_grammar, regex_grammar
 from backend.text.grammar_check import GrammarChecker
 from converter.tokenizer import prepare_tokenizer
 from tests.backend.text.conftest import DEMO
@@ -60,7 +60,11 @@ def test_what_can_be_followed_passes(checker, schema):
     (json_schema_grammar({"type": "object", "properties": {f"p{i}": {"type": "int"} for i in range(5000)}}),
      "too complex"),
     (json_schema_grammar({"type": "string", "pattern": "(.{1,1000}){1,1000}"}), "too complex to be followed"),
-    (json_schema_grammar({"$ref": "#"}), "no answer at all|too complex to be followed"),
+    (json_schema_grammar({"$ref": "#"}), "allows no answer at all"),
+    (regex_grammar(r"[^\s\S]"), "allows no answer at all"),
+    (json_schema_grammar({"oneOf": [{"type": "integer"}, {"type": "number"}]}),
+     "does not work: oneOf works only where .*; use anyOf$"),
+    (json_schema_grammar({"type": "wizard"}), "does not work: Invalid type: wizard$"),
     (json_schema_grammar({"$ref": "https://example.com/schema.json"}), "does not fetch"),
     ("start: " + "(" * 100_000 + '"a"' + ")" * 100_000, "nested"),
     ("start: X\nX: A & B & ~C\nA: /(.*a.{20}){3}/\nB: /(.*b.{20}){3}/\nC: /.*c.{30}d.*/", "fuel|complex"),

@@ -42,6 +42,20 @@ def test_only_what_could_become_a_stop_text_is_held_back(words, pieces):
         assert stop_words.matched or not held or any(word.startswith(held[:len(word)]) for word in words)
 
 
+@given(words=WORDS, free=st.lists(LETTERS, max_size=3), pieces=st.lists(LETTERS, max_size=6))
+def test_no_stop_text_ends_in_the_free_characters_however_the_text_is_cut(words, free, pieces):
+    text, num_free = "".join(free + pieces), len("".join(free))
+    ends = [(start, start + len(word), word) for word in words for start in range(len(text))
+            if text.startswith(word, start) and start + len(word) > num_free]
+    start, _, word = min(ends, default=(None, None, None))
+    stop_words, shown = StopWords(words), ""
+    for index, piece in enumerate(free + pieces):
+        stop_words.num_free = min(num_free, len("".join((free + pieces)[:index + 1])))
+        shown += stop_words.push(piece)
+    shown += stop_words.flush()
+    assert (shown, stop_words.matched, stop_words.match_start) == (text[:start], word, start)
+
+
 def test_a_stop_text_is_met_across_pieces():
     stop_words = StopWords(("<|im_end|>",))
     assert [stop_words.push(piece) for piece in ("Hi <", "|im_", "end|> and more")] == ["Hi ", "", ""]

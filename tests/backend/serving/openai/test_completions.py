@@ -107,3 +107,13 @@ def test_a_bias_of_100_forces_a_token_and_stop_ids_end_without_it(api):
     assert (stopped["text"], stopped["finish_reason"]) == ("", "stop")
     later = api.ask(PATH, prompt=TEXT, logit_bias={str(fox): 100}, max_tokens=5, min_tokens=2, stop_token_ids=[fox])
     assert later["usage"]["completion_tokens"] >= 3
+
+
+def test_a_stop_text_ends_no_answer_before_min_tokens_streamed_or_not(api):
+    fields = {"prompt": TEXT, "temperature": 0, "ignore_eos": True, "max_tokens": 12}
+    word = api.ask(PATH, **fields)["choices"][0]["text"].split()[0]
+    assert api.ask(PATH, **fields, stop=word)["choices"][0]["text"].strip() == ""
+    whole = api.ask(PATH, **fields, stop=word, min_tokens=10)
+    assert whole["usage"]["completion_tokens"] > 10 and word in whole["choices"][0]["text"]
+    events = api.stream(PATH, **fields, stop=word, min_tokens=10)
+    assert "".join(event["choices"][0]["text"] for event in events) == whole["choices"][0]["text"]

@@ -62,9 +62,10 @@ def test_an_answer_calls_or_has_the_format(api):
     ({"regex": "("}, "regex"), ({"regex": ""}, "regex"), ({"choice": []}, "choice"),
     ({"grammar": "start: nothing"}, "grammar"),
     ({"tools": [ADD], "grammar": 'start: a\na: "b"'}, None),
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}]}, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}]},
+     "tools[0].function.parameters"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "what"}}}],
-      "response_format": {"type": "text"}}, "tools"),
+      "response_format": {"type": "text"}}, "tools[0].function.parameters"),
     ({"grammar": "start: stop_ids"}, "grammar"),
 ])
 def test_what_cannot_be_followed_is_refused(api, fields, param):
@@ -73,3 +74,15 @@ def test_what_cannot_be_followed_is_refused(api, fields, param):
     assert response.status_code == 400 and error["message"], error
     if param is not None:
         assert error["param"] == param, error
+
+
+@pytest.mark.parametrize("given, param, message", [
+    ({}, "response_format.type", "the field response_format.type is missing; add it"),
+    ({"type": "xml"}, "response_format", "response_format: type 'xml' is not supported here; use one of 'text', "
+                                         "'json_object', 'json_schema'"),
+    ({"type": []}, "response_format", "response_format: type '[]'"),
+    (7, "response_format", "response_format: Input should be an object"),
+])
+def test_a_format_of_no_known_type_is_refused_in_our_own_words(api, given, param, message):
+    error = api.post(CHAT, messages=QUESTION, response_format=given).json()["error"]
+    assert error["param"] == param and error["message"].startswith(message), error

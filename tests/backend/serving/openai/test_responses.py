@@ -90,7 +90,14 @@ def test_what_is_not_to_be_stored_is_not(api):
     ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning.effort"),
     ({"input": "a", "tools": [{"type": "web_search", "name": "a"}]}, "tools[0].type"),
     ({"input": "a", "tools": [{"type": "web_search"}]}, "only function tools are supported"),
-    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_reference"),
+    ({"input": "a", "tools": [{"type": "function", "name": "a", "parameters": {"type": "array"}}]},
+     "tools[0].parameters has the type 'array'"),
+    ({"input": "a", "tools": [{"type": "function", "name": "a"}, {"type": "function", "name": "b", "parameters": {
+        "properties": {"x": {"type": "wizard"}}}}]}, "tools[1].parameters: the grammar or schema does not work"),
+    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]: type 'item_reference' is not supported here; "
+     "use one of 'message', 'function_call', 'function_call_output'"),
+    ({"input": [7]}, "input[0]: Input should be an object"),
+    ({"input": "a", "text": {"format": {}}}, "the field text.format.type is missing; add it"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "file:///etc/passwd"}]}]},
      "input_image"),
     ({"input": "a", "max_output_tokens": 5000}, "session_len"),
@@ -205,6 +212,12 @@ def test_a_streamed_call_has_its_events(api):
     deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
     assert call["name"] == "mul" and "".join(deltas) == call["arguments"]
     assert json.loads(call["arguments"]).keys() == {"a", "b"} and len(deltas) > 1
+
+
+def test_a_stop_text_cuts_no_call(api):
+    question = {"input": "Compute 17+25", "tools": TOOLS, "temperature": 0}
+    *_, call = api.ask(PATH, **question, stop=['"b"'])["output"]
+    assert call["type"] == "function_call" and json.loads(call["arguments"]) == {"a": 17, "b": 25}
 
 
 def test_text_follows_a_schema(api):

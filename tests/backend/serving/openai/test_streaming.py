@@ -77,9 +77,10 @@ def events(body: str) -> list[dict[str, Any]]:
 
 
 def joined_chat(body: str) -> dict[str, Any]:
-    content, logprobs, calls, reason = "", [], [], None
+    content, logprobs, calls, reason = None, [], [], None
     for choice in (choice for event in events(body) for choice in event["choices"]):
-        content += choice["delta"].get("content") or ""
+        if choice["delta"].get("content") is not None:
+            content = (content or "") + choice["delta"]["content"]
         logprobs += choice["logprobs"]["content"] if choice["logprobs"] else []
         for call in choice["delta"].get("tool_calls", ()):
             if call["index"] == len(calls):
@@ -92,7 +93,7 @@ def joined_chat(body: str) -> dict[str, Any]:
 def whole_chat(body: dict[str, Any]) -> dict[str, Any]:
     choice, = body["choices"]
     calls = choice["message"].get("tool_calls") or ()
-    return {"content": choice["message"]["content"] or "", "logprobs": (choice["logprobs"] or {}).get("content", []),
+    return {"content": choice["message"]["content"], "logprobs": (choice["logprobs"] or {}).get("content", []),
             "calls": [[call["function"]["name"], call["function"]["arguments"]] for call in calls],
             "reason": choice["finish_reason"]}
 
@@ -183,8 +184,8 @@ CUTS = st.lists(st.integers(1, 5), max_size=40)
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 @given(text=TEXTS, ids=st.lists(st.integers(3, 3000), max_size=5), cuts=CUTS, ends_by_id=st.booleans(),
-       stop=st.sampled_from([None, "stop", ["top", "🦊e"]]))
-def test_streamed_and_unstreamed_answers_are_equal(name, text, ids, cuts, ends_by_id, stop):
+       stop=st.sampled_from([None, "stop", ["top", "🦊e"], ['"b"', "|>", "end"]]), min_tokens=st.integers(0, 6))
+def test_streamed_and_unstreamed_answers_are_equal(name, text, ids, cuts, ends_by_id, stop, min_tokens):
     path, fields, join, whole = ENDPOINTS[name]
     tokenizer = front_end().tokenizer
     if name == "responses with tools":  # whose items have an order: the grammar allows nothing behind a call but calls
@@ -197,7 +198,7 @@ def test_streamed_and_unstreamed_answers_are_equal(name, text, ids, cuts, ends_b
     async def ask(sizes: Sequence[int], **more: Any) -> httpx.Response:
         app().state.context = ApiContext(front_end(), CutEngine(token_ids, reason, sizes), ("internlm2",))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app()), base_url="http://test") as client:
-            response = await client.post(path, json={**fields, **({"stop": stop} if stop else {}), **more})
+            response = await client.post(path, json={**fields, "stop": stop, "min_tokens": min_tokens, **more})
         assert response.status_code == 200, response.text
         return response
 

@@ -42,11 +42,12 @@ def ask(api: Api, messages: list[dict[str, Any]], stream: bool = False, **fields
 
 
 def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
-    content, calls, reason, logprobs = "", [], None, None
+    content, calls, reason, logprobs = None, [], None, None
     for choice in (choice for event in events for choice in event["choices"] if choice["index"] == index):
         assert reason is None
         delta, reason = choice["delta"], choice["finish_reason"]
-        content += delta.get("content") or ""
+        if delta.get("content") is not None:
+            content = (content or "") + delta["content"]
         if choice["logprobs"] is not None:
             logprobs = {"content": [*(logprobs or {"content": []})["content"], *choice["logprobs"]["content"]],
                         "refusal": None}
@@ -59,7 +60,7 @@ def joined(events: list[dict[str, Any]], index: int = 0) -> dict[str, Any]:
                 calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if calls:
-        message |= {"content": content or None, "tool_calls": calls}
+        message["tool_calls"] = calls
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -166,9 +167,41 @@ def test_an_answer_that_is_cut_off_in_a_call_says_length(api):
     assert whole["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("fields", [{"max_tokens": 3}, {"max_tokens": 8}, {"max_tokens": 60, "ignore_eos": True}])
+def test_markup_of_a_call_that_was_cut_off_is_not_in_the_content(api, fields):
+    messages = [{"role": "user", "content": "Compute (3+5)*2"}]
+    whole, streamed = (ask(api, messages, stream, tool_choice="required", **fields) for stream in (False, True))
+    assert without_ids(whole) == without_ids(streamed)
+    assert not whole["message"]["content"] and whole["finish_reason"] == "length"
+
+
 def test_a_special_token_of_the_format_is_not_in_the_content(api):
     choice = ask(api, [{"role": "user", "content": "Compute 17+25"}])
     assert "<|" not in json.dumps(choice)
+
+
+@pytest.mark.parametrize("stop", ['"b"', ["{", ",", "<|action_start|>", "plug"]])
+def test_a_stop_text_ends_content_and_no_call(api, stop):
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    choice = ask(api, messages)
+    for stream in (False, True):
+        assert without_ids(ask(api, messages, stream, stop=stop)) == without_ids(choice)
+        cut = ask(api, messages, stream, stop=["use", stop[0]])
+        assert cut["message"] == {"role": "assistant", "content": "I will ", "refusal": None}
+        assert cut["finish_reason"] == "stop"
+
+
+def test_stop_tokens_beside_tools_are_special_ones(api):
+    tokenizer = api.context.front_end.tokenizer
+    messages = [{"role": "user", "content": "Compute 17+25"}]
+    response = api.post(PATH, messages=messages, tools=TOOLS, stop_token_ids=tokenizer.encode('"b"'))
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "stop_token_ids"), error
+    assert error["message"].startswith("stop_token_ids beside tools may only be special tokens")
+    assert ask(api, messages, tool_choice="none", stop_token_ids=tokenizer.encode('"b"'), max_tokens=4)
+    for marker in ("<|action_start|>", "<|plugin|>"):
+        before = ask(api, messages, stop_token_ids=[tokenizer.token_to_id(marker)])
+        assert before["message"]["content"] == "I will use add for this." and before["finish_reason"] == "stop"
 
 
 def test_after_calls_an_answer_without_tools_knows_their_results(api):
@@ -262,6 +295,14 @@ def test_what_clients_add_to_an_answer_may_be_sent_back(api):
     assert answer == ask(api, [*question, message, result]) and "42" in answer["message"]["content"]
 
 
+def with_parameters(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": nested(depth - 1)} if depth else {}
+
+
 RETIRED = [{"name": "add", "parameters": {}}]
 
 
@@ -278,7 +319,14 @@ RETIRED = [{"name": "add", "parameters": {}}]
     ({"messages": [{"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": "{}"}}]},
      "messages[0].function_call", "tool_calls"),
     ({"grammar": 'start: a\na: "b"'}, None, "cannot be followed beside tools"),
-    ({"tools": [tool("f", "", a="what")]}, None, "Invalid type: what"),
+    ({"tools": [tool("f", "", a="what")]}, "tools[0].function.parameters", "Invalid type: what"),
+    ({"tools": [ADD, tool("f", "", a="what"), tool("g", "", a="where")], "tool_choice": "required"},
+     "tools[1].function.parameters", "tools[1].function.parameters: the grammar or schema does not work: Invalid type"),
+    ({"tools": [ADD, with_parameters({"type": "array"})]}, "tools[1].function.parameters", "give a schema of type obj"),
+    ({"tools": [ADD, with_parameters({"enum": [1, 2]})]}, "tools[1].function.parameters", "incompatible types"),
+    ({"tools": [ADD, with_parameters({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}})]},
+     "tools[1].function.parameters", "incompatible types"),
+    ({"tools": [with_parameters({"properties": {"a": nested(70)}})]}, "tools[0].function.parameters", "deeper than 60"),
     ({"messages": [{"role": "function", "name": "add", "content": "3"}]}, "messages[0].role", "tool"),
     ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "add", "arguments": "oops"}}]}]}, None, "not JSON"),

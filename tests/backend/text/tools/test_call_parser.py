@@ -11,10 +11,10 @@ from backend.text.tools.tool_format import ToolFormat
 from tests.backend.text.tools.formats import ADD, ANSWERS, FORMATS, HERMES, INTERNLM, LLAMA, NOW, SAY, write
 
 
-def read(style: ToolFormat, pieces: list[str]) -> tuple[str, list[tuple[str, str]], bool]:
+def read(style: ToolFormat, pieces: list[str], is_cut: bool = False) -> tuple[str, list[tuple[str, str]], bool]:
     """What all deltas add up to: content, calls, whether the answer ends in calls."""
     parser, content, calls, ids = CallParser(style), "", [], []
-    for delta in (*map(parser.push, pieces), parser.flush()):
+    for delta in (*map(parser.push, pieces), parser.flush(is_cut)):
         content += delta.content
         for call in delta.calls:
             assert (call.id is None) == (call.name is None)
@@ -48,10 +48,11 @@ MARKERS = ["<|action_start|><|plugin|>\n", "<|action_start|>", "<|action_end|>",
 
 
 @pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
-@given(parts=st.lists(st.sampled_from(MARKERS), max_size=12), places=st.lists(st.integers(0, 400), max_size=8))
-def test_any_text_reads_the_same_however_it_is_cut(style, parts, places):
+@given(parts=st.lists(st.sampled_from(MARKERS), max_size=12), places=st.lists(st.integers(0, 400), max_size=8),
+       is_cut=st.booleans())
+def test_any_text_reads_the_same_however_it_is_cut(style, parts, places, is_cut):
     text = "".join(parts)
-    assert read(style, [text]) == read(style, cut(text, places)) == read(style, list(text))
+    assert read(style, [text], is_cut) == read(style, cut(text, places), is_cut) == read(style, list(text), is_cut)
 
 
 @pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
@@ -72,8 +73,27 @@ def test_a_call_that_is_cut_off_gives_the_arguments_it_has_and_does_not_count_as
 
 
 @pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
-def test_what_begins_like_a_call_and_is_none_is_content(style):
-    text = write(style, "", ADD)[:-len(ADD[1]) - 20]
+@pytest.mark.parametrize("content", ["", "Let me see. "])
+def test_no_markup_of_a_call_that_the_end_cut_off_is_content(style, content):
+    text = write(style, content, ADD)
+    for end in range(len(content), text.index(ADD[1])):
+        shown, calls, _ = read(style, [text[:end]], is_cut=True)
+        assert (shown.rstrip(), calls) == (content.rstrip(), [])
+    if style is not LLAMA:  # whose answers have one call
+        whole = write(style, content, ADD, SAY)
+        for end in range(len(text), whole.index(SAY[1])):
+            assert read(style, [whole[:end]], is_cut=True) == (content.rstrip(), [ADD], True)
+
+
+@pytest.mark.parametrize("text", ["Hm<|action_start|>", "Hm <|action_start|><|plugin|>"])
+def test_a_special_token_that_begins_a_call_is_no_content_even_where_a_stop_token_ended_the_answer(text):
+    assert read(INTERNLM, [text]) == ("Hm", [], False)
+
+
+@pytest.mark.parametrize("style, text", [
+    (INTERNLM, "<|action_start|><|plugin|> begins a call."), (HERMES, '<tool_call>\n{"name" is what begins one'),
+    (LLAMA, '{"name": 3}'), (LLAMA, '{"x": "y"}'), (LLAMA, "<function=>"), (HERMES, "a <tool")])
+def test_what_begins_like_a_call_and_is_none_is_content(style, text):
     assert read(style, [text]) == (text, [], False)
 
 

@@ -51,11 +51,22 @@ def test_the_model_is_shown_what_the_caller_wrote_but_strict():
     ({"properties": {"a": {}}}, {"properties": {"a": {}}, "type": "object", "additionalProperties": False}),
     ({"type": "object", "properties": {}, "additionalProperties": True},
      {"type": "object", "properties": {}, "additionalProperties": True}),
-    ({"$ref": "#/$defs/x", "$defs": {"x": {}}}, {"$ref": "#/$defs/x", "$defs": {"x": {}}}),
+    ({"$ref": "#/$defs/x", "$defs": {"x": {}}}, {"$ref": "#/$defs/x", "$defs": {"x": {}}, "type": "object"}),
+    ({"anyOf": [{"type": "object"}, {"type": "array"}]}, {"anyOf": [{"type": "object"}, {"type": "array"}],
+                                                          "type": "object"}),
+    ({"type": ["null", "dict"]}, {"type": "object"}),
 ])
 def test_arguments_are_the_parameters_and_no_others(given, schema):
     function = {"name": "f"} if given is None else {"name": "f", "parameters": given}
     assert plan_tools([{"type": "function", "function": function}]).functions[0].parameters == schema
+
+
+@pytest.mark.parametrize("kind", ["array", "string", "wizard", ["str", "null"], [], None, 5, {}])
+def test_arguments_that_are_no_object_are_refused_with_their_field(kind):
+    function = {"name": "f", "parameters": {"type": kind, "items": {"type": "int"}}}
+    with pytest.raises(RequestError, match=r"tools\[1\].function.parameters has the type .* type object$") as refused:
+        plan_tools([NOW, {"type": "function", "function": function}])
+    assert refused.value.field == "tools[1].function.parameters"
 
 
 @pytest.mark.parametrize("tools, choice, message", [
