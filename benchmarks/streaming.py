@@ -42,7 +42,8 @@ else:
 CASES = ((1, 20_000), (64, 400))  # streams, responses of each
 
 
-@click.command(help=__doc__, context_settings={"show_default": True})
+@click.command(help=__doc__.replace("\n\n    ", "\n\n\b\n    "),  # the commands stay a line each
+               context_settings={"show_default": True})
 @click.option("--target", "targets", multiple=True, type=click.Choice(["embedded", "triton"]), help="repeatable")
 @click.option("--rounds", default=3, type=click.IntRange(1))
 @click.option("--serve", type=click.Path(path_type=Path), hidden=True)
