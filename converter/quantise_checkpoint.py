@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backend.config import EngineConfig, QuantConfig
-from backend.errors import CheckpointError, MillraceError, NotFiniteError
+from backend.errors import CheckpointError, NotFiniteError
 from converter.awq_checkpoint import AwqCheckpoint
 from converter.awq_layer import LINEARS, Recipe, observe, quantise_layer
 from converter.awq_layout import SourceNames, published_layer
@@ -72,7 +72,7 @@ def quantise_checkpoint(folder: Path, destination: Path, recipe: Recipe, calibra
         try:  # before it is published: what is interrupted here goes on here
             report_loss(source, quantised, engine, windows.evaluation_text(), output.partial,
                         show_progress=show_progress)
-        except MillraceError:
+        except Exception:
             output.publish()  # the weights are what they are
             raise
         output.publish()

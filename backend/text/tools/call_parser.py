@@ -43,6 +43,7 @@ class CallParser:
     def __init__(self, tool_format: ToolFormat) -> None:
         self._format = tool_format
         self._held = ""
+        self._skipped = ""  # white space in front of what begins like a call
         self._state = self._in_reasoning if tool_format.is_begun else self._at_start
         self._syntax: CallSyntax | None = None
         self._arguments = _ObjectEnd()
@@ -68,6 +69,8 @@ class CallParser:
         content = self._held[:self._call_start(is_cut)]
         if len(content) < len(self._held):
             content = content.rstrip()
+        elif self._state == self._in_name:
+            content = self._skipped + content
         if self._state != self._in_closing and (content.strip() or not self.num_calls):
             self._show(content)
         self._held = ""
@@ -94,6 +97,7 @@ class CallParser:
         self._syntax = next((syntax for syntax in self._format.syntaxes
                              if syntax.is_initial and begun.startswith(syntax.opening)), None)
         if self._syntax is not None:
+            self._skipped = self._held[:-len(begun)]
             self._held, self._state = begun, self._in_name
             return True
         start = self._format.reasoning[0] if self._format.reasoning else ""
@@ -117,7 +121,9 @@ class CallParser:
         places = [(place, syntax) for syntax in syntaxes if (place := self._held.find(syntax.opening)) >= 0]
         if places:
             place, self._syntax = min(places, key=lambda found: found[0])
-            self._show(self._held[:place].rstrip())
+            content = self._held[:place].rstrip()
+            self._show(content)
+            self._skipped = self._held[len(content):place]
             self._held, self._state = self._held[place:], self._in_name
             return True
         place = _open_place(self._held, [syntax.opening for syntax in syntaxes])

@@ -34,8 +34,16 @@ def test_what_did_not_become_a_call_is_looked_through(style, text):
         assert run(style, ("<",), pieces) == ("a ", "<", 2)
 
 
+@pytest.mark.parametrize("style, begun", [(INTERNLM, "a \n<|action_start|>"), (HERMES, "Hi \n<tool_call>"),
+                                          (LLAMA, "\n\n{")])
+def test_white_space_before_what_did_not_become_a_call_is_content(style, begun):
+    text = begun + "hello END"
+    for pieces in ([text], list(text)):
+        assert run(style, ("END",), pieces) == (begun + "hello ", "END", len(begun) + 6)
+
+
 @pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.name)
-@given(parts=st.lists(st.sampled_from([marker for marker in MARKERS if marker != '"']), max_size=12),
+@given(parts=st.lists(st.sampled_from(MARKERS), max_size=12),
        places=st.lists(st.integers(0, 400), max_size=8),
        words=st.lists(st.sampled_from(["text", "<", '"', " ", "{", "x<", "你", "}", "tool"]), max_size=3).map(tuple))
 def test_any_text_is_cut_alike_however_it_arrives(style, parts, places, words):
