@@ -121,7 +121,8 @@ def test_a_process_that_hangs_and_its_children_write_their_stacks(capfd):
         written = ""
         end_s = time.monotonic() + 20
         while not ("in hang_with_a_child" in written and written.count("in _run") > 1) and time.monotonic() < end_s:
-            if all(map(_catches_signal, (process.pid, *_children(process.pid)))):
+            children = _children(process.pid)
+            if children and all(map(_catches_signal, (process.pid, *children))):
                 ask_for_stacks(process.pid)
             time.sleep(0.05)
             written += capfd.readouterr().err
@@ -136,6 +137,15 @@ def test_a_process_that_hangs_and_its_children_write_their_stacks(capfd):
 
 
 def _catches_signal(pid: int) -> bool:
-    """Whether the process has come so far as to handle the signal, which ends it before."""
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
-    return bool(int(line.split()[1], 16) >> 9 & 1)
+    """Whether the process has come so far as to handle the signal, which ends it before. Not what it was forked with,
+    which is its parent's until it runs its own program."""
+    is_own = _read(pid, "cmdline") != _read(int(_status(pid)["PPid"]), "cmdline")
+    return is_own and bool(int(_status(pid)["SigCgt"], 16) >> 9 & 1)
+
+
+def _status(pid: int) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in _read(pid, "status").splitlines())
+
+
+def _read(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
